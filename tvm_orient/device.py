@@ -1,0 +1,115 @@
+"""Device: what a kernel is generated for. Read from the machine, or made by hand for a GPU that is elsewhere."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import EnvironmentProblem, InvalidArgument
+
+# opt-in shared memory per block in bytes and SMs of the usual card, by compute capability (CUDA programming guide)
+_ARCHS = {
+    "sm_80": (166912, 108), "sm_86": (101376, 84), "sm_87": (166912, 16), "sm_89": (101376, 128), "sm_90": (232448, 132), "sm_90a": (232448, 132),
+    "sm_100": (232448, 148), "sm_100a": (232448, 148), "sm_103a": (232448, 148), "sm_120": (101376, 170), "sm_120a": (101376, 170),
+}  # fmt: skip
+_NAME, _SMS, _OPTIN, _MAJOR, _MINOR = 0, 16, 97, 75, 76  # CUdevice_attribute numbers (cuda.h)
+
+
+@dataclass(frozen=True)
+class Device:
+    """kind "cpu" or "cuda"; slug names it in logs; units: SMs or cores; shared_memory: opt-in bytes per block (0 on a CPU).
+
+    vector_bytes: width of a CPU's SIMD registers, or of the widest GPU load.
+    """
+
+    kind: str
+    name: str
+    slug: str
+    arch: str
+    units: int
+    shared_memory: int
+    vector_bytes: int
+    index: int = 0
+
+
+def slugify(name: str) -> str:
+    """A device name as a folder name: lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@functools.cache
+def cpu_device() -> Device:
+    """This machine's CPU."""
+    name, flags = platform.processor() or platform.machine(), set()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+            elif line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    isa, width = next(((isa, width) for isa, width in (("avx512f", 64), ("avx2", 32)) if isa in flags), (platform.machine(), 16))
+    short = re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", name, flags=re.I)
+    return Device("cpu", name, f"cpu-{slugify(short)}-{isa}-{cores}c", isa, cores, 0, width)
+
+
+@functools.cache
+def cuda_devices() -> tuple[Device, ...]:
+    """Every CUDA GPU that the driver shows; empty where there is no driver or no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+
+    def attribute(number: int, handle: ctypes.c_int) -> int:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), number, handle)
+        return value.value
+
+    found = []
+    for index in range(count.value):
+        handle, text = ctypes.c_int(), ctypes.create_string_buffer(256)
+        driver.cuDeviceGet(ctypes.byref(handle), index)
+        driver.cuDeviceGetName(text, 256, handle)
+        name, major = text.value.decode(), attribute(_MAJOR, handle)
+        arch = f"sm_{major}{attribute(_MINOR, handle)}" + ("a" if major >= 9 else "")
+        found.append(Device("cuda", name, slugify(name), arch, attribute(_SMS, handle), attribute(_OPTIN, handle), 16, index))
+    return tuple(found)
+
+
+def arch_device(arch: str) -> Device:
+    """A GPU of that architecture that need not be here, for cross-building.
+
+    Raises:
+        InvalidArgument: an unknown arch.
+    """
+    if arch not in _ARCHS:
+        raise InvalidArgument(f"unknown arch {arch!r}: choose one of {', '.join(_ARCHS)}")
+    shared, sms = _ARCHS[arch]
+    return Device("cuda", arch, arch.replace("_", "-"), arch, sms, shared, 16)
+
+
+def device_for(target: str) -> Device:
+    """The device that a word on a command line means: cpu, cuda, auto (a GPU where there is one) or sm_XX.
+
+    Raises:
+        InvalidArgument: another word. EnvironmentProblem: cuda was asked for and there is none.
+    """
+    if target.startswith("sm_"):
+        return arch_device(target)
+    if target not in ("cpu", "cuda", "auto"):
+        raise InvalidArgument(f"target must be auto, cpu, cuda or an arch such as sm_90a, got {target!r}")
+    gpus = cuda_devices() if target != "cpu" else ()
+    if target == "cuda" and not gpus:
+        raise EnvironmentProblem("no CUDA GPU on this machine: use --target cpu, or `tvm-orient build --arch sm_90a` to generate kernels for a GPU elsewhere")
+    return gpus[0] if gpus else cpu_device()

@@ -1,0 +1,34 @@
+"""The one family of exceptions that the package raises for what a user can mend.
+
+Each message states the rule, the value that came, and the next step.
+"""
+
+from __future__ import annotations
+
+
+class OrientError(Exception):
+    """Base of every error that tvm_orient raises on purpose."""
+
+
+class InvalidArgument(OrientError, ValueError):
+    """An argument breaks a rule of the operator (shape, dtype, angle, stride, key...)."""
+
+
+class Unsupported(OrientError, NotImplementedError):
+    """A valid problem that no template can serve on this device."""
+
+
+class LogFileError(OrientError):
+    """A tuning log that cannot be read or written as a whole (single bad lines are only counted)."""
+
+
+class BuildFailed(OrientError, RuntimeError):
+    """The compiler refused a kernel; carries what it said."""
+
+
+class EnvironmentProblem(OrientError, RuntimeError):
+    """This machine lacks something, or has a version known to crash; says what to install."""
+
+
+class TuningFailed(OrientError, RuntimeError):
+    """A tuning run found no kernel that builds, runs and passes the check."""

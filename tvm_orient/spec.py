@@ -1,0 +1,121 @@
+"""ConvSpec: one problem, whole and frozen. It enters at the op boundary and comes out unchanged at launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InvalidArgument
+from .taps import Taps
+
+OPS = ("conv", "conv_dx", "conv_dw")
+DTYPES = {"float64": 8, "float32": 4}
+PADDING_MODES = ("zeros", "circular")
+LAYOUTS = ("nchw",)
+_KEY = re.compile(r"(conv|conv_dx|conv_dw)-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """An oriented depthwise problem; the batch size is not part of it (kernels take N at run time).
+
+    op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
+    channels, height, width: of x, whatever the op. stride: (vertical, horizontal).
+    """
+
+    op: str
+    channels: int
+    height: int
+    width: int
+    taps: Taps
+    stride: tuple[int, int] = (1, 1)
+    padding_mode: str = "zeros"
+    dtype: str = "float32"
+    layout: str = "nchw"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("op", self.op, OPS), ("dtype", self.dtype, tuple(DTYPES)), ("padding_mode", self.padding_mode, PADDING_MODES), ("layout", self.layout, LAYOUTS)):
+            if value not in known:
+                raise InvalidArgument(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("channels", "height", "width"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+        object.__setattr__(self, "stride", stride_pair(self.stride))
+        if not isinstance(self.taps, Taps):
+            raise InvalidArgument(f"taps must be a Taps, got {type(self.taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
+
+    @property
+    def out_height(self) -> int:
+        """Rows of y: ceil(height / stride)."""
+        return -(-self.height // self.stride[0])
+
+    @property
+    def out_width(self) -> int:
+        """Columns of y: ceil(width / stride)."""
+        return -(-self.width // self.stride[1])
+
+    @property
+    def kernel_size(self) -> int:
+        """Taps per channel K."""
+        return self.taps.kernel_size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.dtype]
+
+    def bytes_moved(self, batch: int) -> int:
+        """Least DRAM traffic in bytes: every operand read or written once."""
+        plane = self.height * self.width + self.out_height * self.out_width
+        return self.itemsize * self.channels * (batch * plane + self.kernel_size)
+
+    def flops(self, batch: int) -> int:
+        """Two per tap and output, colliding taps and taps outside the plane included (the convention of the paper's tables)."""
+        return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`."""
+        sh, sw = self.stride
+        stride = f"{sh}" if sh == sw else f"{sh}x{sw}"
+        return f"{self.op}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
+
+    @classmethod
+    def from_key(cls, key: str) -> ConvSpec:
+        """The spec that a key names; `ConvSpec.from_key(s.key) == s`.
+
+        Raises:
+            InvalidArgument: not a spec key.
+        """
+        match = _KEY.fullmatch(key) if isinstance(key, str) else None
+        if match is None:
+            raise InvalidArgument(f"not a spec key: {str(key)[:120]!r}; a key reads like conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5")
+        op, c, h, w, sh, sw, padding, dtype, layout, taps = match.groups()
+        return cls(op, int(c), int(h), int(w), Taps.from_key(taps), (int(sh), int(sw or sh)), padding, dtype, layout)
+
+    def parts(self) -> list[tuple[int, int, ConvSpec]]:
+        """The layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).
+
+        A part keeps the layer's channel count, so that a record tuned for one angle serves every layer that has it.
+        """
+        ranges = self.taps.channel_ranges(self.channels)
+        return [(lo, hi, dataclasses.replace(self, taps=self.taps.group(g))) for g, (lo, hi) in enumerate(ranges) if hi > lo]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def stride_pair(stride: Any) -> tuple[int, int]:
+    """An int or a pair as (vertical, horizontal).
+
+    Raises:
+        InvalidArgument: not whole, or < 1.
+    """
+    pair = (stride, stride) if isinstance(stride, int) else tuple(stride) if isinstance(stride, tuple | list) else ()
+    if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in pair):
+        raise InvalidArgument(f"stride must be a whole number >= 1 or a pair of them, got {stride!r}")
+    return (pair[0], pair[1])

@@ -1,0 +1,258 @@
+"""Taps: the integer geometry of an oriented kernel, computed once, on the host.
+
+A table of offsets (dh, dw) by channel group is the truth; an angle is one way to fill it. Two angles with the
+same table are the same taps, and have the same key.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidArgument
+
+Anchor = Literal["center", "start"]
+Offset = tuple[int, int]
+
+# from the roundest angle to the finest: the first level with a multiple that gives the table names it
+_STEPS = (90.0, 45.0, 22.5, 11.25, 15.0, 5.0, 1.0, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+_LARGEST_OFFSET = 2**15
+
+
+def oriented_offsets(theta: NDArray[np.float32], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> NDArray[np.int32]:
+    """Offsets of lines at the angles theta: int32 (G, K, 2), last axis (dh, dw).
+
+    dh = trunc(-sin(theta) * k), dw = trunc(cos(theta) * k), with k = dilation * (s - K//2), or dilation * s where
+    anchor is "start". float32 theta, float64 sine rounded to float32, float32 product, truncation toward zero: the
+    rule of the published kernels (Kirchmeyer & Deng, ICCV 2023), bit for bit.
+    """
+    k = np.arange(kernel_size, dtype=np.float32) - np.float32(kernel_size // 2 if anchor == "center" else 0)
+    k = k * np.float32(dilation)
+    wide = theta.astype(np.float64)[:, None]
+    dh = np.trunc(-np.sin(wide).astype(np.float32) * k)
+    dw = np.trunc(np.cos(wide).astype(np.float32) * k)
+    return np.stack([dh, dw], axis=-1).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Integer tap offsets by channel group; frozen, hashable, equal by table.
+
+    Make one with `Taps.oriented`, `Taps.from_offsets` or `Taps.from_key`. Groups are contiguous runs of channels:
+    channel c of C belongs to group (G*(c+1) - 1) // C.
+    """
+
+    table: tuple[tuple[Offset, ...], ...]
+
+    @classmethod
+    def oriented(cls, theta: float | Sequence[float] | NDArray[Any], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> Taps:
+        """Lines of kernel_size taps at theta: radians, counter-clockwise with y up; a number or (G,).
+
+        Raises:
+            InvalidArgument: even or non-positive kernel_size (with a centred anchor), dilation < 1, theta not finite.
+        """
+        kernel_size = _whole("kernel_size", kernel_size, 1)
+        dilation = _whole("dilation", dilation, 1)
+        if anchor not in ("center", "start"):
+            raise InvalidArgument(f'anchor must be "center" or "start", got {anchor!r}')
+        if anchor == "center" and kernel_size % 2 == 0:
+            raise InvalidArgument(f'kernel_size must be odd so that a centre tap exists, got {kernel_size}: use {kernel_size + 1}, or anchor="start"')
+        try:
+            angles = np.atleast_1d(np.asarray(theta, dtype=np.float64)).astype(np.float32)
+        except (TypeError, ValueError) as problem:
+            raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
+        if angles.ndim != 1 or angles.size == 0:
+            raise InvalidArgument(f"theta must be a number or have shape (G,) with G >= 1, got shape {angles.shape}")
+        if not np.isfinite(angles).all():
+            raise InvalidArgument(f"theta must be finite (radians), got {angles[~np.isfinite(angles)][0]} at position {int(np.argmin(np.isfinite(angles)))}")
+        return cls.from_offsets(oriented_offsets(angles, kernel_size, dilation, anchor))
+
+    @classmethod
+    def from_offsets(cls, offsets: Any) -> Taps:
+        """Any integer table (G, K, 2), last axis (dh, dw): a line, a cross, a dilated or a thick line.
+
+        Raises:
+            InvalidArgument: not integers, not (G, K, 2), empty, or an offset beyond +-32768.
+        """
+        array = np.asarray(offsets)
+        if array.ndim != 3 or array.shape[-1] != 2 or array.size == 0:
+            raise InvalidArgument(f"offsets must have shape (G, K, 2) with G, K >= 1, got shape {array.shape}")
+        if array.dtype.kind not in "iu":
+            raise InvalidArgument(f"offsets must be integers (pixels), got dtype {array.dtype}: truncate them first, or use Taps.oriented")
+        if int(np.abs(array.astype(np.int64)).max()) > _LARGEST_OFFSET:
+            raise InvalidArgument(f"offsets must lie within +-{_LARGEST_OFFSET} pixels, got {int(np.abs(array.astype(np.int64)).max())}")
+        return cls(tuple(tuple((int(h), int(w)) for h, w in group) for group in array))
+
+    @classmethod
+    def from_key(cls, key: str) -> Taps:
+        """The taps that a key names; `Taps.from_key(t.key) == t`.
+
+        Raises:
+            InvalidArgument: not a key that this version writes.
+        """
+        return _from_key(key)
+
+    @property
+    def groups(self) -> int:
+        """Number of channel groups G."""
+        return len(self.table)
+
+    @property
+    def kernel_size(self) -> int:
+        """Taps per group K, colliding ones included."""
+        return len(self.table[0])
+
+    @property
+    def offsets(self) -> NDArray[np.int32]:
+        """int32 (G, K, 2), last axis (dh, dw)."""
+        return np.asarray(self.table, dtype=np.int32)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Short canonical name, a function of the table alone: `k31a0_22.5`, `k7d2a45`, or `t0.0.0.1` for free offsets."""
+        return _key(self.table)
+
+    @property
+    def negated(self) -> Taps:
+        """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones."""
+        return Taps(tuple(tuple((-h, -w) for h, w in group) for group in self.table))
+
+    def group(self, index: int) -> Taps:
+        """The taps of one group, as a table of its own."""
+        return Taps((self.table[index],))
+
+    def distinct(self, index: int) -> dict[Offset, tuple[int, ...]]:
+        """Offsets of a group in order of first use, each with the taps that land there (colliding taps share one)."""
+        places: dict[Offset, list[int]] = {}
+        for s, offset in enumerate(self.table[index]):
+            places.setdefault(offset, []).append(s)
+        return {offset: tuple(taps) for offset, taps in places.items()}
+
+    def channel_ranges(self, channels: int) -> list[tuple[int, int]]:
+        """[start, stop) of each group's channels; empty where there are fewer channels than groups."""
+        groups = self.groups
+        # smallest c with (G*(c+1)-1)//C >= g  is  ceil((g*C+1)/G) - 1
+        edges = [min(channels, max(0, -(-(g * channels + 1) // groups) - 1)) for g in range(groups)] + [channels]
+        return list(zip(edges[:-1], edges[1:], strict=True))
+
+    def for_channels(self, channels: int) -> Taps:
+        """The same taps channel by channel with the fewest groups: per-channel tables collapse to contiguous groups."""
+        rows = [self.table[(self.groups * (c + 1) - 1) // channels] for c in range(channels)]
+        runs = [rows[0]] + [row for before, row in zip(rows, rows[1:], strict=False) if row != before]
+        fewer = Taps(tuple(runs))
+        spread = [fewer.table[(fewer.groups * (c + 1) - 1) // channels] for c in range(channels)]
+        return fewer if spread == rows else Taps(tuple(rows))
+
+    def __eq__(self, other: object) -> bool:
+        return self.table == other.table if isinstance(other, Taps) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.table)
+
+    def __repr__(self) -> str:
+        return f"Taps({self.key})"
+
+
+def angles_between(count: int) -> NDArray[np.float32]:
+    """count angles spread evenly over 180 degrees from 0, in radians: float32 (count,)."""
+    return (np.pi * np.arange(_whole("number of angles", count, 1)) / count).astype(np.float32)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InvalidArgument(f"{name} must be a whole number >= {least}, got {value!r}")
+    return int(value)
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+def _name_degrees(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def _radians(degrees: Iterable[float]) -> NDArray[np.float32]:
+    return np.asarray([math.radians(d) for d in degrees], dtype=np.float64).astype(np.float32)
+
+
+def _quadrant_interval(line: Sequence[Offset], k: Sequence[int]) -> tuple[float, float]:
+    """Angles in [0, 90] degrees whose truncated line has these magnitudes, as a closed interval (empty if lo > hi)."""
+    lo, hi = 0.0, 90.0
+    for (dh, dw), distance in zip(line, k, strict=True):
+        d = abs(distance)
+        if d == 0:
+            continue
+        up, along = abs(dh), abs(dw)
+        if up > d or along > d:
+            return 1.0, 0.0
+        lo = max(lo, math.degrees(math.asin(up / d)), math.degrees(math.acos(min(1.0, (along + 1) / d))))
+        hi = min(hi, math.degrees(math.asin(min(1.0, (up + 1) / d))), math.degrees(math.acos(along / d)))
+    return lo, hi
+
+
+def _find_angle(line: tuple[Offset, ...], dilation: int, anchor: Anchor) -> float | None:
+    """The roundest angle in degrees, [0, 360), whose table is this line; None where there is none."""
+    size = len(line)
+    k = [dilation * (s - (size // 2 if anchor == "center" else 0)) for s in range(size)]
+    lo, hi = _quadrant_interval(line, k)
+    lo, hi = lo - 1e-4, hi + 1e-4  # the float32 rule moves the edges a little
+    if lo > hi:
+        return None
+    for step in _STEPS:
+        found = []
+        for quadrant in range(4):
+            start, stop = (90 * quadrant + lo, 90 * quadrant + hi) if quadrant % 2 == 0 else (90 * (quadrant + 1) - hi, 90 * (quadrant + 1) - lo)
+            found += [round(m * step, 6) for m in range(math.ceil(start / step), math.floor(stop / step) + 1)]
+        degrees = sorted({d for d in found if 0 <= d < 360})
+        if degrees:
+            tables = oriented_offsets(_radians(degrees), size, dilation, anchor)
+            wanted = np.asarray(line, dtype=np.int32)
+            for degree, table in zip(degrees, tables, strict=True):
+                if np.array_equal(table, wanted):
+                    return degree
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(table: tuple[tuple[Offset, ...], ...]) -> str:
+    size = len(table[0])
+    reach = max(max(math.hypot(h, w) for h, w in line) for line in table)
+    for anchor, flag, longest in (("center", "", size // 2), ("start", "s", size - 1)):
+        if anchor == "center" and size % 2 == 0:
+            continue
+        guess = round(reach / longest) if longest else 1
+        for dilation in sorted({1, max(1, guess), guess + 1}):
+            lines = {line: _find_angle(line, dilation, anchor) for line in dict.fromkeys(table)}  # type: ignore[arg-type]
+            if all(degree is not None for degree in lines.values()):
+                spread = "" if dilation == 1 else f"d{dilation}"
+                return f"k{size}{spread}{flag}a" + "_".join(_name_degrees(lines[line] or 0.0) for line in table)
+    return "t" + "_".join(".".join(f"{h}.{w}" for h, w in line) for line in table)
+
+
+@functools.lru_cache(maxsize=4096)
+def _from_key(key: str) -> Taps:
+    problem = InvalidArgument(f"not a taps key: {key[:80]!r}; a key reads like k31a0_22.5_45, k7d2a90 or t0.0.0.1 (offsets dh.dw, groups split by _)")
+    if not isinstance(key, str) or len(key) < 2:
+        raise problem
+    try:
+        if key[0] == "t":
+            lines = []
+            for part in key[1:].split("_"):
+                numbers = [int(v) for v in part.split(".")]
+                lines.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
+            return Taps.from_offsets(np.asarray(lines))
+        head, _, angles = key.partition("a")
+        anchor: Anchor = "start" if head.endswith("s") else "center"
+        size, _, dilation = head.removesuffix("s").removeprefix("k").partition("d")
+        if not head.startswith("k") or not angles:
+            raise problem
+        table = oriented_offsets(_radians(float(a) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
+        return Taps.from_offsets(table)
+    except (ValueError, OverflowError) as cause:
+        raise problem from cause
