@@ -1,0 +1,48 @@
+"""Hand-written schedules: which templates exist, best first."""
+
+from __future__ import annotations
+
+from tvm_orient.device import Device
+from tvm_orient.errors import InvalidArgument, Unsupported
+from tvm_orient.spec import ConvSpec
+
+from .base import Decisions, Template
+from .cpu import rows
+
+TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE)
+
+
+def candidates(spec: ConvSpec, device: Device) -> tuple[list[Template], dict[str, str]]:
+    """Templates that serve a single-group spec on a device, best first, and why the others decline."""
+    serve, declined = [], {}
+    for template in TEMPLATES:
+        reason = template.declines(spec, device)
+        if reason is None:
+            serve.append(template)
+        else:
+            declined[template.name] = reason
+    return serve, declined
+
+
+def find(name: str) -> Template:
+    """The template of that name.
+
+    Raises:
+        InvalidArgument: no such template.
+    """
+    for template in TEMPLATES:
+        if template.name == name:
+            return template
+    raise InvalidArgument(f"unknown template {name!r}: there are {', '.join(t.name for t in TEMPLATES)}")
+
+
+def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
+    """The analytic choice for a single-group spec: always valid, never tuned.
+
+    Raises:
+        Unsupported: no template serves this spec on this device.
+    """
+    serve, declined = candidates(spec, device)
+    if not serve:
+        raise Unsupported(f"no template serves {spec} on {device.slug}: " + "; ".join(f"{name}: {why}" for name, why in declined.items()))
+    return serve[0], serve[0].default(spec, device)

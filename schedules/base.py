@@ -1,0 +1,74 @@
+"""The rule protocol of a template family, and what several of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from tvm_orient.compute import Form
+from tvm_orient.device import Device
+from tvm_orient.spec import ConvSpec
+
+Decisions = Mapping[str, int]
+
+
+class Template(ABC):
+    """One way to schedule single-group problems: named knobs, a default that is always valid, reasons to decline.
+
+    version changes when the same decisions would give another kernel; older records are then ignored.
+    """
+
+    name: str
+    version: int
+    kind: str
+    ops: tuple[str, ...]
+
+    def declines(self, spec: ConvSpec, device: Device) -> str | None:
+        """None where this template serves the spec on the device, else why it does not."""
+        if device.kind != self.kind:
+            return f"for {self.kind} only"
+        if spec.op not in self.ops:
+            return f"for {', '.join(self.ops)} only"
+        return self._declines(spec, device)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        return None
+
+    @abstractmethod
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        """Every named knob with the values that make sense here, in the order in which they are sampled."""
+
+    @abstractmethod
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        """A good choice without tuning; always valid."""
+
+    def invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        """None where the decisions make a kernel that fits the device, else why not."""
+        knobs = self.knobs(spec, device)
+        if set(knobs) != set(decisions):
+            return f"decisions must name {', '.join(knobs)}, got {', '.join(decisions)}"
+        for name, value in decisions.items():
+            if value not in knobs[name]:
+                return f"{name} must be one of {', '.join(map(str, knobs[name]))}, got {value}"
+        return self._invalid(spec, device, decisions)
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        return None
+
+    @abstractmethod
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        """The layout of the TE stages that `apply` expects."""
+
+    @abstractmethod
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        """Schedule the stages of `compute.part_func` in place.
+
+        Each top-level nest must end with its outermost loop over independent tasks (CPU: left serial, `merge` makes it
+        parallel; CUDA: bound to blockIdx.x).
+        """
+
+
+def divisors(value: int, most: int) -> tuple[int, ...]:
+    """Divisors of value up to `most`, ascending."""
+    return tuple(d for d in range(1, min(value, most) + 1) if value % d == 0)

@@ -1,0 +1,132 @@
+"""CPU templates that vectorise along the row.
+
+A task is one plane. Bands of the plane are staged with their halo, so that every tap is an unaligned load without a
+test; a patch of rows and vectors is kept in registers while the taps pass over it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_orient.compute import Form
+from tvm_orient.device import Device
+from tvm_orient.spec import ConvSpec
+
+from ..base import Decisions, Template
+
+_MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
+
+
+def _vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
+    widest = device.vector_bytes // spec.itemsize
+    return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)
+
+
+def _columns(spec: ConvSpec) -> int:
+    """Outputs of one row and one column phase."""
+    return -(-spec.width // spec.stride[1]) if spec.op != "conv_dw" else spec.out_width
+
+
+def _rows(spec: ConvSpec) -> int:
+    return spec.out_height if spec.op != "conv_dx" else spec.height
+
+
+class Rows(Template):
+    """conv and conv_dx."""
+
+    name, version, kind, ops = "cpu_rows", 1, "cpu", ("conv", "conv_dx")
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.kernel_size > 256:
+            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        phases = spec.stride[0] if spec.op == "conv_dx" else 1
+        rows = _rows(spec)
+        patch = tuple(p for p in (1, 2, 3, 4, 6, 7, 8) if p % phases == 0 and p <= max(phases, rows)) or (phases,)
+        bands = tuple(sorted({-(-rows // p) for p in (1, 2, 4, 7, 8, 16)}))
+        return {"vector": _vectors(spec, device), "patch_h": patch, "patch_v": (1, 2, 3, 4, 7), "band_patches": bands, "tap_outer": (1, 0)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        knobs = self.knobs(spec, device)
+        vector = knobs["vector"][0] if _columns(spec) > knobs["vector"][-1] else knobs["vector"][-1]
+        across = -(-_columns(spec) // vector)
+        patch_v = max(p for p in knobs["patch_v"] if p <= across and (p <= 2 or across % p == 0))
+        rows = [p for p in knobs["patch_h"] if p * patch_v <= 8 and _rows(spec) % p == 0] or [knobs["patch_h"][0]]
+        decisions = {"vector": vector, "patch_h": rows[-1], "patch_v": patch_v, "band_patches": knobs["band_patches"][-1], "tap_outer": 1}
+        return decisions if self._invalid(spec, device, decisions) is None else {**decisions, "patch_h": knobs["patch_h"][0], "patch_v": 1}
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        work = len(spec.taps.distinct(0)) * decisions["patch_h"] * decisions["patch_v"]
+        if work > _MOST_UNROLLED and decisions["patch_v"] > 1:
+            return f"a patch of {decisions['patch_h']} x {decisions['patch_v']} vectors unrolls to {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return None
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(vector=decisions["vector"], halo=1, reduce=bool(decisions["tap_outer"]))
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
+        n, c, h, w = sch.get_loops(y)
+        task = sch.fuse(n, c)
+        band, patch, row = sch.split(h, [None, decisions["band_patches"], decisions["patch_h"]])
+        sch.compute_at(acc, patch, preserve_unit_loops=True)
+        sch.compute_at(stage, band, preserve_unit_loops=True)
+        _, _, _, _, _, rows, phase, vectors, lane, *tap = sch.get_loops(acc)
+        across, beside = sch.split(vectors, [None, decisions["patch_v"]])
+        sch.reorder(across, *tap, rows, phase, beside, lane)
+        for loop in (rows, phase, beside, *tap):
+            sch.unroll(loop)
+        sch.vectorize(lane)
+        sch.unroll(row)
+        if tap:
+            init = sch.decompose_reduction(acc, tap[0])
+            *unrolled, last = sch.get_loops(init)[4:]
+            for loop in unrolled:
+                sch.unroll(loop)
+            sch.vectorize(last)
+            folded = sch.get_sblock("folded")
+            sch.compute_at(folded, task, preserve_unit_loops=True)
+            sch.unroll(sch.get_loops(folded)[-1])
+
+
+class RowsDw(Template):
+    """conv_dw: a task is one plane, sums of a block of taps stay in vector registers; a second pass adds the images in order."""
+
+    name, version, kind, ops = "cpu_rows_dw", 1, "cpu", ("conv_dw",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.kernel_size > 256:
+            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        return {"vector": _vectors(spec, device), "taps": (4, 8, 16, 24, 32)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        vectors = _vectors(spec, device)
+        return {"vector": vectors[0] if _columns(spec) > vectors[-1] else vectors[-1], "taps": 16}
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(vector=decisions["vector"])
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        part, lanes, stage, dys, total, y = (sch.get_sblock(name) for name in ("part", "lanes", "stage", "dys", "total", "y"))
+        n, c, band, _, _ = sch.get_loops(part)
+        task = sch.fuse(n, c, band)
+        for block in (lanes, stage, dys):
+            sch.compute_at(block, task, preserve_unit_loops=True)
+        *_, tap, lane, row, column = sch.get_loops(lanes)
+        block, inner = sch.split(tap, [None, decisions["taps"]])
+        sch.reorder(block, row, column, inner, lane)
+        sch.unroll(block)
+        sch.unroll(inner)
+        sch.vectorize(lane)
+        init = sch.decompose_reduction(lanes, row)
+        sch.unroll(sch.get_loops(init)[-2])
+        sch.vectorize(sch.get_loops(init)[-1])
+        sch.compute_at(total, sch.get_loops(y)[0], preserve_unit_loops=True)
+
+
+TEMPLATE, DW_TEMPLATE = Rows(), RowsDw()

@@ -1,0 +1,103 @@
+"""From a spec and its choices to a scheduled module, and from there to a compiled library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import schedules
+from .compute import Form, part_func
+from .device import Device
+from .errors import BuildFailed
+from .merge import Group, merge
+from .schedules.base import Decisions, Template
+from .spec import ConvSpec
+from .tvmkit import load_tvm, target
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one angle group is scheduled: a template, its version and its named decisions; step says where they came from."""
+
+    template: str
+    version: int
+    decisions: tuple[tuple[str, int], ...]
+    step: str = "default"
+
+    @classmethod
+    def of(cls, template: Template, decisions: Decisions, step: str = "default") -> Choice:
+        """A choice from a template and a mapping of decisions."""
+        return cls(template.name, template.version, tuple(sorted(decisions.items())), step)
+
+
+def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
+    """The analytic choice for each part of a spec."""
+    return tuple(Choice.of(*schedules.default(part, device)) for _, _, part in spec.parts())
+
+
+def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
+    """Scheduled PrimFunc of one angle group over `channels` channels."""
+    import dataclasses
+
+    from tvm.s_tir import Schedule
+
+    template, decisions = schedules.find(choice.template), dict(choice.decisions)
+    form = dataclasses.replace(template.form(part, decisions), batch=batch)
+    sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, form)}))
+    template.apply(sch, part, device, decisions)
+    return sch.mod["main"]
+
+
+def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
+    """IRModule of the whole layer; N at run time unless batch is given."""
+    from tvm import te
+
+    n = te.var("n", "int32") if batch is None else batch
+    groups = []
+    for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
+        func = schedule_part(part, stop - start, device, choice, n)
+        groups.append(Group(func, tuple(_origin(spec.op, i, start, len(p.shape)) for i, p in enumerate(func.params))))
+    return load_tvm().IRModule({"main": merge(groups, _shapes(spec, groups, n), device.kind)})
+
+
+def _origin(op: str, index: int, start: int, rank: int) -> tuple[int, ...]:
+    weights = index == 1 if op != "conv_dw" else index == 3
+    return (start, 0) if weights else (0, start) + (0,) * (rank - 2)
+
+
+def _shapes(spec: ConvSpec, groups: Sequence[Group], n: Any) -> list[tuple[Any, ...]]:
+    x = (n, spec.channels, spec.height, spec.width)
+    y = (n, spec.channels, spec.out_height, spec.out_width)
+    w = (spec.channels, spec.kernel_size)
+    if spec.op == "conv":
+        return [x, w, y]
+    if spec.op == "conv_dx":
+        return [y, w, x]
+    return [x, y, (n, spec.channels, *workspace_shape([g.func for g in groups])), w]
+
+
+def workspace_shape(funcs: Sequence[Any]) -> tuple[int, int]:
+    """(bands, taps) of the workspace per image and channel that conv_dw needs: the largest of its groups."""
+    shapes = [f.params[2].shape for f in funcs]
+    return max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
+
+
+def compile_library(module: Any, device: Device, path: Path) -> None:
+    """Compile a scheduled module to a shared library at path.
+
+    Raises:
+        BuildFailed: the compiler refused it.
+    """
+    tvm = load_tvm()
+    try:
+        executable = tvm.compile(module, target=target(device))
+        executable.export_library(str(path))
+    except Exception as problem:
+        raise BuildFailed(f"{device.arch} refused the kernel: {str(problem).strip().splitlines()[-1] if str(problem).strip() else problem!r}") from problem
+
+
+def form_of(part: ConvSpec, choice: Choice) -> Form:
+    """The TE form that a choice uses."""
+    return schedules.find(choice.template).form(part, dict(choice.decisions))

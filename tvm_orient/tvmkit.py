@@ -1,0 +1,71 @@
+"""The one door to TVM: a version guard, the target of a device, and the stub that saves MetaSchedule 20 seconds."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import sys
+import types
+from typing import Any
+
+from .device import Device
+from .errors import EnvironmentProblem
+
+TVM_VERSION = "0.27.0.post1"
+
+
+def check_ffi() -> None:
+    """Refuse the versions of apache-tvm-ffi that crash the process when IR is saved.
+
+    Raises:
+        EnvironmentProblem: apache-tvm-ffi is missing, or not 0.1.14.x.
+    """
+    try:
+        version = importlib.metadata.version("apache-tvm-ffi")
+    except importlib.metadata.PackageNotFoundError as missing:
+        raise EnvironmentProblem("apache-tvm-ffi is not installed: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'") from missing
+    if not version.startswith("0.1.14"):
+        raise EnvironmentProblem(f"apache-tvm-ffi must be 0.1.14.x (0.1.15 segfaults when IR is saved), got {version}: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'")
+
+
+@functools.cache
+def load_tvm() -> Any:
+    """Import tvm, checked.
+
+    Raises:
+        EnvironmentProblem: no apache-tvm here, or a version whose API differs.
+    """
+    check_ffi()
+    try:
+        import tvm
+    except ImportError as missing:
+        raise EnvironmentProblem(f"generating kernels needs apache-tvm, which is not installed ({missing}): pip install 'tvm-orient[compile]'") from missing
+    if tvm.__version__ != TVM_VERSION.removesuffix(".post1") and tvm.__version__ != TVM_VERSION:
+        raise EnvironmentProblem(f"apache-tvm must be {TVM_VERSION} (its API changes between releases), got {tvm.__version__}: pip install 'apache-tvm=={TVM_VERSION}'")
+    return tvm
+
+
+def stub_tensor_intrin() -> None:
+    """Stand an empty module in for tvm.s_tir.tensor_intrin, whose import parses hundreds of functions for 20 s.
+
+    TuneContext imports it; none of our schedules uses what it registers.
+    """
+    import tvm.s_tir
+
+    name = "tvm.s_tir.tensor_intrin"
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        tvm.s_tir.tensor_intrin = sys.modules[name]
+
+
+def target(device: Device) -> Any:
+    """The TVM target of a device: a dict of its properties, since option strings are refused and tags are incomplete."""
+    tvm = load_tvm()
+    if device.kind == "cpu":
+        cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
+        return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": device.units})
+    properties = {
+        "kind": "cuda", "arch": device.arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
+        "max_shared_memory_per_block": device.shared_memory,
+    }  # fmt: skip
+    return tvm.target.Target(properties, host="llvm")
