@@ -1,0 +1,63 @@
+"""Shared by every test: private folders, one seed, two threads, and a skip with its reason where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# before anything imports tvm_orient: no test reads or writes the user's own logs and kernels. The cache is one
+# for the session, so that each kernel is built once.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="tvm-orient-tests-"))
+os.environ["TVM_ORIENT_LOG_DIR"] = str(_SCRATCH / "logs")
+os.environ["TVM_ORIENT_CACHE_DIR"] = str(_SCRATCH / "kernels")
+os.environ.pop("TVM_ORIENT_LOOKUP", None)
+os.environ.pop("TVM_ORIENT_BUILD", None)
+os.environ["MPLBACKEND"] = "Agg"
+
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="seed of random, numpy and torch before each test (default: 0)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked gpu where there is none; the driver is asked only if such a test was collected."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanted:
+        return
+    from tvm_orient.device import cuda_devices
+
+    if not cuda_devices():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine (make gpu-check runs these on one)"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.write_line(f"seed {config.getoption('--seed')} (pytest --seed N for another); hypothesis profile {settings.get_current_profile_name()}")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _same_start(request: pytest.FixtureRequest) -> None:
+    """Each test starts from the seed whatever ran before it; torch is set up only where something imported it."""
+    seed = request.config.getoption("--seed")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+        torch.set_num_threads(2)
