@@ -1,8 +1,42 @@
 """Tuned kernels for oriented depthwise convolution. See README.md."""
 
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # a checkout keeps schedules/ and tuning_logs/ beside the package; a wheel carries them inside it
 _here = Path(__file__).resolve().parent
 if not (_here / "schedules").is_dir() and (_here.parent / "pyproject.toml").is_file():
     __path__.append(str(_here.parent))
+
+from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
+from .spec import ConvSpec  # noqa: E402
+from .taps import Taps, angles_between  # noqa: E402
+
+if TYPE_CHECKING:
+    from . import nn
+    from .functional import oriented_conv2d, tap_conv2d, warmup
+
+try:
+    __version__ = version("tvm-orient")
+except PackageNotFoundError:  # a bare checkout
+    __version__ = "0.0.0"
+
+__all__ = [
+    "BuildFailed", "ConvSpec", "EnvironmentProblem", "InvalidArgument", "LogFileError", "OrientError", "Taps", "TuningFailed", "Unsupported",
+    "angles_between", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
+]  # fmt: skip
+_NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported when the op is first asked for: keys, logs and the generator do without it
+    import importlib
+
+    if name in ("nn", "functional", "ops"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NEED_TORCH:
+        return getattr(importlib.import_module(".functional", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .form import Form
 from .spec import ConvSpec
 from .taps import Offset
 from .tvmkit import load_tvm
@@ -21,22 +22,6 @@ load_tvm()
 from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 COMPUTE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a template wants the stages laid out; never changes what is computed.
-
-    vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage). halo: columns of the left
-    halo are a multiple of this. reduce: sum over taps by a loop, so that taps can stand outside the patch.
-    bands: conv_dw splits its rows in this many parts. batch: fixed N, or None for N at run time.
-    """
-
-    vector: int = 0
-    halo: int = 1
-    reduce: bool = False
-    bands: int = 1
-    batch: int | None = None
 
 
 @dataclass(frozen=True)

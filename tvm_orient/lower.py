@@ -1,20 +1,21 @@
-"""From a spec and its choices to a scheduled module, and from there to a compiled library."""
+"""From a spec and its choices to a scheduled module, and from there to a compiled library.
+
+The compiler is imported inside the functions that need it: choosing a kernel that is in the cache must not.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import schedules
-from .compute import Form, part_func
 from .device import Device
 from .errors import BuildFailed
-from .merge import Group, merge
 from .schedules.base import Decisions, Template
 from .spec import ConvSpec
-from .tvmkit import load_tvm, target
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
 
 def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
     """Scheduled PrimFunc of one angle group over `channels` channels."""
-    import dataclasses
-
     from tvm.s_tir import Schedule
+
+    from .compute import part_func
+    from .tvmkit import load_tvm
 
     template, decisions = schedules.find(choice.template), dict(choice.decisions)
     form = dataclasses.replace(template.form(part, decisions), batch=batch)
@@ -53,6 +55,9 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
     """IRModule of the whole layer; N at run time unless batch is given."""
     from tvm import te
+
+    from .merge import Group, merge
+    from .tvmkit import load_tvm
 
     n = te.var("n", "int32") if batch is None else batch
     groups = []
@@ -67,7 +72,7 @@ def _origin(op: str, index: int, start: int, rank: int) -> tuple[int, ...]:
     return (start, 0) if weights else (0, start) + (0,) * (rank - 2)
 
 
-def _shapes(spec: ConvSpec, groups: Sequence[Group], n: Any) -> list[tuple[Any, ...]]:
+def _shapes(spec: ConvSpec, groups: Sequence[Any], n: Any) -> list[tuple[Any, ...]]:
     x = (n, spec.channels, spec.height, spec.width)
     y = (n, spec.channels, spec.out_height, spec.out_width)
     w = (spec.channels, spec.kernel_size)
@@ -90,6 +95,8 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     Raises:
         BuildFailed: the compiler refused it.
     """
+    from .tvmkit import load_tvm, target
+
     tvm = load_tvm()
     try:
         executable = tvm.compile(module, target=target(device))
@@ -97,7 +104,3 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     except Exception as problem:
         raise BuildFailed(f"{device.arch} refused the kernel: {str(problem).strip().splitlines()[-1] if str(problem).strip() else problem!r}") from problem
 
-
-def form_of(part: ConvSpec, choice: Choice) -> Form:
-    """The TE form that a choice uses."""
-    return schedules.find(choice.template).form(part, dict(choice.decisions))

@@ -7,9 +7,10 @@ same table are the same taps, and have the same key.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +50,11 @@ class Taps:
     """
 
     table: tuple[tuple[Offset, ...], ...]
+    # short canonical name, a function of the table alone: k31a0_22.5, k7d2a45, or t0.0.0.1 for free offsets
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", _key(self.table))  # a plain attribute, which torch.compile can read
 
     @classmethod
     def oriented(cls, theta: float | Sequence[float] | NDArray[Any], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> Taps:
@@ -113,11 +119,6 @@ class Taps:
         """int32 (G, K, 2), last axis (dh, dw)."""
         return np.asarray(self.table, dtype=np.int32)
 
-    @functools.cached_property
-    def key(self) -> str:
-        """Short canonical name, a function of the table alone: `k31a0_22.5`, `k7d2a45`, or `t0.0.0.1` for free offsets."""
-        return _key(self.table)
-
     @property
     def negated(self) -> Taps:
         """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones."""
@@ -139,12 +140,12 @@ class Taps:
         groups = self.groups
         # smallest c with (G*(c+1)-1)//C >= g  is  ceil((g*C+1)/G) - 1
         edges = [min(channels, max(0, -(-(g * channels + 1) // groups) - 1)) for g in range(groups)] + [channels]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(itertools.pairwise(edges))
 
     def for_channels(self, channels: int) -> Taps:
         """The same taps channel by channel with the fewest groups: per-channel tables collapse to contiguous groups."""
         rows = [self.table[(self.groups * (c + 1) - 1) // channels] for c in range(channels)]
-        runs = [rows[0]] + [row for before, row in zip(rows, rows[1:], strict=False) if row != before]
+        runs = [rows[0]] + [row for before, row in itertools.pairwise(rows) if row != before]
         fewer = Taps(tuple(runs))
         spread = [fewer.table[(fewer.groups * (c + 1) - 1) // channels] for c in range(channels)]
         return fewer if spread == rows else Taps(tuple(rows))

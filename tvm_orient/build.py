@@ -1,0 +1,120 @@
+"""Build: a spec and a device to a kernel on disk, by the best record that the logs hold for each of its angles."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import cache, logs, schedules
+from .device import Device
+from .errors import EnvironmentProblem, Unsupported
+from .lower import Choice, compile_library, default_choices, scheduled, workspace_shape
+from .spec import ConvSpec
+
+# environment variables that change what TVM's CUDA compiler does
+_FLAGS = ("TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS", "TVM_CUDA_PTXAS_REG_LEVEL")
+_TOOLS = ("apache-tvm", "apache-tvm-ffi", "nvidia-cuda-nvrtc")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Where one angle group's choice came from: the step of the lookup that answered, and why the earlier ones did not."""
+
+    part: ConvSpec
+    choice: Choice
+    record: logs.Record | None
+    source: Path | None
+    tried: tuple[tuple[str, str], ...]
+
+
+def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
+    """None where a record still makes a valid kernel for this part on this device, else why not."""
+    template = next((t for t in schedules.TEMPLATES if t.name == record.template), None)
+    if template is None:
+        return f"template {record.template} does not exist in this version"
+    if template.version != record.template_version:
+        return f"template {record.template} is version {template.version}, the record is for {record.template_version}"
+    decisions = {name: value for name, value in record.decisions.items() if isinstance(value, int)}
+    return template.declines(part, device) or template.invalid(part, device, decisions)
+
+
+def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:
+    """How each angle group of a spec would be built here, and why; compiles nothing.
+
+    Raises:
+        Unsupported: no template serves the spec on this device.
+    """
+    answers = []
+    for _, _, part in spec.parts():
+        found = logs.lookup(part, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
+        if found.record is None:
+            choice = Choice.of(*schedules.default(part, device))
+        else:
+            decisions = tuple(sorted((k, v) for k, v in found.record.decisions.items() if isinstance(v, int)))
+            choice = Choice(found.record.template, found.record.template_version, decisions, found.step)
+        answers.append(Explained(part, choice, found.record, found.source, found.tried))
+    return answers
+
+
+def toolchain() -> tuple[tuple[str, str], ...]:
+    """Versions that the bytes of a kernel depend on, without importing any of them."""
+    found = []
+    for name in _TOOLS:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((name, "absent"))
+    return tuple(found)
+
+
+def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> cache.BuildKey:
+    """The cache key of a spec with the given choices."""
+    flags = tuple((name, os.environ[name]) for name in _FLAGS if name in os.environ)
+    chosen = tuple((c.template, c.version, c.decisions) for c in choices)
+    return cache.BuildKey(spec.key, chosen, device.slug, device.arch, toolchain(), cache.source_hash(), flags)
+
+
+def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None, store: cache.KernelCache | None = None, *, compiling: bool = True) -> Path:
+    """The folder entry's kernel.so of a spec: found in the cache, or compiled and published there.
+
+    choices: one for each part of the spec; None asks the logs.
+
+    Raises:
+        Unsupported: no template serves it. BuildFailed: the compiler refused. EnvironmentProblem: not in the cache, and compiling
+            is forbidden (TVM_ORIENT_BUILD=0) or impossible here.
+    """
+    chosen = tuple(choices) if choices is not None else tuple(e.choice for e in explain(spec, device))
+    if not chosen:
+        raise Unsupported(f"{spec} has no channels to compute")
+    store = store or cache.KernelCache()
+    key = build_key(spec, device, chosen)
+    found = store.find(key)
+    if found is not None:
+        return found
+    if not compiling:
+        raise EnvironmentProblem(
+            f"no kernel for {spec} on {device.slug} in {store.directory}, and compiling is off (TVM_ORIENT_BUILD=0): run `tvm-orient build --specs FILE`, or unset it"
+        )
+    return store.publish(key, lambda folder: make(spec, device, chosen, folder))
+
+
+def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
+    """Compile a spec into folder/kernel.so; returns the facts that launching needs (workspace) and that people ask for."""
+    start = time.perf_counter()
+    module = scheduled(spec, device, choices)
+    lowered = time.perf_counter()
+    compile_library(module, device, folder / cache.KERNEL)
+    facts: dict[str, Any] = {"steps": [c.step for c in choices], "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)}}
+    if spec.op == "conv_dw":
+        facts["workspace"] = list(workspace_shape([module["main"]]))
+    return facts
+
+
+def defaults(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
+    """The choices that an untuned machine makes."""
+    return default_choices(spec, device)

@@ -1,0 +1,149 @@
+"""Checks of what users pass: shapes, dtypes and devices against the rule that they break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import InvalidArgument
+from .spec import DTYPES, PADDING_MODES, stride_pair
+from .taps import Anchor, Taps
+
+_NAMES = {getattr(torch, name): name for name in DTYPES}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a supported dtype.
+
+    Raises:
+        InvalidArgument: not supported.
+    """
+    name = _NAMES.get(dtype)
+    if name is None:
+        raise InvalidArgument(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}: convert the tensors first")
+    return name
+
+
+def _same(first: torch.Tensor, second: torch.Tensor, names: str) -> None:
+    if first.device != second.device:
+        raise InvalidArgument(f"{names} must be on one device, got {first.device} and {second.device}")
+    if first.dtype != second.dtype:
+        raise InvalidArgument(f"{names} must have one dtype, got {first.dtype} and {second.dtype}")
+    dtype_name(first.dtype)
+
+
+def _image(tensor: torch.Tensor, name: str) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise InvalidArgument(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dim() != 4:
+        raise InvalidArgument(f"{name} must have shape (N, C, H, W), got {tuple(tensor.shape)}: add the missing dimensions with unsqueeze")
+    if tensor.shape[1] < 1 or tensor.shape[2] < 1 or tensor.shape[3] < 1:
+        raise InvalidArgument(f"{name} must have C, H, W >= 1 (N may be 0), got {tuple(tensor.shape)}")
+
+
+def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """Weight (C, K) or (C, 1, 1, K) as (C, K).
+
+    Raises:
+        InvalidArgument: another shape.
+    """
+    if not isinstance(weight, torch.Tensor):
+        raise InvalidArgument(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.dim() == 4 and weight.shape[1] == 1 and weight.shape[2] == 1:
+        return weight.flatten(1)
+    if weight.dim() != 2:
+        raise InvalidArgument(f"weight must have shape (C, K) or (C, 1, 1, K), got {tuple(weight.shape)}")
+    return weight
+
+
+def conv_operands(x: torch.Tensor, weight: torch.Tensor, taps: Taps) -> None:
+    """Operands of conv: x (N,C,H,W), weight (C,K).
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+    _image(x, "x")
+    if weight.shape[0] != x.shape[1]:
+        raise InvalidArgument(f"depthwise needs one row of weights per channel: x has {x.shape[1]} channels, weight {weight.shape[0]}")
+    if weight.shape[1] != taps.kernel_size:
+        raise InvalidArgument(f"weight must have as many columns as there are taps: {taps.kernel_size} taps, weight has {weight.shape[1]}")
+    _same(x, weight, "x and weight")
+
+
+def dx_operands(dy: torch.Tensor, weight: torch.Tensor, taps: Taps, height: int, width: int, stride: tuple[int, int]) -> None:
+    """Operands of conv_dx: dy (N,C,P,Q) with P = ceil(height/stride), weight (C,K).
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+    conv_operands(dy, weight, taps)
+    _plane(dy, height, width, stride)
+
+
+def dw_operands(x: torch.Tensor, dy: torch.Tensor, stride: tuple[int, int]) -> None:
+    """Operands of conv_dw: x (N,C,H,W), dy (N,C,P,Q) with P = ceil(H/stride).
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+    _image(x, "x")
+    _image(dy, "dy")
+    if x.shape[:2] != dy.shape[:2]:
+        raise InvalidArgument(f"x and dy must have the same N and C, got {tuple(x.shape)} and {tuple(dy.shape)}")
+    _plane(dy, x.shape[2], x.shape[3], stride)
+    _same(x, dy, "x and dy")
+
+
+def _plane(dy: torch.Tensor, height: int, width: int, stride: tuple[int, int]) -> None:
+    want = (-(-height // stride[0]), -(-width // stride[1]))
+    if dy.shape[2] != want[0] or dy.shape[3] != want[1]:
+        raise InvalidArgument(f"dy must have ceil({height}/{stride[0]}) x ceil({width}/{stride[1]}) = {want[0]} x {want[1]} pixels, got {tuple(dy.shape[2:])}")
+
+
+def options(stride: Any, padding_mode: str) -> tuple[int, int]:
+    """The stride as a pair, with padding_mode checked.
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+    if padding_mode not in PADDING_MODES:
+        raise InvalidArgument(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+    return stride_pair(stride)
+
+
+def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:
+    """bias (C), like x.
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+    if bias.dim() != 1 or bias.shape[0] != x.shape[1]:
+        raise InvalidArgument(f"bias must have shape ({x.shape[1]},), one value per channel, got {tuple(bias.shape)}")
+    _same(x, bias, "x and bias")
+
+
+def angles(theta: Any, channels: int) -> tuple[float, ...]:
+    """theta (a number, (G,), (C,) or (C,1), radians) as numbers; a tensor is read once, on the host.
+
+    Raises:
+        InvalidArgument: another shape.
+    """
+    try:
+        values = theta.detach().to("cpu", torch.float64).numpy() if isinstance(theta, torch.Tensor) else np.asarray(theta, dtype=np.float64)
+    except (TypeError, ValueError) as problem:
+        raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    values = values.reshape(1) if values.ndim == 0 else values
+    if values.ndim != 1 or not 1 <= values.size <= channels:
+        raise InvalidArgument(f"theta must be a number, (G,) with 1 <= G <= C = {channels}, (C,) or (C, 1), got shape {values.shape}")
+    return tuple(values.tolist())
+
+
+def line_taps(theta: Sequence[float], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> Taps:
+    """Oriented taps with the fewest groups that give every channel its own line."""
+    taps = Taps.oriented(list(theta), kernel_size, dilation, anchor)
+    return taps.for_channels(channels) if taps.groups == channels else taps

@@ -1,0 +1,103 @@
+"""The public functions: oriented and free-tap depthwise convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import checks, launch, ops
+from .errors import InvalidArgument
+from .spec import ConvSpec
+from .taps import Anchor, Taps
+
+
+def oriented_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    theta: float | Sequence[float] | torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    dilation: int = 1,
+    padding_mode: str = "zeros",
+    anchor: Anchor = "center",
+) -> torch.Tensor:
+    """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023).
+
+    y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw], with k = dilation * (s - K//2),
+    dh = trunc(-sin(theta) * k) and dw = trunc(cos(theta) * k); x~ is x padded without bound.
+
+    Args:
+        x: (N, C, H, W), float32 (float64 on a CPU).
+        weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
+        theta: radians, counter-clockwise with y up: a number, (G,), (C,) or (C, 1). With G angles channel c takes angle
+            (G*(c+1) - 1) // C. Under torch.compile theta must be numbers, not a tensor.
+        bias: (C,) or None.
+        stride: whole number >= 1, or (vertical, horizontal).
+        dilation: multiplies k before truncation.
+        padding_mode: "zeros" or "circular".
+        anchor: "center" (k = s - K//2) or "start" (k = s).
+
+    Returns:
+        (N, C, ceil(H/stride), ceil(W/stride)), contiguous.
+
+    Raises:
+        InvalidArgument: a rule above is broken. Unsupported, BuildFailed, EnvironmentProblem: no kernel can be had here.
+    """
+    matrix = checks.weight_matrix(weight)
+    if not isinstance(x, torch.Tensor) or x.dim() != 4:
+        raise InvalidArgument(f"x must be a tensor of shape (N, C, H, W), got {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}")
+    if isinstance(theta, torch.Tensor):
+        if torch.compiler.is_compiling():
+            raise InvalidArgument(
+                "theta must be numbers, not a tensor, under torch.compile (offsets are compile-time constants): "
+                "call theta.tolist() outside, or use tvm_orient.nn.OrientedConv2d, or Taps with tap_conv2d"
+            )
+        theta = checks.angles(theta, x.shape[1])
+    key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
+    return _apply(x, matrix, key, bias, stride, padding_mode)
+
+
+def tap_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, taps: Taps, bias: torch.Tensor | None = None, *, stride: int | tuple[int, int] = 1, padding_mode: str = "zeros"
+) -> torch.Tensor:
+    """Depthwise convolution with any integer taps: y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw].
+
+    Args and returns as `oriented_conv2d`, with (dh, dw) = taps.offsets[g, s] for channel c of group g.
+
+    Raises:
+        InvalidArgument: taps is no Taps, or an operand breaks a rule. Unsupported, BuildFailed, EnvironmentProblem: no kernel.
+    """
+    if not isinstance(taps, Taps):
+        raise InvalidArgument(f"taps must be a Taps, got {type(taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
+    return _apply(x, checks.weight_matrix(weight), taps.key, bias, stride, padding_mode)
+
+
+@torch.compiler.assume_constant_result
+def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
+    return checks.line_taps(checks.angles(theta, channels), kernel_size, dilation, anchor, channels).key
+
+
+def _apply(x: torch.Tensor, weight: torch.Tensor, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str) -> torch.Tensor:
+    pair = checks.options(stride, padding_mode)
+    if not torch.compiler.is_compiling():
+        checks.conv_operands(x, weight, Taps.from_key(key))
+        if bias is not None:
+            checks.bias_vector(bias, x)
+    y = ops.conv(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
+    return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def warmup(specs: Sequence[ConvSpec] | ConvSpec, device: str | torch.device = "cpu") -> None:
+    """Load the kernels of these specs (building what is missing), so that later calls neither compile nor read the disk.
+
+    Call it before capturing a CUDA graph.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: a kernel cannot be had.
+    """
+    where = launch.device_of(torch.empty(0, device=device))
+    for spec in [specs] if isinstance(specs, ConvSpec) else specs:
+        launch.kernel(spec, where)

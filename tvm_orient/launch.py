@@ -1,0 +1,151 @@
+"""Launch: the one place where torch tensors and tvm-ffi meet."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cache, paths
+from .build import build
+from .device import Device, cpu_device, cuda_devices
+from .errors import EnvironmentProblem, Unsupported
+from .spec import ConvSpec
+from .tvmkit import check_ffi
+
+_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
+_LIMIT = 2**31 - 1  # kernels index with 32 bits
+_kernels: dict[tuple[ConvSpec, str, int], Kernel] = {}
+_lock = threading.Lock()
+_runtimes: list[ctypes.CDLL] = []
+_log = logging.getLogger(__name__)
+
+
+class Kernel:
+    """A loaded kernel of one spec on one device; call it with the operands, get the result."""
+
+    def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
+        import tvm_ffi
+
+        _load_runtime(device.kind)
+        self.spec, self.device, self.path = spec, device, path
+        self.module = tvm_ffi.load_module(str(path))
+        self.function = self.module.get_function("main")
+        facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
+        bands, taps = _find(facts, "workspace") or (0, 0)
+        self.workspace = (spec.channels, bands, taps)
+        self.alignment = _ALIGNMENT[device.kind]
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Operands of spec.op, contiguous and on the device: (x, w) -> y, (dy, w) -> dx or (x, dy) -> dw."""
+        spec, n = self.spec, first.shape[0]
+        if spec.op == "conv_dw":
+            out = first.new_empty((spec.channels, spec.kernel_size))
+            if n == 0:
+                return out.zero_()
+        elif spec.op == "conv":
+            out = first.new_empty((n, spec.channels, spec.out_height, spec.out_width))
+        else:
+            out = first.new_empty((n, spec.channels, spec.height, spec.width))
+        if n == 0:
+            return out
+        if n * spec.channels * spec.height * spec.width > _LIMIT:
+            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * spec.channels * spec.height * spec.width}: split the batch")
+        first, second = self._aligned(first), self._aligned(second)
+        if spec.op == "conv_dw":
+            self._run(first, second, first.new_empty((n, *self.workspace)), out)
+        else:
+            self._run(first, second, out)
+        return out
+
+    def _aligned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
+
+    def _run(self, *tensors: torch.Tensor) -> None:
+        if self.device.kind == "cuda" and torch.cuda.current_device() != self.device.index:
+            with torch.cuda.device(self.device.index):  # TVM's host stub sets the device and does not restore it
+                self.function(*tensors)
+        else:
+            self.function(*tensors)
+
+
+def _find(facts: Any, name: str) -> Any:
+    """A fact of how.json, at the top or one level down."""
+    if name in facts:
+        return facts[name]
+    return next((value[name] for value in facts.values() if isinstance(value, dict) and name in value), None)
+
+
+def _load_runtime(kind: str) -> None:
+    """Make TVM's runtime symbols visible without importing tvm, which costs 3 s."""
+    check_ffi()
+    if "tvm" in sys.modules or len(_runtimes) > (kind == "cuda"):
+        return
+    found = importlib.util.find_spec("tvm")
+    if found is None or not found.submodule_search_locations:
+        raise EnvironmentProblem("running a kernel needs libtvm_runtime.so of apache-tvm, which is not installed: pip install 'tvm-orient[compile]'")
+    folder = Path(found.submodule_search_locations[0]) / "lib"
+    for name in ["libtvm_runtime.so", "libtvm_runtime_cuda.so"][len(_runtimes) : 1 + (kind == "cuda")]:
+        try:
+            _runtimes.append(ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL))
+        except OSError as problem:
+            raise EnvironmentProblem(f"{name} does not load ({problem}): `tvm-orient doctor` says what is missing") from problem
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The device that a tensor lives on.
+
+    Raises:
+        Unsupported: neither a CPU nor a CUDA tensor.
+    """
+    if tensor.device.type == "cpu":
+        return cpu_device()
+    if tensor.device.type == "cuda":
+        return cuda_devices()[tensor.device.index or 0]
+    raise Unsupported(f"tensors must be on a CPU or a CUDA device, got {tensor.device}")
+
+
+def kernel(spec: ConvSpec, device: Device) -> Kernel:
+    """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+    """
+    key = (spec, device.slug, device.index)
+    found = _kernels.get(key)
+    if found is None:
+        with _lock:
+            found = _kernels.get(key)
+            if found is None:
+                if device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
+                    raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
+                found = Kernel(spec, device, build(spec, device, compiling=paths.building_allowed()))
+                _kernels[key] = found
+    return found
+
+
+def forget() -> None:
+    """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
+    with _lock:
+        _kernels.clear()
+    _forget_callbacks()
+
+
+def on_forget(callback: Any) -> None:
+    """Register a table that must be emptied with ours."""
+    _callbacks.append(callback)
+
+
+_callbacks: list[Any] = []
+
+
+def _forget_callbacks() -> None:
+    for callback in _callbacks:
+        callback()

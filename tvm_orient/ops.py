@@ -1,0 +1,126 @@
+"""The torch operators: tvm_orient::conv, conv_dx and conv_dw, closed under differentiation.
+
+The geometry crosses the boundary as Taps.key: static, self-describing, stable under export. Kernels are chosen inside the
+implementation, where sizes are plain ints, so that torch.compile adds no guards for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from . import checks, launch
+from .launch import Kernel
+from .spec import ConvSpec
+from .taps import Taps
+
+_library = torch.library.Library("tvm_orient", "DEF")
+_library.define("conv(Tensor x, Tensor weight, str taps, int[2] stride, str padding_mode) -> Tensor")
+_library.define("conv_dx(Tensor dy, Tensor weight, str taps, SymInt height, SymInt width, int[2] stride, str padding_mode) -> Tensor")
+_library.define("conv_dw(Tensor x, Tensor dy, str taps, int[2] stride, str padding_mode) -> Tensor")
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel(op: str, channels: int, height: int, width: int, taps: str, stride: tuple[int, int], padding_mode: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+    spec = ConvSpec(op, channels, height, width, Taps.from_key(taps), stride, padding_mode, checks.dtype_name(dtype))
+    return launch.kernel(spec, launch.device_of(torch.empty(0, device=device)))
+
+
+launch.on_forget(_kernel.cache_clear)
+
+
+def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    pair = (stride[0], stride[1])
+    checks.conv_operands(x, weight, Taps.from_key(taps))
+    _, c, h, w = x.shape
+    return _kernel("conv", c, h, w, taps, pair, padding_mode, x.dtype, x.device)(x.contiguous(), weight.contiguous())
+
+
+def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
+    pair = (stride[0], stride[1])
+    checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, pair)
+    return _kernel("conv_dx", dy.shape[1], height, width, taps, pair, padding_mode, dy.dtype, dy.device)(dy.contiguous(), weight.contiguous())
+
+
+def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    pair = (stride[0], stride[1])
+    checks.dw_operands(x, dy, pair)
+    _, c, h, w = x.shape
+    return _kernel("conv_dw", c, h, w, taps, pair, padding_mode, x.dtype, x.device)(x.contiguous(), dy.contiguous())
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("conv", _conv, _key)
+    _library.impl("conv_dx", _conv_dx, _key)
+    _library.impl("conv_dw", _conv_dw, _key)
+
+
+# ---- fakes: shapes only, with the strides that the kernels write --------------------------------
+
+
+def _fake_weight(image: torch.Tensor, weight: torch.Tensor, taps: str) -> None:
+    torch._check(weight.shape[0] == image.shape[1], lambda: f"depthwise needs one row of weights per channel: {image.shape[1]} channels, weight {weight.shape[0]}")
+    size = Taps.from_key(taps).kernel_size
+    torch._check(weight.shape[1] == size, lambda: f"weight must have as many columns as there are taps: {size} taps, weight has {weight.shape[1]}")
+
+
+@torch.library.register_fake("tvm_orient::conv", lib=_library)
+def _conv_fake(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    _fake_weight(x, weight, taps)
+    n, c, h, w = x.shape
+    return x.new_empty((n, c, (h + stride[0] - 1) // stride[0], (w + stride[1] - 1) // stride[1]))
+
+
+@torch.library.register_fake("tvm_orient::conv_dx", lib=_library)
+def _conv_dx_fake(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
+    _fake_weight(dy, weight, taps)
+    return dy.new_empty((dy.shape[0], dy.shape[1], height, width))
+
+
+@torch.library.register_fake("tvm_orient::conv_dw", lib=_library)
+def _conv_dw_fake(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    torch._check(x.shape[1] == dy.shape[1], lambda: f"x has {x.shape[1]} channels, dy {dy.shape[1]}")
+    return x.new_empty((x.shape[1], Taps.from_key(taps).kernel_size))
+
+
+# ---- gradients: each op is linear in both operands, and its adjoints are the other two ----------
+
+conv = torch.ops.tvm_orient.conv.default
+conv_dx = torch.ops.tvm_orient.conv_dx.default
+conv_dw = torch.ops.tvm_orient.conv_dw.default
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.options = inputs[2:]
+
+
+def _conv_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    taps, stride, padding_mode = ctx.options
+    dx = conv_dx(grad, weight, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
+    dw = conv_dw(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    return dx, dw, None, None, None
+
+
+def _conv_dx_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    dy, weight = ctx.saved_tensors
+    taps, _, _, stride, padding_mode = ctx.options
+    ddy = conv(grad, weight, taps, stride, padding_mode) if ctx.needs_input_grad[0] else None
+    dw = conv_dw(grad, dy, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    return ddy, dw, None, None, None, None, None
+
+
+def _conv_dw_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    x, dy = ctx.saved_tensors
+    taps, stride, padding_mode = ctx.options
+    dx = conv_dx(dy, grad, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
+    ddy = conv(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    return dx, ddy, None, None, None
+
+
+torch.library.register_autograd("tvm_orient::conv", _conv_backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("tvm_orient::conv_dx", _conv_dx_backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("tvm_orient::conv_dw", _conv_dw_backward, setup_context=_save, lib=_library)
