@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from tvm_orient.compute import Form
 from tvm_orient.device import Device
+from tvm_orient.form import Form
 from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_orient.compute import Form
 from tvm_orient.device import Device
+from tvm_orient.form import Form
 from tvm_orient.spec import ConvSpec
 
 from ..base import Decisions, Template
@@ -64,7 +64,7 @@ class Rows(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], halo=1, reduce=bool(decisions["tap_outer"]))
+        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"], reduce=bool(decisions["tap_outer"]))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
@@ -73,7 +73,7 @@ class Rows(Template):
         band, patch, row = sch.split(h, [None, decisions["band_patches"], decisions["patch_h"]])
         sch.compute_at(acc, patch, preserve_unit_loops=True)
         sch.compute_at(stage, band, preserve_unit_loops=True)
-        _, _, _, _, _, rows, phase, vectors, lane, *tap = sch.get_loops(acc)
+        rows, phase, vectors, lane, *tap = sch.get_loops(acc)[5:]
         across, beside = sch.split(vectors, [None, decisions["patch_v"]])
         sch.reorder(across, *tap, rows, phase, beside, lane)
         for loop in (rows, phase, beside, *tap):
@@ -109,7 +109,7 @@ class RowsDw(Template):
         return {"vector": vectors[0] if _columns(spec) > vectors[-1] else vectors[-1], "taps": 16}
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"])
+        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         part, lanes, stage, dys, total, y = (sch.get_sblock(name) for name in ("part", "lanes", "stage", "dys", "total", "y"))

@@ -1,0 +1,137 @@
+"""A problem on the command line: the same options for every verb, turned into specs in one place."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ..device import Device, arch_device, device_for
+from ..errors import InvalidArgument
+from ..spec import DTYPES, OPS, PADDING_MODES, ConvSpec
+from ..taps import Anchor, Taps
+
+EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
+_PANEL = "The problem"
+
+Angles = Annotated[str | None, typer.Option(help=f"Angles in DEGREES, counter-clockwise, one per group of channels. [default: {EIGHT}]", rich_help_panel=_PANEL)]
+KernelSize = Annotated[int | None, typer.Option(help="Taps per channel, odd.", rich_help_panel=_PANEL)]
+Dilation = Annotated[int | None, typer.Option(help="Distance between taps. [default: 1]", rich_help_panel=_PANEL)]
+Target = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto, a GPU where there is one]")]
+Arch = Annotated[str | None, typer.Option(help="A GPU that need not be here, such as sm_90a.")]
+
+
+def problem_specs(
+    op: Annotated[str | None, typer.Option(metavar="|".join((*OPS, "all")), help="Forward, or a gradient; all is the three. [default: conv]", rich_help_panel=_PANEL)] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of x.", rich_help_panel=_PANEL)] = None,
+    height: Annotated[int | None, typer.Option(help="Rows of x.", rich_help_panel=_PANEL)] = None,
+    width: Annotated[int | None, typer.Option(help="Columns of x.", rich_help_panel=_PANEL)] = None,
+    kernel_size: KernelSize = None,
+    angles: Angles = None,
+    stride: Annotated[str | None, typer.Option(help="2, or 2x1 for vertical x horizontal. [default: 1]", rich_help_panel=_PANEL)] = None,
+    dilation: Dilation = None,
+    padding_mode: Annotated[str | None, typer.Option(metavar="|".join(PADDING_MODES), help="What lies beyond the edges. [default: zeros]", rich_help_panel=_PANEL)] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="|".join(DTYPES), help="[default: float32]", rich_help_panel=_PANEL)] = None,
+    specs: Annotated[Path | None, typer.Option(metavar="FILE", help="Spec keys instead, one a line (# begins a comment).", rich_help_panel=_PANEL)] = None,
+) -> list[ConvSpec]:
+    """The specs that the options mean, each once.
+
+    Raises:
+        InvalidArgument: an option is missing, at odds with --specs, or breaks a rule of the operator.
+    """
+    given = {name: value for name, value in locals().items() if value is not None and name != "specs"}
+    if specs is not None:
+        if given:
+            raise InvalidArgument(f"--specs gives whole problems, so it stands alone, got {', '.join(map(_flag, given))} too: drop one or the other")
+        return read_specs(specs)
+    absent = [_flag(name) for name in ("channels", "height", "width", "kernel_size") if name not in given]
+    if channels is None or height is None or width is None or kernel_size is None:
+        raise InvalidArgument(f"a problem needs --channels, --height, --width and --kernel-size, or --specs FILE, got no {', '.join(absent)}")
+    taps = line_taps(angles, kernel_size, dilation)
+    if taps.groups > channels:
+        raise InvalidArgument(f"every angle needs a channel, got {taps.groups} angles for {channels} channels: give fewer with --angles")
+    ops = OPS if op == "all" else (op or "conv",)
+    return [ConvSpec(name, channels, height, width, taps, _stride(stride or "1"), padding_mode or "zeros", dtype or "float32") for name in ops]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None, anchor: Anchor = "center") -> Taps:
+    """Taps of lines at angles in degrees, separated by commas.
+
+    Raises:
+        InvalidArgument: not finite numbers, or a rule of Taps.oriented is broken.
+    """
+    degrees = []
+    for word in (angles if angles is not None else EIGHT).split(","):
+        try:
+            degrees.append(float(word))
+        except ValueError:
+            degrees.append(math.nan)
+        if not math.isfinite(degrees[-1]):
+            raise InvalidArgument(f"--angles takes finite numbers of degrees separated by commas, got {word.strip()!r}: such as --angles 0,22.5,45")
+    radians = np.asarray([math.radians(value) for value in degrees], dtype=np.float64).astype(np.float32)
+    return Taps.oriented(radians, kernel_size, 1 if dilation is None else dilation, anchor)
+
+
+def _stride(text: str) -> tuple[int, int]:
+    words = text.lower().split("x")
+    if len(words) > 2 or not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise InvalidArgument(f"--stride takes a whole number >= 1, or two of them (vertical x horizontal), got {text!r}: such as 2 or 2x1")
+    return int(words[0]), int(words[-1])
+
+
+def read_specs(path: Path) -> list[ConvSpec]:
+    """The specs of a file of keys, in order, each once; # begins a comment.
+
+    Raises:
+        InvalidArgument: the file cannot be read or holds no key, or a line is not a key (the line is named).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+        raise InvalidArgument(f"cannot read the specs file {path}: {reason}: give a text file of spec keys, one a line") from problem
+    found: dict[ConvSpec, None] = {}
+    for number, line in enumerate(lines, 1):
+        key = line.partition("#")[0].strip()
+        if key:
+            try:
+                found[ConvSpec.from_key(key)] = None
+            except InvalidArgument as problem:
+                raise InvalidArgument(f"{path}, line {number}: {problem}") from problem
+    if not found:
+        raise InvalidArgument(f"a specs file holds at least one spec key, got none in {path}: a key reads like conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5")
+    return list(found)
+
+
+def takes_problem(verb: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a problem before the verb's own; the verb gets the list of specs as its first argument."""
+    shared = inspect.signature(problem_specs, eval_str=True).parameters
+    own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(verb)
+    def with_problem(**given: Any) -> None:
+        verb(problem_specs(**{name: given.pop(name) for name in shared}), **given)
+
+    with_problem.__signature__ = inspect.Signature([*shared.values(), *own])  # type: ignore[attr-defined]
+    return with_problem
+
+
+def chosen_device(target: str | None, arch: str | None = None) -> Device:
+    """The device that --target or --arch means.
+
+    Raises:
+        InvalidArgument: both, or an unknown one. EnvironmentProblem: cuda was asked for and there is none.
+    """
+    if target is not None and arch is not None:
+        raise InvalidArgument(f"--target is a device here and --arch one elsewhere, got both ({target}, {arch}): drop one")
+    return arch_device(arch) if arch is not None else device_for("auto" if target is None else target)
