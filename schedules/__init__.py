@@ -8,8 +8,9 @@ from tvm_orient.spec import ConvSpec
 
 from .base import Decisions, Template
 from .cpu import rows
+from .cuda import shared_patch
 
-TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE)
+TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE, shared_patch.TEMPLATE)
 
 
 def candidates(spec: ConvSpec, device: Device) -> tuple[list[Template], dict[str, str]]:

@@ -72,3 +72,8 @@ class Template(ABC):
 def divisors(value: int, most: int) -> tuple[int, ...]:
     """Divisors of value up to `most`, ascending."""
     return tuple(d for d in range(1, min(value, most) + 1) if value % d == 0)
+
+
+def most_dividing(value: int, most: int) -> int:
+    """The largest divisor of value that is <= most."""
+    return divisors(value, most)[-1]

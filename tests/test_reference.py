@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tvm_orient.taps import Taps, angles_between
 SIZES = [(1, 1), (1, 9), (8, 1), (5, 5), (14, 10), (7, 16), (13, 3)]
 STRIDES = [(1, 1), (2, 2), (2, 1), (3, 2)]
 EIGHT = Taps.oriented(angles_between(8), 31)
-FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [40, -3]], [[-1, -1], [3, -7], [0, 0], [100, 100]]])
+FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [17, -3]], [[-1, -1], [3, -7], [0, 0], [18, 20]]])
 
 
 def image(channels: int, size: tuple[int, int], batch: int = 2) -> Tensor:
@@ -82,7 +83,7 @@ def test_definition(padding_mode: str, stride: tuple[int, int], size: tuple[int,
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES[1::2])
 @pytest.mark.parametrize("taps", [EIGHT, FREE], ids=["eight", "free"])
 def test_adjoint(padding_mode: str, stride: tuple[int, int], size: tuple[int, int], taps: Taps) -> None:
     x, w = image(9, size), torch.randn(9, taps.kernel_size, dtype=torch.float64)
@@ -177,12 +178,8 @@ def test_tolerance_holds_float32_and_catches_a_fault(op: str, size: tuple[int, i
         else:
             single[lo:hi, s] = (first[:, lo:hi, *into] * second[:, lo:hi, *out]).flatten(2).transpose(1, 2).flatten(0, 1).cumsum(0)[-1]
     assert 0 < (single - exact).abs().max() <= bound
-    wrong = dataclass_with(spec, Taps.oriented(angles_between(8) + 0.1, 31))
-    assert (reference.run(wrong, first, second) - exact).abs().max() > 100 * bound
-
-
-def dataclass_with(spec: ConvSpec, taps: Taps) -> ConvSpec:
-    return ConvSpec(spec.op, spec.channels, spec.height, spec.width, taps)
+    first[0, :, size[0] // 2, size[1] // 2] += 1.0  # one pixel of one image
+    assert (reference.run(spec, first, second) - exact).abs().max() > 3 * bound
 
 
 def test_tolerance_formula() -> None:
@@ -209,6 +206,6 @@ def test_tolerance_formula() -> None:
         (lambda: reference.run(ConvSpec("conv", 2, 3, 3, EIGHT), torch.zeros(1, 2, 3, 3)), "two operands"),
     ],
 )
-def test_misfits_are_refused(call, rule: str) -> None:
+def test_misfits_are_refused(call: Callable[[], Tensor], rule: str) -> None:
     with pytest.raises(InvalidArgument, match=rule):
         call()

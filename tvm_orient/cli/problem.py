@@ -20,24 +20,24 @@ from ..taps import Anchor, Taps
 EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
 _PANEL = "The problem"
 
-Angles = Annotated[str | None, typer.Option(help=f"Angles in DEGREES, counter-clockwise, one per group of channels. [default: {EIGHT}]", rich_help_panel=_PANEL)]
+Angles = Annotated[str | None, typer.Option(help="Angles in DEGREES, counter-clockwise, one per group of channels.", show_default=EIGHT, rich_help_panel=_PANEL)]
 KernelSize = Annotated[int | None, typer.Option(help="Taps per channel, odd.", rich_help_panel=_PANEL)]
-Dilation = Annotated[int | None, typer.Option(help="Distance between taps. [default: 1]", rich_help_panel=_PANEL)]
-Target = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto, a GPU where there is one]")]
+Dilation = Annotated[int | None, typer.Option(help="Distance between taps.", show_default="1", rich_help_panel=_PANEL)]
+Target = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="auto is a GPU where there is one.", show_default="auto")]
 Arch = Annotated[str | None, typer.Option(help="A GPU that need not be here, such as sm_90a.")]
 
 
 def problem_specs(
-    op: Annotated[str | None, typer.Option(metavar="|".join((*OPS, "all")), help="Forward, or a gradient; all is the three. [default: conv]", rich_help_panel=_PANEL)] = None,
+    op: Annotated[str | None, typer.Option(metavar="|".join((*OPS, "all")), help="Forward, or a gradient; all is the three.", show_default="conv", rich_help_panel=_PANEL)] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of x.", rich_help_panel=_PANEL)] = None,
     height: Annotated[int | None, typer.Option(help="Rows of x.", rich_help_panel=_PANEL)] = None,
     width: Annotated[int | None, typer.Option(help="Columns of x.", rich_help_panel=_PANEL)] = None,
     kernel_size: KernelSize = None,
     angles: Angles = None,
-    stride: Annotated[str | None, typer.Option(help="2, or 2x1 for vertical x horizontal. [default: 1]", rich_help_panel=_PANEL)] = None,
+    stride: Annotated[str | None, typer.Option(help="2, or 2x1 for vertical x horizontal.", show_default="1", rich_help_panel=_PANEL)] = None,
     dilation: Dilation = None,
-    padding_mode: Annotated[str | None, typer.Option(metavar="|".join(PADDING_MODES), help="What lies beyond the edges. [default: zeros]", rich_help_panel=_PANEL)] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="|".join(DTYPES), help="[default: float32]", rich_help_panel=_PANEL)] = None,
+    padding_mode: Annotated[str | None, typer.Option(metavar="|".join(PADDING_MODES), help="What lies beyond the edges.", show_default="zeros", rich_help_panel=_PANEL)] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="|".join(DTYPES), help="Element type.", show_default="float32", rich_help_panel=_PANEL)] = None,
     specs: Annotated[Path | None, typer.Option(metavar="FILE", help="Spec keys instead, one a line (# begins a comment).", rich_help_panel=_PANEL)] = None,
 ) -> list[ConvSpec]:
     """The specs that the options mean, each once.

@@ -1,0 +1,128 @@
+"""CUDA: halo tile staged in shared memory, a register patch of outputs per thread.
+
+Offsets are constants and the tap loop is an expression, so nvcc keeps each loaded value for every output of the patch
+that needs it and merges neighbours into 16-byte shared loads: 2 to 4 shared loads an output at K=31 instead of 31.
+A block owns a band of rows of `planes` channels; it stages rows + max dh - min dh rows, and nothing more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_orient.device import Device
+from tvm_orient.form import Form
+from tvm_orient.gather import gather, round_up
+from tvm_orient.spec import ConvSpec
+
+from ..base import Decisions, Template, most_dividing
+
+_VECTOR = 4  # floats in a 16-byte load
+_MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
+_MOST_UNROLLED = 4096  # multiply-adds of one thread
+
+
+class SharedPatch(Template):
+    """conv and conv_dx, any stride."""
+
+    name, version, kind, ops = "shared_patch", 1, "cuda", ("conv", "conv_dx")
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.dtype != "float32":
+            return f"for float32 only, got {spec.dtype}"
+        if spec.taps.groups == 1:
+            terms = max(len(t) for t in gather(spec).terms.values())
+            if terms > _MOST_TERMS:
+                return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
+            if self._shared(spec, {"row_patches": 1, "patch_h": gather(spec).phases[0], "planes": 1}) > device.shared_memory:
+                return f"one row with its halo needs more shared memory than the {device.shared_memory} bytes of a block"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        g = gather(spec)
+        heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
+        widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
+        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": (4, 2, 1), "weights_shared": (0, 1)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        g, knobs = gather(spec), self.knobs(spec, device)
+        height, width = g.output
+        tall = g.span() > 20  # steep lines reuse rows: see docs/performance.md
+        patch_h = min(knobs["patch_h"], key=lambda p: (-(-height // p) * p - height, abs(p - (7 if tall and height % 7 == 0 else 4))))
+        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(p - 4)))
+        across = -(-width // patch_w)
+        vector = _VECTOR if spec.width % _VECTOR == 0 and g.step[1] == 1 and not g.wrap else 1
+        decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": vector, "weights_shared": 0}
+        best = decisions
+        for row_patches in knobs["row_patches"]:
+            for planes in knobs["planes"]:
+                trial = {**decisions, "row_patches": row_patches, "planes": planes}
+                if row_patches * patch_h < height + patch_h and spec.channels % planes == 0 and self._invalid(spec, device, trial) is None and self._score(spec, trial) > self._score(spec, best):
+                    best = trial
+        return best if across else decisions
+
+    def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
+        """Useful share of what a block loads and runs: staged rows that are not halo, times lanes that are not idle."""
+        g = gather(spec)
+        rows = min(decisions["row_patches"] * decisions["patch_h"], g.output[0])
+        staged = (rows - 1) * g.step[0] + g.span()
+        threads = self._threads(spec, decisions)
+        lanes = threads / round_up(threads, 32)
+        crowd = min(1.0, threads / 128) * min(1.0, 49152 / 2 / self._shared(spec, decisions))
+        return (rows * g.step[0] / staged) ** 0.5 * lanes * crowd**0.5
+
+    def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
+        return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
+
+    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Bytes of the staged tile."""
+        g = gather(spec)
+        stage = g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+        rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
+        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * spec.itemsize
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
+        if threads > 1024:
+            return f"a block would have {threads} threads, at most 1024"
+        if shared > min(device.shared_memory, 49152):
+            return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
+        work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
+        if work > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return None
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(halo=_VECTOR, pitch=_VECTOR)
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
+        weights = sch.cache_read(y, 0 if sch.get(y).reads[0].source.name == "w" else 1, "shared") if decisions["weights_shared"] else None
+        n, c, h, w = sch.get_loops(y)
+        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
+        band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
+        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
+        sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
+        block = sch.fuse(n, block_c, band)
+        sch.bind(block, "blockIdx.x")
+        thread = sch.fuse(plane, row, column)
+        threads = int(sch.get(thread).extent)
+        sch.bind(thread, "threadIdx.x")
+        sch.compute_at(stage, block, preserve_unit_loops=True)
+        self._cooperate(sch, stage, threads, decisions["vector"])
+        if weights is not None:
+            sch.compute_at(weights, block, preserve_unit_loops=True)
+            self._cooperate(sch, weights, threads, 1)
+        sch.unroll(pixel_h)
+        sch.unroll(pixel_w)
+
+    def _cooperate(self, sch: Any, stage: Any, threads: int, vector: int) -> None:
+        """All threads of the block fill a shared buffer together."""
+        sch.set_scope(stage, 0, "shared")
+        loop = sch.fuse(*sch.get_loops(stage)[1:])
+        _, thread, *lanes = sch.split(loop, [None, threads, vector] if vector > 1 else [None, threads])
+        sch.bind(thread, "threadIdx.x")
+        if lanes:
+            sch.vectorize(lanes[0])
+
+
+TEMPLATE = SharedPatch()

@@ -1,0 +1,8 @@
+"""The command line: tvm-orient. One file a verb; nothing imports this package."""
+
+from __future__ import annotations
+
+from . import bench, build, cache, demo, doctor, explain, logs, show, tune  # noqa: F401  each registers its verbs with the app
+from .base import app
+
+__all__ = ["app"]

@@ -1,0 +1,55 @@
+"""bench: our kernels against the fastest ways of computing the same thing with PyTorch alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..spec import ConvSpec
+from .base import app, examples
+from .output import Json, console, print_json
+from .problem import Target, chosen_device, takes_problem
+
+
+@app.command(epilog=examples("bench --op all --channels 512 --height 14 --width 14 --kernel-size 31 --batch 8", "bench --specs keys.txt --csv speed.csv"))
+@takes_problem
+def bench(
+    specs: list[ConvSpec],
+    target: Target = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time what PyTorch alone can do too.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each; the median counts.")] = 30,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every row there too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time our kernels and their peers with cold caches; what fails the check against the reference gets no time."""
+    from .. import bench as timing
+
+    device = chosen_device(target)
+    with _progress(console(err=True)) as report:
+        rows = timing.bench(specs, device, batch=batch, peers=peers, repeats=repeats, report=report)
+    if csv is not None:
+        timing.write_csv(rows, csv)
+    if as_json:
+        print_json({"device": dataclasses.asdict(device), "batch": batch, "rows": [dataclasses.asdict(row) for row in rows]})
+        return
+    printer = console()
+    printer.print(timing.table(rows))
+    if csv is not None:
+        printer.print(f"wrote {csv}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress(printer: Console) -> Iterator[Callable[[str], None]]:
+    """One line that changes in a terminal, lines elsewhere; always on standard error, apart from the results."""
+    if printer.is_terminal:
+        with printer.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda text: printer.print(text, soft_wrap=True)

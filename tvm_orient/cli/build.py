@@ -1,0 +1,74 @@
+"""build: kernels compiled ahead, into the cache or into folders to ship."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ..device import Device
+from ..errors import OrientError
+from ..spec import ConvSpec
+from .base import app, complain, examples
+from .output import Json, console, duration, print_json, size, table
+from .problem import Arch, Target, chosen_device, takes_problem
+
+
+@app.command(epilog=examples("build --arch sm_90a --op all --channels 512 --height 56 --width 56 --kernel-size 31 -o kernels", "build --specs keys.txt --target cpu"))
+@takes_problem
+def build(
+    specs: list[ConvSpec],
+    target: Target = None,
+    arch: Arch = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Export to folders in DIR that run without a compiler; without it, fill the cache.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile kernels ahead of time. --arch needs neither that GPU nor nvcc."""
+    device = chosen_device(target, arch)
+    printer = console(err=as_json)
+    rows = []
+    for number, spec in enumerate(specs, 1):
+        if printer.is_terminal:
+            with printer.status(f"building {number} of {len(specs)}: {spec.op}, {spec.taps.groups} angles, for {device.arch}"):
+                rows.append(_one(spec, device, out))
+        else:
+            rows.append(_one(spec, device, out))
+    failed = [row for row in rows if row["error"]]
+    if as_json:
+        print_json({"device": device.slug, "arch": device.arch, "kernels": rows})
+    else:
+        _print(rows)
+    for row in failed:
+        complain(f"{row['spec']}: {row['error']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _one(spec: ConvSpec, device: Device, out: Path | None) -> dict[str, Any]:
+    """One row of the table; a kernel that cannot be built does not stop the others."""
+    start = time.perf_counter()
+    try:
+        if out is None:
+            from ..build import build as compiled
+
+            folder = compiled(spec, device).parent
+        else:
+            from ..aot import export
+
+            folder = export(spec, device, out)
+        held, error = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()), None
+    except OrientError as problem:
+        folder, held, error = None, 0, str(problem)
+    seconds = round(time.perf_counter() - start, 3)
+    return {"spec": spec.key, "folder": None if folder is None else str(folder), "bytes": held, "seconds": seconds, "error": error}
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    shown = table("kernel", "folder", "size", "time", right=("size", "time"), fold=("kernel", "folder"))
+    for row in rows:
+        folder = Text("failed", style="red") if row["folder"] is None else row["folder"]
+        shown.add_row(row["spec"], folder, size(row["bytes"]) if row["folder"] else "-", duration(row["seconds"]))
+    console().print(shown)

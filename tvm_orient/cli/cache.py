@@ -1,0 +1,46 @@
+"""cache: what is compiled on this machine."""
+
+from __future__ import annotations
+
+import typer
+
+from .base import app, examples
+from .output import Json, console, print_json, size, table
+
+cache_app = typer.Typer(no_args_is_help=True, help="List or clear the compiled kernels of this machine.", epilog=examples("cache list"))
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("list", epilog=examples("cache list", "cache list --json"))
+def list_entries(as_json: Json = False) -> None:
+    """List the compiled kernels."""
+    from ..cache import KernelCache
+
+    store = KernelCache()
+    entries = store.entries()
+    if as_json:
+        print_json({"directory": str(store.directory), "entries": entries})
+        return
+    printer = console()
+    rows = table("entry", "kernel", "arch", "size", "made", right=("size",), fold=("kernel",))
+    for how in entries:
+        key = how.get("key", {})
+        rows.add_row(str(how.get("name")), str(key.get("spec")), str(key.get("arch")), size(int(how.get("size", 0))), str(how.get("made"))[:16].replace("T", " "))
+    if entries:
+        printer.print(rows)
+        printer.print()
+    total = sum(int(how.get("size", 0)) for how in entries)
+    printer.print(f"{len(entries)} kernels, {size(total)} in {store.directory}", soft_wrap=True)
+
+
+@cache_app.command("clear", epilog=examples("cache clear"))
+def clear(as_json: Json = False) -> None:
+    """Remove every compiled kernel; they are built again when they are needed."""
+    from ..cache import KernelCache
+
+    store = KernelCache()
+    count = store.clear()
+    if as_json:
+        print_json({"directory": str(store.directory), "removed": count})
+    else:
+        console().print(f"removed {count} kernels from {store.directory}", soft_wrap=True)

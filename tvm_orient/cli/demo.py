@@ -1,0 +1,24 @@
+"""demo: the whole path, once, on photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .base import app, examples
+from .output import console
+
+
+@app.command(epilog=examples("demo", "demo -o pictures --trials 64"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = Path("demo_out"),
+    trials: Annotated[int, typer.Option(min=1, help="Candidates to measure for each angle.")] = 16,
+) -> None:
+    """Tune, build, verify, run and time a bank of oriented filters on a photograph; writes pictures."""
+    from ..demo import run
+
+    code = run(out, trials, console())
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,101 @@
+"""explain: which record or default each angle of a problem would be built from, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..spec import ConvSpec
+from .base import app, examples
+from .output import Json, angle, console, layer, microseconds, print_json, speedup, table
+from .problem import Arch, Target, chosen_device, takes_problem
+
+if TYPE_CHECKING:
+    from ..build import Explained
+
+
+@app.command(epilog=examples("explain --channels 512 --height 56 --width 56 --kernel-size 31", "explain --specs keys.txt --arch sm_90a --json"))
+@takes_problem
+def explain(
+    specs: list[ConvSpec],
+    target: Target = None,
+    arch: Arch = None,
+    mode: Annotated[str | None, typer.Option(metavar="strict|nearest|default", help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP, or default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not."""
+    from ..build import explain as explained
+
+    device = chosen_device(target, arch)
+    answers = [(spec, explained(spec, device, mode)) for spec in specs]
+    if as_json:
+        print_json({"device": dataclasses.asdict(device), "specs": [{"spec": spec.key, "parts": _plain(spec, parts)} for spec, parts in answers]})
+        return
+    printer = console()
+    for number, (spec, parts) in enumerate(answers):
+        if number:
+            printer.print()
+        _print(printer, spec, parts, device.slug)
+
+
+def _step(part: Explained) -> str:
+    """The step that answered; none where the mode forbids even the default."""
+    return "none" if any(step == "default" for step, _ in part.tried) else part.choice.step
+
+
+def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
+    return [
+        {
+            "spec": part.part.key,
+            "angle": angle(part.part.taps),
+            "channels": [first, stop],
+            "step": _step(part),
+            "template": part.choice.template,
+            "template_version": part.choice.version,
+            "decisions": dict(part.choice.decisions),
+            "record": None if part.record is None else part.record.model_dump(by_alias=True),
+            "source": None if part.source is None else str(part.source),
+            "tried": [{"step": step, "why_not": why} for step, why in part.tried],
+        }
+        for (first, stop, _), part in zip(spec.parts(), parts, strict=True)
+    ]
+
+
+def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str) -> None:
+    printer.print(layer(spec, device), style="bold")
+    printer.print()
+    rows = table("angle", "channels", "answered by", "template", "decisions", "time", "default/time", right=("time", "default/time"), fold=("decisions",))
+    for (first, stop, _), part in zip(spec.parts(), parts, strict=True):
+        step, record, choice = _step(part), part.record, part.choice
+        decisions = " ".join(f"{name}={value}" for name, value in choice.decisions)
+        times = ("-", "-") if record is None else (microseconds(record.median_us), speedup(record.default_us, record.median_us))
+        colour = "red" if step == "none" else "yellow" if step == "default" else "green"
+        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", Text(step, style=colour), f"{choice.template} v{choice.version}", decisions, *times)
+    printer.print(rows)
+    printer.print("\nsteps of the lookup, in order", style="bold")
+    whole = table("step", "angles", "answer", fold=("answer", "angles"))
+    whole.show_header = False
+    for step, angles, answer in _story(parts):
+        answered = answer.startswith("answered")
+        whole.add_row(step, "all" if len(angles) == len(parts) else " ".join(angles), Text(answer, style="green" if answered else "dim"))
+    printer.print(whole)
+
+
+def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
+    """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
+    from ..logs import STEPS
+
+    said: dict[tuple[str, str], list[str]] = {}
+    for part in parts:
+        name, tried = angle(part.part.taps), dict(part.tried)
+        for step in STEPS:
+            if step in tried:
+                said.setdefault((step, tried[step]), []).append(name)
+            elif step == part.choice.step:
+                source = f"answered, from {part.source}" if part.source else "answered: the template's own choice, not tuned (`tvm-orient tune` looks for a better one)"
+                said.setdefault((step, source), []).append(name)
+    return [(step, angles, what) for step in STEPS for (other, what), angles in said.items() if other == step]

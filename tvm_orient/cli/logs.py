@@ -1,0 +1,165 @@
+"""logs: the tuning logs as files: where they are, whether they are sound, and how to bring them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from .. import paths
+from ..errors import InvalidArgument, LogFileError
+from .base import app, complain, examples
+from .output import Json, console, print_json, size, table
+
+if TYPE_CHECKING:
+    from ..logs import Record
+
+logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, check, merge and prune them.", epilog=examples("logs list", "logs merge a.jsonl b.jsonl -o both.jsonl"))
+app.add_typer(logs_app, name="logs")
+
+Force = Annotated[bool, typer.Option("--force", help="Replace the file even where that drops records or lines that cannot be read.")]
+
+
+@logs_app.command(epilog=examples("logs where"))
+def where(as_json: Json = False) -> None:
+    """Print the folders that lookup reads, first to last."""
+    folders = _folders()
+    if as_json:
+        print_json({name: str(folder) for name, folder in folders.items()})
+        return
+    for name, folder in folders.items():
+        note = "" if folder.is_dir() else "  (not made yet)"
+        console().print(f"{name:<8} {folder}{note}", soft_wrap=True)
+
+
+def _folders() -> dict[str, Path]:
+    return {"user": paths.user_log_dir(), "shipped": paths.shipped_log_dir()}
+
+
+@logs_app.command("list", epilog=examples("logs list", "logs list --json"))
+def list_files(as_json: Json = False) -> None:
+    """List the log files of this machine: the user's and those that came with the package."""
+    rows = [{"source": name, **_summary(path)} for name, folder in _folders().items() for path in sorted(folder.glob("*/*.jsonl"))]
+    if as_json:
+        print_json(rows)
+        return
+    printer = console()
+    if not rows:
+        printer.print("no tuning logs yet: `tvm-orient tune` writes them")
+        return
+    shown = table("from", "device", "op", "records", "bad lines", "size", right=("records", "bad lines", "size"), fold=("device",))
+    for row in rows:
+        path = Path(row["file"])
+        bad = Text(str(row["bad"]), style="red" if row["bad"] else "")
+        shown.add_row(row["source"], path.parent.name, path.stem, str(row["records"]), bad if not row["error"] else Text("unreadable", style="red"), size(path.stat().st_size))
+    printer.print(shown)
+
+
+@logs_app.command(epilog=examples("logs check tuning_logs/nvidia-h200/conv.jsonl", "logs check tuning_logs --json"))
+def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Log files, or folders of them.")], as_json: Json = False) -> None:
+    """Read every line; exit 1 where one is bad, blank, of another schema, of an older template, or no faster than the default."""
+    rows = [_summary(path) for path in _expanded(files)]
+    wrong = [row for row in rows if row["error"] or any(row[name] for name in _FLAWS)]
+    if as_json:
+        print_json(rows)
+    else:
+        _print_check(rows)
+    for row in rows:
+        if row["error"]:
+            complain(row["error"])
+    if wrong:
+        raise typer.Exit(1)
+
+
+_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "no gain"}
+
+
+def _expanded(files: list[Path]) -> list[Path]:
+    """The files themselves, and the log files under each folder.
+
+    Raises:
+        InvalidArgument: a folder without log files.
+    """
+    found = []
+    for path in files:
+        inside = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise InvalidArgument(f"a folder of tuning logs holds .jsonl files, got none under {path}")
+        found += inside
+    return found
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What a file holds, counted; error says why where it cannot be read as a whole."""
+    from .. import logs
+
+    try:
+        log, error = logs.read(path), None
+    except LogFileError as problem:
+        log, error = logs.LogFile(path), str(problem)
+    slow = sum(record.median_us >= record.default_us for record in log.records)
+    counts = {"records": len(log.records), "bad": log.bad, "blank": log.blank, "foreign": log.foreign, "old": _old(log.records), "slow": slow}
+    return {"file": str(path), **counts, "error": error}
+
+
+def _old(records: Iterable[Record]) -> int:
+    """Records for a template that is gone or has another version now: lookup passes over them."""
+    from ..schedules import TEMPLATES
+
+    now = {(template.name, template.version) for template in TEMPLATES}
+    return sum((record.template, record.template_version) not in now for record in records)
+
+
+def _print_check(rows: list[dict[str, Any]]) -> None:
+    shown = table("file", "records", *_FLAWS.values(), right=("records", *_FLAWS.values()), fold=("file",))
+    for row in rows:
+        counts = [Text(str(row[name]), style="red" if row[name] else "dim") for name in _FLAWS]
+        shown.add_row(row["file"], Text("unreadable", style="red") if row["error"] else str(row["records"]), *counts)
+    console().print(shown)
+
+
+@logs_app.command(epilog=examples("logs merge here.jsonl there.jsonl -o conv.jsonl"))
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Log files of one device and op.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Bring files together: the best record of each problem and template. Order and repetition do not matter."""
+    from .. import logs
+
+    _write(logs.merge(files), files, out, force, as_json)
+
+
+@logs_app.command(epilog=examples("logs prune conv.jsonl", "logs prune conv.jsonl -o best.jsonl"))
+def prune(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A log file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write there and leave FILE as it is.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Keep only the best record of each problem."""
+    from .. import logs
+
+    _write(logs.prune(logs.read(file).records), [file], file if out is None else out, force, as_json)
+
+
+def _write(records: list[Record], files: list[Path], out: Path, force: bool, as_json: bool) -> None:
+    """Write records that came from files, and say what that did."""
+    from .. import logs
+
+    read = [logs.read(path) for path in files]
+    before, skipped = sum(len(log.records) for log in read), sum(log.bad + log.foreign for log in read)
+    logs.write(records, out, force)
+    homes = sorted({f"{record.device}/{record.spec.partition('-')[0]}.jsonl" for record in records})
+    if as_json:
+        print_json({"file": str(out), "records_read": before, "records": len(records), "lines_skipped": skipped, "belongs_in": homes})
+        return
+    printer = console()
+    skips = f", {skipped} lines skipped that this version cannot read" if skipped else ""
+    printer.print(f"{out}: {len(records)} records, from {before} in {len(files)} {'file' if len(files) == 1 else 'files'}{skips}", soft_wrap=True)
+    if len(homes) > 1:
+        printer.print(f"these belong in {len(homes)} files, lookup reads one for each device and op: {', '.join(homes)}", style="yellow", soft_wrap=True)

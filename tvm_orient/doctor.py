@@ -1,0 +1,327 @@
+"""Doctor: what this machine has, what it lacks, and what works here. Looks at everything and changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import cache, logs, paths, tvmkit
+from .device import cpu_device, cuda_devices
+from .errors import LogFileError, OrientError
+
+State = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. hint: what to install, and for what; for a variable, what it means."""
+
+    section: str
+    name: str
+    state: State
+    detail: str
+    hint: str = ""
+
+
+Finding = tuple[State, str, str]  # state, detail, hint
+
+_GENERATE = ("apache-tvm-ffi", "apache-tvm", "LLVM")
+_CPU = ("torch", *_GENERATE)
+_CUDA = (*_GENERATE, "NVRTC or nvcc")
+_GPU = ("torch", *_CUDA, "libcuda", "GPU", "torch CUDA", "cudart 13")
+_TUNE = ("xgboost", "psutil", "cloudpickle")
+
+# what can be done here, and the checks that it needs to be ok
+NEEDS: dict[str, tuple[str, ...]] = {
+    "run on the CPU": _CPU,
+    "tune for the CPU": (*_CPU, *_TUNE),
+    "generate for CUDA without a GPU": _CUDA,
+    "run on a GPU": _GPU,
+    "tune on a GPU": (*_GPU, *_TUNE),
+    "plots": ("matplotlib",),
+    "demo": (*_CPU, *_TUNE, "matplotlib", "scikit-image"),
+}
+
+
+def examine() -> list[Check]:
+    """Every check, in the order in which they are shown."""
+    checks = [
+        _check("packages", "Python", _python),
+        _check("packages", "torch", _torch),
+        _check("packages", "apache-tvm-ffi", _ffi),
+        _check("packages", "apache-tvm", _tvm),
+        _check("packages", "LLVM", _llvm),
+    ]
+    checks += [_check("packages", name, lambda name=name: _package(name)) for name in _PACKAGES]  # type: ignore[misc]
+    checks += [
+        Check("devices", "CPU", "ok", f"{cpu_device().name}, {cpu_device().arch}, {cpu_device().units} cores"),
+        _check("devices", "libcuda", _libcuda),
+        *_gpus(),
+        _check("devices", "torch CUDA", _torch_cuda),
+        _check("devices", "cudart 13", _cudart),
+        _check("CUDA compilers", "NVRTC", _nvrtc),
+        _check("CUDA compilers", "nvcc", _nvcc),
+        _check("files", "your logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
+        _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
+        _check("files", "kernel cache", _cache),
+    ]
+    return checks + [_check("environment", name, lambda name=name: _variable(name)) for name in paths.VARIABLES]  # type: ignore[misc]
+
+
+def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
+    """What can be done here, each with the names of what it lacks: nothing lacking means that it works."""
+    fine = {check.name for check in checks if check.state == "ok"}
+    return {what: [need for need in needs if fine.isdisjoint(need.split(" or "))] for what, needs in NEEDS.items()}
+
+
+def _check(section: str, name: str, look: Callable[[], Finding]) -> Check:
+    try:
+        return Check(section, name, *look())
+    except Exception as problem:  # a doctor that dies of what it finds is no use
+        return Check(section, name, "broken", f"{type(problem).__name__}: {_first_line(problem)}", "reinstall it")
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [repr(problem)])[0][:300]
+
+
+def _version(*distributions: str) -> str | None:
+    """The version of the first distribution that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+# ---- packages -----------------------------------------------------------------------------------
+
+# name: (module, distributions, extra, what it is for)
+_PACKAGES = {
+    "xgboost": ("xgboost", ("xgboost-cpu", "xgboost"), "tune", "the cost model of tuning"),
+    "psutil": ("psutil", ("psutil",), "compile", "measuring candidates"),
+    "cloudpickle": ("cloudpickle", ("cloudpickle",), "compile", "measuring candidates"),
+    "matplotlib": ("matplotlib", ("matplotlib",), "plot", "pictures"),
+    "scikit-image": ("skimage", ("scikit-image",), "demo", "the demo's photographs"),
+}
+
+
+def _python() -> Finding:
+    return "ok", f"{platform.python_version()}, {platform.system()} {platform.machine()}, {sys.executable}", ""
+
+
+def _torch() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return "missing", "not installed", "pip install 'tvm-orient[torch]' to call the ops"
+    import torch
+
+    cuda = torch.version.cuda
+    return "ok", f"{torch.__version__}, {f'for CUDA {cuda}' if cuda else 'for the CPU only'}", ""
+
+
+def _ffi() -> Finding:
+    version, remedy = _version("apache-tvm-ffi"), "pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15' for everything"
+    if version is None:
+        return "missing", "not installed", remedy
+    try:
+        tvmkit.check_ffi()
+    except OrientError:
+        return "broken", f"{version}: must be 0.1.14.x, 0.1.15 crashes when IR is saved", remedy
+    return "ok", version, ""
+
+
+def _tvm() -> Finding:
+    version, remedy = _version("apache-tvm"), "pip install 'tvm-orient[compile]' to generate kernels"
+    if version is None and importlib.util.find_spec("tvm") is None:
+        return "missing", "not installed", remedy
+    try:
+        tvmkit.load_tvm()
+    except OrientError as problem:
+        return "broken", f"{version}: {problem}", remedy
+    return "ok", version or "a build of your own", ""
+
+
+def _llvm() -> Finding:
+    try:
+        tvm = tvmkit.load_tvm()
+    except OrientError:
+        return "missing", "comes with apache-tvm", "pip install 'tvm-orient[compile]' to generate kernels"
+    processor = tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
+    if processor is None:
+        return "missing", "this apache-tvm was built without LLVM", f"pip install 'apache-tvm=={tvmkit.TVM_VERSION}' to compile for the CPU and the host side of CUDA kernels"
+    number = tvm.get_global_func("target.llvm_version_major", allow_missing=True)
+    return "ok", f"{f'version {number()}, ' if number else ''}sees a {processor()}", ""
+
+
+def _package(name: str) -> Finding:
+    module, distributions, extra, purpose = _PACKAGES[name]
+    if importlib.util.find_spec(module) is None:
+        return "missing", "not installed", f"pip install 'tvm-orient[{extra}]' for {purpose}"
+    return "ok", _version(*distributions) or "installed", ""
+
+
+# ---- devices ------------------------------------------------------------------------------------
+
+
+def _libcuda() -> Finding:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "missing", "no NVIDIA driver", "install NVIDIA's driver r580 or later to run on a GPU"
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)):
+        return "broken", "the driver does not answer", "reinstall NVIDIA's driver, r580 or later"
+    name = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    if version.value < 13000:
+        return "broken", f"the driver serves CUDA {name}, kernels need 13", "install NVIDIA's driver r580 or later to run on a GPU"
+    return "ok", f"the driver serves CUDA {name}", ""
+
+
+def _gpus() -> list[Check]:
+    return [
+        Check("devices", "GPU", "ok", f"{gpu.name}, {gpu.arch}, {gpu.units} SMs, {gpu.shared_memory // 1024} KiB of shared memory a block, index {gpu.index}")
+        for gpu in cuda_devices()
+    ] or [Check("devices", "GPU", "missing", "none that the driver shows", "`tvm-orient build --arch sm_90a` generates kernels for one elsewhere")]
+
+
+def _torch_cuda() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return "missing", "no torch", "pip install 'tvm-orient[torch]'"
+    import torch
+
+    if torch.version.cuda is None:
+        return "missing", f"torch {torch.__version__} is a CPU build", "install a CUDA 13 build of torch to run on a GPU"
+    if not torch.cuda.is_available():
+        state: State = "broken" if cuda_devices() else "missing"
+        return state, f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no GPU", "" if state == "missing" else "see what torch.cuda.init() says"
+    return "ok", f"{torch.cuda.device_count()} GPUs, CUDA {torch.version.cuda}", ""
+
+
+def _cudart() -> Finding:
+    for place in ("libcudart.so.13", *map(str, _in_wheels("lib/libcudart.so.13"))):
+        try:
+            runtime = ctypes.CDLL(place)
+        except OSError:
+            continue
+        version = ctypes.c_int()
+        runtime.cudaRuntimeGetVersion(ctypes.byref(version))
+        return "ok", f"{version.value // 1000}.{version.value % 1000 // 10}", ""
+    return "missing", "libcudart.so.13 was not found", "pip install 'nvidia-cuda-runtime>=13,<14' to run on a GPU"
+
+
+# ---- CUDA compilers -----------------------------------------------------------------------------
+
+
+def _in_wheels(tail: str) -> list[Path]:
+    """Files of that name in NVIDIA's wheels, whose layout is nvidia/cu13/..."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return sorted(path for folder in folders for path in Path(folder).glob(f"cu*/{tail}"))
+
+
+def _toolkits() -> list[Path]:
+    """Folders of CUDA toolkits outside the wheels."""
+    nvcc = shutil.which("nvcc")
+    places = [os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), str(Path(nvcc).resolve().parent.parent) if nvcc else None, "/usr/local/cuda"]
+    return [Path(place) for place in dict.fromkeys(places) if place and Path(place).is_dir()]
+
+
+def _nvrtc() -> Finding:
+    remedy = "pip install 'tvm-orient[compile]' to generate CUDA kernels without nvcc"
+    absent = [name for name, module in (("cuda-bindings", "cuda.bindings.nvrtc"),) if not _importable(module)]
+    headers = {"nvidia-cuda-runtime": ["include/cuda_runtime.h"], "nvidia-cuda-cccl": ["include/cccl/cuda/std/cstdint", "include/cuda/std/cstdint"]}
+    absent += [wheel for wheel, tails in headers.items() if not any(_in_wheels(tail) or _in_toolkits(tail) for tail in tails)]
+    if "cuda-bindings" in absent:
+        return "missing", f"lacks {', '.join(absent)}", remedy
+    from cuda.bindings import nvrtc
+
+    try:
+        code, major, minor = nvrtc.nvrtcVersion()
+    except Exception as problem:  # cuda-bindings raises errors of several kinds where it finds no library
+        return "missing", f"lacks {', '.join(['nvidia-cuda-nvrtc', *absent])} ({_first_line(problem)})", remedy
+    if absent:
+        return "missing", f"lacks the headers of {', '.join(absent)}", remedy
+    if int(code):
+        return "broken", f"nvrtcVersion failed with {code}", "pip install --force-reinstall nvidia-cuda-nvrtc"
+    return "ok", f"{major}.{minor}, with the headers it needs", ""
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
+
+
+def _in_toolkits(tail: str) -> list[Path]:
+    return [path for toolkit in _toolkits() for path in (toolkit / tail, *toolkit.glob(f"targets/*/{tail}")) if path.exists()]
+
+
+def _nvcc() -> Finding:
+    found = shutil.which("nvcc") or next((str(place / "bin/nvcc") for place in _toolkits() if os.access(place / "bin/nvcc", os.X_OK)), None)
+    if found is None:
+        return "missing", "not found", "not needed where NVRTC works"
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    release = re.search(r"release ([\d.]+)", said.stdout)
+    if said.returncode or release is None:
+        return "broken", f"{found} --version failed: {(said.stderr or said.stdout).strip()[:200]}", "reinstall the CUDA toolkit, or take it off PATH"
+    return "ok", f"{release[1]}, {found}", ""
+
+
+# ---- files and variables ------------------------------------------------------------------------
+
+
+def _log_folder(folder: Path, nothing: str) -> Finding:
+    files = sorted(folder.glob("*/*.jsonl"))
+    if not files:
+        return "ok", f"{nothing}, {folder}", ""
+    records, bad, unreadable = 0, 0, []
+    for path in files:
+        try:
+            log = logs.read(path)
+        except LogFileError as problem:
+            unreadable.append(str(problem))
+        else:
+            records, bad = records + len(log.records), bad + log.bad
+    detail = f"{records} records in {len(files)} {'file' if len(files) == 1 else 'files'}, {folder}"
+    if bad or unreadable:
+        return "broken", "; ".join([detail, *([f"{bad} bad lines"] if bad else []), *unreadable[:3]]), f"`tvm-orient logs check {folder}` says which"
+    return "ok", detail, ""
+
+
+def _cache() -> Finding:
+    folder = paths.cache_dir()
+    if not folder.exists():
+        return "ok", f"empty, {folder}", ""
+    try:
+        entries = cache.KernelCache(folder).entries()
+    except OrientError as problem:
+        return "broken", str(problem), ""
+    return "ok", f"{len(entries)} kernels, {sum(int(how.get('size', 0)) for how in entries) / 1e6:.1f} MB, private, {folder}", ""
+
+
+def _variable(name: str) -> Finding:
+    value, meaning = os.environ.get(name), paths.VARIABLES[name]
+    if name == "TVM_ORIENT_LOOKUP":
+        try:
+            paths.lookup_mode()
+        except OrientError as problem:
+            return "broken", repr(value), str(problem)
+    return "ok", "not set" if value is None else value, meaning
+
+
+def broken(checks: Sequence[Check]) -> list[Check]:
+    """Those that must be mended; what is only missing limits what works, no more."""
+    return [check for check in checks if check.state == "broken"]
