@@ -1,5 +1,6 @@
 """The kernel cache: keys, whole entries, broken ones, failed and concurrent builds, and whose folder it is."""
 
+import ast
 import dataclasses
 import errno
 import hashlib
@@ -127,7 +128,7 @@ def sources(root):
     (root / "schedules" / "cuda").mkdir(parents=True)
     for name in ("compute.py", "schedules/__init__.py", "schedules/cuda/patch.py"):
         (root / name).write_text(f"# {name}")
-    return lambda: cache._hash_sources(root / "compute.py", [root / "schedules"])
+    return lambda: cache._hash_sources([root / "compute.py"], [root / "schedules"])
 
 
 def test_any_source_changes_the_hash(tmp_path):
@@ -153,6 +154,25 @@ def test_missing_sources_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
     with pytest.raises(EnvironmentProblem, match=r"compute\.py.*reinstall"):
         source_hash.__wrapped__()
+
+
+def imported(path):
+    """Names of the package's own modules that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("tvm_orient")):
+            found |= set((node.module or "").split(".")) | {alias.name for alias in node.names}
+    return found
+
+
+def test_every_module_that_generates_code_is_hashed():
+    """Whatever the code generators import is a generator, but for these, which only carry values that are in the key."""
+    package = Path(cache.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    reached = set().union(*(imported(path) for path in (Path(__file__).parents[1] / "schedules").rglob("*.py")), {"lower"}) & modules
+    while more := set().union(*(imported(package / f"{name}.py") for name in reached)) & modules - reached:
+        reached |= more
+    assert reached - {"errors", "device"} == set(cache.GENERATORS)
 
 
 def test_source_hash_imports_neither_tvm_nor_torch():
@@ -225,6 +245,14 @@ def test_a_broken_entry_is_a_miss_told_once_and_built_again(store, broken, caplo
     assert path.read_bytes() == b"second"
     assert names(store.directory) == [KEY.name]
     assert sorted(os.listdir(path.parent)) == [HOW, KERNEL]
+
+
+def test_a_cut_kernel_is_told_by_its_size(store, caplog):
+    entry = store.publish(KEY, maker(b"four")).parent
+    BREAKS["cut short"](entry)
+    with caplog.at_level(logging.WARNING):
+        assert store.find(KEY) is None
+    assert "has 3 bytes, how.json says 4" in caplog.text
 
 
 def test_a_file_in_place_of_an_entry_is_replaced(store):

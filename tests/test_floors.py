@@ -25,7 +25,7 @@ FLOORS = {
             "logs lower",
             "tune build cache measure",
             "checks launch ops",
-            "functional nn aot bench plots demo __init__",
+            "functional nn aot bench plots demo doctor __init__",
             "cli __main__",
         )
     )

@@ -8,8 +8,11 @@ import os
 import random
 import resource
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -306,6 +309,19 @@ def test_concurrent_writers_lose_nothing(tmp_path):
     log = read(log_path(tmp_path, "nvidia-h200", "conv"))
     assert (log.bad, log.blank, log.foreign) == (0, 0, 0)
     assert sorted((r.provenance["writer"], r.provenance["n"]) for r in log.records) == [(writer, n) for writer in range(4) for n in range(25)]
+
+
+@pytest.mark.parametrize("change", [lambda path: append(record(median_us=17.0), path.parents[1]), lambda path: write([record(median_us=17.0)], path)])
+def test_append_and_write_wait_for_each_other(tmp_path, change):
+    """A record that is appended between the reading and the replacing of a file would be lost."""
+    path = append(record(), tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        with filelock.FileLock(path.with_name(".conv.jsonl.lock")):
+            waiting = pool.submit(change, path)
+            time.sleep(0.2)
+            assert path.read_text() == record().line + "\n"
+        waiting.result(timeout=10)
+    assert read(path).records[-1].median_us == 17.0
 
 
 # ---- replacing -------------------------------------------------------------------------------------

@@ -42,32 +42,33 @@ def test_text_of_a_diagonal() -> None:
 
 def test_text_of_two_groups_side_by_side_and_below() -> None:
     taps = Taps.oriented(np.radians([0, 67.5]), 5)
-    assert plots.taps_text(taps, 45) == drawn("""
+    assert plots.taps_text(taps, 43) == drawn("""
 group 0: 0 deg         group 1: 67.5 deg
 5 of 5 taps distinct   3 of 5 taps distinct
- . . . . .              . . . 1 .
+ . . . . .              . . 1 . .
  1 1[1]1 1              . .[3]. .
- . . . . .              . 1 . . .
+ . . . . .              . . 1 . .
 """)
-    below = plots.taps_text(taps, 44).replace("\n\n", "\n")
-    beside = plots.taps_text(taps, 45).splitlines()
+    below = plots.taps_text(taps, 42).replace("\n\n", "\n")
+    beside = plots.taps_text(taps, 43).splitlines()
     assert below.splitlines() == [line[:20].rstrip() for line in beside] + [line[23:] for line in beside]
 
 
 def test_text_of_free_offsets() -> None:
-    assert plots.taps_text(Taps.from_offsets([[[1, 1], [2, 1]], [[1, 1], [2, 1]]]), 80) == drawn("""
+    cross = [[0, -1], [0, 0], [0, 2], [-1, 0], [1, 0], [0, 0]]
+    assert plots.taps_text(Taps.from_offsets([cross, cross]), 80) == drawn("""
 free offsets
-2 of 2 taps distinct
-[.].
- . 1
- . 1
+5 of 6 taps distinct
+ . 1 . .
+ 1[2]. 1
+ . 1 . .
 """)
     assert plots.taps_text(Taps.from_offsets([[[0, 0]] * 12]), 80).endswith("[+]")
 
 
 @pytest.mark.parametrize(
     "taps",
-    [DIAGONAL, EIGHT, FAR, Taps.oriented(angles_between(8), 63), Taps.from_offsets([[[-32768, 32768]]])],
+    [DIAGONAL, EIGHT, FAR, Taps.oriented(angles_between(8), 63), Taps.from_offsets([[[-32768, 32768], [3, 32768]]])],
     ids=["one", "eight", "far", "long", "farthest"],
 )
 @pytest.mark.parametrize("width", [40, 80, 200])

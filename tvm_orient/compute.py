@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from .errors import InvalidArgument
 from .form import Form
 from .gather import Gather, Stage, Term, gather, round_up
 from .spec import ConvSpec
@@ -45,19 +46,27 @@ def _total(values: Sequence[Any]) -> Any:
     return total
 
 
-def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec) -> Any:
-    """The source (n, c, rows, column phase, columns) padded as the mode says."""
-    height, width = g.source
+def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> Any:
+    """The source (n, c, rows, column phase, columns / quad, quad) padded as the mode says.
 
-    def padded(n: Any, c: Any, i: Any, b: Any, j: Any) -> Any:
-        row, col = i - shape.top, j * shape.phases + b - shape.left
+    With quad > 1 a group of columns is all inside the plane or all outside: one test, one vector load.
+    """
+    height, width = g.source
+    if quad > 1 and (g.wrap or shape.phases > 1 or width % quad or shape.left % quad or shape.columns % quad):
+        raise InvalidArgument(f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns} must be multiples, and the stride 1")
+
+    def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
+        row, col = i - shape.top, (j * quad + v) * shape.phases + b - shape.left
         if g.wrap:
             return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)]
         inside = [] if shape.rows == height and shape.top == 0 else [row >= 0, row < height]
-        inside += [col >= 0, col < width]
+        if quad > 1:
+            inside += [j >= shape.left // quad, j < (shape.left + width) // quad]
+        else:
+            inside += [col >= 0, col < width]
         return te.if_then_else(te.all(*inside), source[n, c, row, col], tirx.const(0, spec.dtype))
 
-    return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns), padded, name="stage")
+    return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns // quad, quad), padded, name="stage")
 
 
 def _batch(form: Form) -> Any:
@@ -96,14 +105,14 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
     shape_of = g.stage(columns, form.halo, form.pitch)
-    stage, top = _stage(source, g, shape_of, spec), shape_of.top
+    stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     zero = tirx.const(0, spec.dtype)
 
     def value(a: Any, c: Any, i: Any, j: Any, terms: Sequence[Term]) -> Any:
         products = []
         for t in terms:
             phase, shift = shape_of.place(t.col)
-            products.append(_total([weight[c, s] for s in t.taps]) * stage[a, c, i * g.step[0] + t.row + top, phase, j + shift])
+            products.append(_total([weight[c, s] for s in t.taps]) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
         return _total(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:
@@ -127,7 +136,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         tap = te.reduce_axis((0, len(terms)), "tap")
 
         def summed(a: Any, c: Any, h: Any, b: Any, jo: Any, ji: Any) -> Any:
-            return te.sum(folded[c, tap] * stage[a, c, h * g.step[0] + _pick(tap, rows), _pick(tap, phases), jo * v + ji + _pick(tap, shifts)], axis=tap)
+            column = jo * v + ji + _pick(tap, shifts)
+            return te.sum(folded[c, tap] * stage[a, c, h * g.step[0] + _pick(tap, rows), _pick(tap, phases), column // form.quad, column % form.quad], axis=tap)
 
         acc = te.compute(rows_of, summed, name="acc")
     else:
@@ -146,7 +156,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     bands = -(-height // rows)
     g = dataclasses.replace(g, terms={(0, 0): terms})
     shape_of = g.stage(columns, form.halo, form.pitch)
-    stage, top = _stage(source, g, shape_of, spec), shape_of.top
+    stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
     zero = tirx.const(0, spec.dtype)
@@ -162,7 +172,8 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         row = (band * rows + rp) * g.step[0] + _pick(t, trows)
         if ragged:
             row = tirx.min(row, shape_of.rows - 1)  # rows past the plane meet a dy of zero
-        return te.sum(dys[a, c, band * rows + rp, rq * v + lane] * stage[a, c, row, _pick(t, phases), rq * v + lane + _pick(t, shifts)], axis=[rp, rq])
+        column = rq * v + lane + _pick(t, shifts)
+        return te.sum(dys[a, c, band * rows + rp, rq * v + lane] * stage[a, c, row, _pick(t, phases), column // form.quad, column % form.quad], axis=[rp, rq])
 
     count = len(terms)
     lanes = te.compute((n, channels, bands, count, v), product, name="lanes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -63,7 +64,7 @@ def examine() -> list[Check]:
         _check("packages", "apache-tvm", _tvm),
         _check("packages", "LLVM", _llvm),
     ]
-    checks += [_check("packages", name, lambda name=name: _package(name)) for name in _PACKAGES]  # type: ignore[misc]
+    checks += [_check("packages", name, functools.partial(_package, name)) for name in _PACKAGES]
     checks += [
         Check("devices", "CPU", "ok", f"{cpu_device().name}, {cpu_device().arch}, {cpu_device().units} cores"),
         _check("devices", "libcuda", _libcuda),
@@ -72,11 +73,11 @@ def examine() -> list[Check]:
         _check("devices", "cudart 13", _cudart),
         _check("CUDA compilers", "NVRTC", _nvrtc),
         _check("CUDA compilers", "nvcc", _nvcc),
-        _check("files", "your logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
+        _check("files", "user logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
         _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
         _check("files", "kernel cache", _cache),
     ]
-    return checks + [_check("environment", name, lambda name=name: _variable(name)) for name in paths.VARIABLES]  # type: ignore[misc]
+    return checks + [_check("environment", name, functools.partial(_variable, name)) for name in paths.VARIABLES]
 
 
 def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
@@ -160,7 +161,7 @@ def _llvm() -> Finding:
         return "missing", "comes with apache-tvm", "pip install 'tvm-orient[compile]' to generate kernels"
     processor = tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
     if processor is None:
-        return "missing", "this apache-tvm was built without LLVM", f"pip install 'apache-tvm=={tvmkit.TVM_VERSION}' to compile for the CPU and the host side of CUDA kernels"
+        return "missing", "this apache-tvm was built without LLVM", f"pip install 'apache-tvm=={tvmkit.TVM_VERSION}' to compile kernels"
     number = tvm.get_global_func("target.llvm_version_major", allow_missing=True)
     return "ok", f"{f'version {number()}, ' if number else ''}sees a {processor()}", ""
 

@@ -10,14 +10,16 @@ from typing import Any
 class Form:
     """How a template wants the stages laid out; never changes what is computed.
 
-    vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage). halo, pitch: columns
-    of the left halo, and of a staged row, are a multiple of this. reduce: sum over taps by a loop, so that taps can stand outside the patch.
+    vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage). halo, pitch:
+    columns of the left halo, and of a staged row, are a multiple of this. quad: columns are staged in groups of
+    this many, loaded as one vector. reduce: sum over taps by a loop, so that taps can stand outside the patch.
     bands: conv_dw splits its rows in this many parts. batch: a fixed N, a TVM variable, or None for a new one.
     """
 
     vector: int = 0
     halo: int = 1
     pitch: int = 1
+    quad: int = 1
     reduce: bool = False
     bands: int = 1
     batch: Any = None

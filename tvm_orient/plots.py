@@ -128,8 +128,8 @@ def taps_png(taps: Taps, path: str | Path) -> None:
     rows, columns = highest[0] - lowest[0] + 1, highest[1] - lowest[1] + 1
     across = min(4, len(names))
     down = -(-len(names) // across)
-    panel = 5.0 if len(names) == 1 else 3.4
-    figure = _figure(across * panel + 1.0, down * (panel * rows / columns + 0.55) + 0.1)
+    pixel = (5.0 if len(names) == 1 else 3.4) / max(rows, columns)  # inches
+    figure = _figure(across * max(1.6, pixel * columns) + 1.0, down * (pixel * rows + 0.55) + 0.1)
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
@@ -137,7 +137,7 @@ def taps_png(taps: Taps, path: str | Path) -> None:
         axis.set(xlim=(lowest[1] - 0.5, highest[1] + 0.5), ylim=(highest[0] + 0.5, lowest[0] - 0.5), aspect="equal", xticks=[], yticks=[])
         axis.set_title(f"{name}\n{len(set(table))} pixels for {len(table)} taps", fontsize=11, color=_INK)
         _draw_grid(axis, lowest, highest)
-        _draw_taps(axis, table, 72 * panel / columns)
+        _draw_taps(axis, table, 72 * pixel)
         _draw_line(axis, table)
     _tap_scale(figure, axes, taps.kernel_size)
     _save(figure, path)
@@ -226,7 +226,7 @@ def responses_png(image: ArrayLike, responses: ArrayLike, angles_degrees: Sequen
         axis.set_axis_off()
     _show(axes[0, 0], picture, "photograph", cmap="gray")
     _show(axes[1, 0], _orientation_colours(maps, angles), "dominant orientation")
-    _wheel(axes[1, 0])
+    _wheel(axes[1, 0], maps.shape[1] / maps.shape[2])
     reach = float(np.percentile(np.abs(maps), 99.5)) or 1.0
     for axis, response, angle in zip(axes[:, 1:].flat, maps, angles, strict=False):
         _show(axis, response, f"{angle:g}°", cmap="PuOr_r", vmin=-reach, vmax=reach)
@@ -252,14 +252,14 @@ def _hues(turn: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.f
     return np.asarray(hsv_to_rgb(np.stack([turn % 1.0, np.full_like(turn, 0.85), value], -1)))
 
 
-def _wheel(axis: Axes) -> None:
-    """The legend of orientation: a half disc in a corner, because directions 180 degrees apart are the same."""
+def _wheel(axis: Axes, shape: float) -> None:
+    """The legend of orientation: a half disc in a corner, because directions 180 degrees apart are the same. shape: H / W."""
     side = np.linspace(-1, 1, 181)
     x, y = np.meshgrid(side, np.linspace(1, 0, 91))
     radius = np.hypot(x, y)
     colours = _hues(np.arctan2(y, x) / np.pi, np.ones_like(radius))
     inside = ((radius <= 1) & (radius >= 0.35)).astype(float)
-    corner = axis.inset_axes((0.62, 0.03, 0.34, 0.25))
+    corner = axis.inset_axes((0.62, 0.03, 0.34, min(0.25 / shape, 0.9)))
     corner.set_facecolor((0, 0, 0, 0.6))
     corner.imshow(np.dstack([colours, inside]), extent=(-1, 1, 0, 1), interpolation="bilinear")
     for degrees in (0, 45, 90, 135, 180):
@@ -288,7 +288,7 @@ def speed_png(rows: Iterable[tuple[str, float, bool]], path: str | Path) -> None
     places = np.arange(len(bars))
     axis.barh(places, [time for _, time, _ in bars], height=0.68, color=[_BLUE if ours else _GREY for *_, ours in bars])
     for place, (_, time, ours) in zip(places, bars, strict=True):
-        text = f"{_three_digits(time)} ms" + ("" if ours and time == best else f"   {time / best:.2f}x")
+        text = f"{_three_digits(time)} ms" + ("" if ours and time == best else f"   {_three_digits(time / best)}x")
         weight = "bold" if ours else "normal"
         axis.annotate(text, (time, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5, color=_INK, weight=weight)
     axis.set_yticks(places, [label for label, *_ in bars], fontsize=10)

@@ -21,6 +21,12 @@ _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 
 
+def _quads(spec: ConvSpec) -> tuple[int, ...]:
+    """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
+    g = gather(spec)
+    return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+
+
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
@@ -41,7 +47,7 @@ class SharedPatch(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": (4, 2, 1), "weights_shared": (0, 1)}
+        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": _quads(spec), "weights_shared": (0, 1)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, knobs = gather(spec), self.knobs(spec, device)
@@ -50,8 +56,7 @@ class SharedPatch(Template):
         patch_h = min(knobs["patch_h"], key=lambda p: (-(-height // p) * p - height, abs(p - (7 if tall and height % 7 == 0 else 4))))
         patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(p - 4)))
         across = -(-width // patch_w)
-        vector = _VECTOR if spec.width % _VECTOR == 0 and g.step[1] == 1 and not g.wrap else 1
-        decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": vector, "weights_shared": 0}
+        decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
         best = decisions
         for row_patches in knobs["row_patches"]:
             for planes in knobs["planes"]:
@@ -92,7 +97,7 @@ class SharedPatch(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=_VECTOR)
+        return Form(halo=_VECTOR, pitch=_VECTOR, quad=decisions["vector"])
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
@@ -116,13 +121,14 @@ class SharedPatch(Template):
         sch.unroll(pixel_w)
 
     def _cooperate(self, sch: Any, stage: Any, threads: int, vector: int) -> None:
-        """All threads of the block fill a shared buffer together."""
+        """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
         sch.set_scope(stage, 0, "shared")
-        loop = sch.fuse(*sch.get_loops(stage)[1:])
-        _, thread, *lanes = sch.split(loop, [None, threads, vector] if vector > 1 else [None, threads])
+        *loops, last = sch.get_loops(stage)[1:]
+        loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
+        _, thread = sch.split(loop, [None, threads])
         sch.bind(thread, "threadIdx.x")
-        if lanes:
-            sch.vectorize(lanes[0])
+        if vector > 1:
+            sch.vectorize(last)
 
 
 TEMPLATE = SharedPatch()

@@ -26,6 +26,10 @@ class Verbs(TyperGroup):
             raise stopped(str(problem), 2 if isinstance(problem, InvalidArgument) else 1) from problem
         except KeyboardInterrupt as problem:
             raise stopped("interrupted", 1) from problem
+        except ModuleNotFoundError as problem:
+            if problem.name is None or problem.name.partition(".")[0] == "tvm_orient":
+                raise  # ours, so a bug
+            raise stopped(f"this needs {problem.name}, which is not installed: `tvm-orient doctor` says how to get it", 1) from problem
         except BrokenPipeError:
             raise  # the reader went away: typer ends quietly
         except OSError as problem:
@@ -45,7 +49,8 @@ def complain(message: str) -> None:
 
 def examples(*commands: str) -> str:
     """The end of a verb's help."""
-    return "\n\n".join(["[bold]Examples[/bold]" if len(commands) > 1 else "[bold]Example[/bold]", *(f"[cyan]$ tvm-orient {command}[/cyan]" for command in commands)])
+    title = "Example" if len(commands) == 1 else "Examples"
+    return "\n\n".join([f"[bold]{title}[/bold]", *(f"[cyan]$ tvm-orient {command}[/cyan]" for command in commands)])
 
 
 app = typer.Typer(

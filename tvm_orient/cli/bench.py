@@ -13,8 +13,8 @@ from rich.console import Console
 
 from ..spec import ConvSpec
 from .base import app, examples
-from .output import Json, console, print_json
-from .problem import Target, chosen_device, takes_problem
+from .output import Json, console, plain_file, print_json
+from .problem import Target, chosen_device, takes_problem, whole
 
 
 @app.command(epilog=examples("bench --op all --channels 512 --height 14 --width 14 --kernel-size 31 --batch 8", "bench --specs keys.txt --csv speed.csv"))
@@ -22,25 +22,27 @@ from .problem import Target, chosen_device, takes_problem
 def bench(
     specs: list[ConvSpec],
     target: Target = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    batch: Annotated[int, typer.Option(parser=whole, metavar="N", help="Images at a time.")] = 8,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time what PyTorch alone can do too.")] = True,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each; the median counts.")] = 30,
+    repeats: Annotated[int, typer.Option(parser=whole, metavar="N", help="Timed calls of each; the median counts.")] = 30,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every row there too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time our kernels and their peers with cold caches; what fails the check against the reference gets no time."""
-    from .. import bench as timing
+    from ..bench import bench as measured
+    from ..bench import table, write_csv
 
+    plain_file(csv)
     device = chosen_device(target)
     with _progress(console(err=True)) as report:
-        rows = timing.bench(specs, device, batch=batch, peers=peers, repeats=repeats, report=report)
+        rows = measured(specs, device, batch=batch, peers=peers, repeats=repeats, report=report)
     if csv is not None:
-        timing.write_csv(rows, csv)
+        write_csv(rows, csv)
     if as_json:
         print_json({"device": dataclasses.asdict(device), "batch": batch, "rows": [dataclasses.asdict(row) for row in rows]})
         return
     printer = console()
-    printer.print(timing.table(rows))
+    printer.print(table(rows))
     if csv is not None:
         printer.print(f"wrote {csv}", soft_wrap=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,11 @@ _QUIET = 10.0  # seconds between lines where there is no terminal
 
 
 class Board:
-    """Shows each Progress that `report` is given; a context that owns the terminal while it lasts."""
+    """Shows each Progress of one spec that `report` is given; a context that owns the terminal while it lasts."""
 
-    def __init__(self, specs: Sequence[ConvSpec], trials: int, printer: Console) -> None:
-        self.parts = list(dict.fromkeys(part for spec in specs for _, _, part in spec.parts()))
-        self.several = len({part.op for part in self.parts}) > 1
-        self.trials, self.printer = trials, printer
+    def __init__(self, spec: ConvSpec, printer: Console) -> None:
+        self.parts = list(dict.fromkeys(part for _, _, part in spec.parts()))
+        self.printer = printer
         self.latest: dict[ConvSpec, Progress] = {}
         self.said = 0.0
         self.live = Live(get_renderable=self.table, console=printer, refresh_per_second=4, transient=True) if printer.is_terminal else None
@@ -46,34 +44,36 @@ class Board:
         """Takes in what a tuning run says."""
         new, done = progress.part not in self.latest, progress.trial >= progress.trials
         self.latest[progress.part] = progress
-        if progress.part not in self.parts:
-            self.parts.append(progress.part)
         if self.live is None and (new or done or time.monotonic() - self.said > _QUIET):
             self.said = time.monotonic()
-            self.printer.print(self._line(progress), soft_wrap=True)
-
-    def name(self, part: ConvSpec) -> str:
-        """An angle, with its op where there are several."""
-        return f"{part.op} {angle(part.taps)}" if self.several else angle(part.taps)
+            self.printer.print(_line(progress), soft_wrap=True)
 
     def table(self) -> Table:
         """One row per angle."""
-        rows = table("angle", "", "trials", "failed", "best so far", "default", "default/best", "time left", right=("trials", "failed", "best so far", "default", "default/best", "time left"))
+        numbers = ("trials", "failed", "best so far", "default", "vs default", "time left")
+        rows = table("angle", "", *numbers, right=numbers)
         for part in self.parts:
             seen = self.latest.get(part)
             if seen is None:
-                rows.add_row(Text(self.name(part), style="dim"), ProgressBar(1, 0, width=16), *[Text("", style="dim")] * 6)
+                rows.add_row(Text(angle(part.taps), style="dim"), ProgressBar(1, 0, width=16))
                 continue
-            gain = speedup(seen.default_us, seen.best_us)
             better = bool(seen.best_us and seen.default_us and seen.best_us < seen.default_us)
-            left = "done" if seen.trial >= seen.trials else duration(seen.seconds_left)
-            bar = ProgressBar(seen.trials, seen.trial, width=16)
-            times = (microseconds(seen.best_us), microseconds(seen.default_us), Text(gain, style="green" if better else ""))
-            rows.add_row(self.name(part), bar, f"{seen.trial}/{seen.trials}", Text(str(seen.failed), style="yellow" if seen.failed else "dim"), *times, left)
+            rows.add_row(
+                angle(part.taps),
+                ProgressBar(seen.trials, seen.trial, width=16),
+                f"{seen.trial}/{seen.trials}",
+                Text(str(seen.failed), style="yellow" if seen.failed else "dim"),
+                microseconds(seen.best_us),
+                microseconds(seen.default_us),
+                Text(speedup(seen.default_us, seen.best_us), style="green" if better else ""),
+                "done" if seen.trial >= seen.trials else duration(seen.seconds_left),
+            )
         return rows
 
-    def _line(self, seen: Progress) -> str:
-        failed = f", {seen.failed} failed" if seen.failed else ""
-        left = "" if seen.seconds_left is None else f", {duration(seen.seconds_left)} left"
-        found = f"best {microseconds(seen.best_us)}, default {microseconds(seen.default_us)}, {speedup(seen.default_us, seen.best_us)}"
-        return f"[{seen.position + 1}/{seen.parts}] {self.name(seen.part)}: trial {seen.trial}/{seen.trials}{failed}, {found}{left}"
+
+def _line(seen: Progress) -> str:
+    failed = f", {seen.failed} failed" if seen.failed else ""
+    done = seen.trial >= seen.trials
+    left = "" if done or seen.seconds_left is None else f", {duration(seen.seconds_left)} left"
+    found = "" if seen.best_us is None else f", best {microseconds(seen.best_us)}, {speedup(seen.default_us, seen.best_us)} as fast as the default"
+    return f"{seen.part.op} {angle(seen.part.taps)} ({seen.position + 1} of {seen.parts}): trial {seen.trial}/{seen.trials}{failed}{found}{left}"

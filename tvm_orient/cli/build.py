@@ -17,13 +17,13 @@ from .output import Json, console, duration, print_json, size, table
 from .problem import Arch, Target, chosen_device, takes_problem
 
 
-@app.command(epilog=examples("build --arch sm_90a --op all --channels 512 --height 56 --width 56 --kernel-size 31 -o kernels", "build --specs keys.txt --target cpu"))
+@app.command(epilog=examples("build --arch sm_90a --channels 512 --height 56 --width 56 --kernel-size 31 -o kernels", "build --specs keys.txt --target cpu"))
 @takes_problem
 def build(
     specs: list[ConvSpec],
     target: Target = None,
     arch: Arch = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Export to folders in DIR that run without a compiler; without it, fill the cache.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Export folders to ship; without it, fill the cache.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compile kernels ahead of time. --arch needs neither that GPU nor nvcc."""
@@ -67,8 +67,11 @@ def _one(spec: ConvSpec, device: Device, out: Path | None) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    shown = table("kernel", "folder", "size", "time", right=("size", "time"), fold=("kernel", "folder"))
+    printer = console()
+    shown = table("kernel", "folder", "size", "time", right=("size", "time"), fold=("kernel",))
     for row in rows:
-        folder = Text("failed", style="red") if row["folder"] is None else row["folder"]
+        folder = Text("failed", style="red") if row["folder"] is None else Path(row["folder"]).name
         shown.add_row(row["spec"], folder, size(row["bytes"]) if row["folder"] else "-", duration(row["seconds"]))
-    console().print(shown)
+    printer.print(shown)
+    for parent in sorted({str(Path(row["folder"]).parent) for row in rows if row["folder"]}):
+        printer.print(f"\nin {parent}", soft_wrap=True)

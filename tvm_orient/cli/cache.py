@@ -24,8 +24,8 @@ def list_entries(as_json: Json = False) -> None:
     printer = console()
     rows = table("entry", "kernel", "arch", "size", "made", right=("size",), fold=("kernel",))
     for how in entries:
-        key = how.get("key", {})
-        rows.add_row(str(how.get("name")), str(key.get("spec")), str(key.get("arch")), size(int(how.get("size", 0))), str(how.get("made"))[:16].replace("T", " "))
+        key, made = how.get("key", {}), str(how.get("made"))[:16].replace("T", " ")
+        rows.add_row(str(how.get("name")), str(key.get("spec")), str(key.get("arch")), size(int(how.get("size", 0))), made)
     if entries:
         printer.print(rows)
         printer.print()

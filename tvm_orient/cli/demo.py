@@ -9,12 +9,13 @@ import typer
 
 from .base import app, examples
 from .output import console
+from .problem import whole
 
 
 @app.command(epilog=examples("demo", "demo -o pictures --trials 64"))
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = Path("demo_out"),
-    trials: Annotated[int, typer.Option(min=1, help="Candidates to measure for each angle.")] = 16,
+    trials: Annotated[int, typer.Option(parser=whole, metavar="N", help="Candidates to measure for each angle.")] = 16,
 ) -> None:
     """Tune, build, verify, run and time a bank of oriented filters on a photograph; writes pictures."""
     from ..demo import run

@@ -41,10 +41,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _print(printer: Console, checks: list[Check], works: dict[str, list[str]]) -> None:
-    rows = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for fold in (False, False, True):
-        rows.add_column(overflow="fold", no_wrap=not fold)
-    section = ""
+    rows, section = _rows(), ""
     for check in checks:
         if check.section != section:
             if section:
@@ -55,8 +52,17 @@ def _print(printer: Console, checks: list[Check], works: dict[str, list[str]]) -
         if check.hint and (check.state != "ok" or section == "environment"):
             told.append(f"\n{check.hint}", style="dim")
         rows.add_row("  " + check.name, Text(check.state, style=_COLOURS[check.state]), told)
-    rows.add_row()
-    rows.add_row(Text("what works here", style="bold"))
-    for what, needs in works.items():
-        rows.add_row("  " + what, Text("no", style="yellow") if needs else Text("yes", style="green"), Text(f"lacks {', '.join(needs)}" if needs else "", style="dim"))
     printer.print(rows)
+    able = _rows()
+    for what, needs in works.items():
+        verdict = Text("no", style="yellow") if needs else Text("yes", style="green")
+        able.add_row("  " + what, verdict, Text(f"lacks {', '.join(needs)}" if needs else "", style="dim"))
+    printer.print("\nwhat works here", style="bold")
+    printer.print(able)
+
+
+def _rows() -> Table:
+    rows = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for fold in (False, False, True):
+        rows.add_column(overflow="fold", no_wrap=not fold)
+    return rows

@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..paths import LOOKUP_MODES
 from ..spec import ConvSpec
 from .base import app, examples
-from .output import Json, angle, console, layer, microseconds, print_json, speedup, table
+from .output import Json, angle, console, degrees, layer, microseconds, print_json, speedup, table
 from .problem import Arch, Target, chosen_device, takes_problem
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def explain(
     specs: list[ConvSpec],
     target: Target = None,
     arch: Arch = None,
-    mode: Annotated[str | None, typer.Option(metavar="strict|nearest|default", help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP, or default")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="|".join(LOOKUP_MODES), help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP")] = None,
     as_json: Json = False,
 ) -> None:
     """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not."""
@@ -51,7 +52,7 @@ def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
     return [
         {
             "spec": part.part.key,
-            "angle": angle(part.part.taps),
+            "degrees": degrees(part.part.taps),
             "channels": [first, stop],
             "step": _step(part),
             "template": part.choice.template,
@@ -68,13 +69,15 @@ def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
 def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str) -> None:
     printer.print(layer(spec, device), style="bold")
     printer.print()
-    rows = table("angle", "channels", "answered by", "template", "decisions", "time", "default/time", right=("time", "default/time"), fold=("decisions",))
+    timed = ("time", "vs default") if any(part.record for part in parts) else ()
+    rows = table("angle", "channels", "from", "template", "decisions", *timed, right=timed, fold=("decisions",))
     for (first, stop, _), part in zip(spec.parts(), parts, strict=True):
         step, record, choice = _step(part), part.record, part.choice
         decisions = " ".join(f"{name}={value}" for name, value in choice.decisions)
         times = ("-", "-") if record is None else (microseconds(record.median_us), speedup(record.default_us, record.median_us))
         colour = "red" if step == "none" else "yellow" if step == "default" else "green"
-        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", Text(step, style=colour), f"{choice.template} v{choice.version}", decisions, *times)
+        template = f"{choice.template} v{choice.version}"
+        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", Text(step, style=colour), template, decisions, *times[: len(timed)])
     printer.print(rows)
     printer.print("\nsteps of the lookup, in order", style="bold")
     whole = table("step", "angles", "answer", fold=("answer", "angles"))
@@ -96,6 +99,6 @@ def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
             if step in tried:
                 said.setdefault((step, tried[step]), []).append(name)
             elif step == part.choice.step:
-                source = f"answered, from {part.source}" if part.source else "answered: the template's own choice, not tuned (`tvm-orient tune` looks for a better one)"
-                said.setdefault((step, source), []).append(name)
+                answer = f"answered, from {part.source}" if part.source else "answered: the template's own choice, untuned (see `tvm-orient tune`)"
+                said.setdefault((step, answer), []).append(name)
     return [(step, angles, what) for step in STEPS for (other, what), angles in said.items() if other == step]

@@ -12,12 +12,13 @@ from rich.text import Text
 from .. import paths
 from ..errors import InvalidArgument, LogFileError
 from .base import app, complain, examples
-from .output import Json, console, print_json, size, table
+from .output import Json, console, plain_file, print_json, size, table
 
 if TYPE_CHECKING:
     from ..logs import Record
 
-logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, check, merge and prune them.", epilog=examples("logs list", "logs merge a.jsonl b.jsonl -o both.jsonl"))
+_EXAMPLES = examples("logs list", "logs merge a.jsonl b.jsonl -o both.jsonl")
+logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, check, merge and prune them.", epilog=_EXAMPLES)
 app.add_typer(logs_app, name="logs")
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the file even where that drops records or lines that cannot be read.")]
@@ -53,8 +54,8 @@ def list_files(as_json: Json = False) -> None:
     shown = table("from", "device", "op", "records", "bad lines", "size", right=("records", "bad lines", "size"), fold=("device",))
     for row in rows:
         path = Path(row["file"])
-        bad = Text(str(row["bad"]), style="red" if row["bad"] else "")
-        shown.add_row(row["source"], path.parent.name, path.stem, str(row["records"]), bad if not row["error"] else Text("unreadable", style="red"), size(path.stat().st_size))
+        bad = Text("unreadable" if row["error"] else str(row["bad"]), style="red" if row["bad"] or row["error"] else "")
+        shown.add_row(row["source"], path.parent.name, path.stem, str(row["records"]), bad, size(path.stat().st_size))
     printer.print(shown)
 
 
@@ -151,6 +152,7 @@ def _write(records: list[Record], files: list[Path], out: Path, force: bool, as_
     """Write records that came from files, and say what that did."""
     from .. import logs
 
+    plain_file(out)
     read = [logs.read(path) for path in files]
     before, skipped = sum(len(log.records) for log in read), sum(log.bad + log.foreign for log in read)
     logs.write(records, out, force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InvalidArgument
 from ..spec import ConvSpec
 from ..taps import Taps
 
@@ -26,6 +28,16 @@ def console(*, err: bool = False) -> Console:
     return made
 
 
+def plain_file(path: Path | None) -> None:
+    """Refuses to replace what is not a plain file: writing is a rename, which would put a file in the place of a device or a folder.
+
+    Raises:
+        InvalidArgument: such a path.
+    """
+    if path is not None and path.exists() and not path.is_file():
+        raise InvalidArgument(f"-o takes a plain file, got {path}, which is a {'folder' if path.is_dir() else 'device or a pipe'}: name a file")
+
+
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
     typer.echo(json.dumps(value, indent=2))
@@ -39,10 +51,15 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
     return made
 
 
-def angle(taps: Taps) -> str:
-    """The angles of a table, for people: 22.5°, or the offsets where it is no line."""
+def degrees(taps: Taps) -> list[float]:
+    """The angle of each group, in degrees; empty where the offsets are no lines."""
     head, line, angles = taps.key.partition("a")
-    return " ".join(f"{value}°" for value in angles.split("_")) if line and head.startswith("k") else "free"
+    return [float(value) for value in angles.split("_")] if line and head.startswith("k") else []
+
+
+def angle(taps: Taps) -> str:
+    """The angles for people: 22.5°, or free where the offsets are no lines."""
+    return " ".join(f"{value:g}°" for value in degrees(taps)) or "free"
 
 
 def layer(spec: ConvSpec, device: str) -> str:

@@ -18,27 +18,43 @@ from ..spec import DTYPES, OPS, PADDING_MODES, ConvSpec
 from ..taps import Anchor, Taps
 
 EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
-_PANEL = "The problem"
 
-Angles = Annotated[str | None, typer.Option(help="Angles in DEGREES, counter-clockwise, one per group of channels.", show_default=EIGHT, rich_help_panel=_PANEL)]
-KernelSize = Annotated[int | None, typer.Option(help="Taps per channel, odd.", rich_help_panel=_PANEL)]
-Dilation = Annotated[int | None, typer.Option(help="Distance between taps.", show_default="1", rich_help_panel=_PANEL)]
+
+def whole(text: Any) -> int:
+    """A count on the command line; typer adds the name of the option."""
+    if not (str(text).isascii() and str(text).isdigit() and int(text) >= 1):
+        raise typer.BadParameter(f"must be a whole number >= 1, got {str(text)!r}")
+    return int(text)
+
+
+def _option(metavar: str, text: str, default: str = "") -> Any:
+    return typer.Option(metavar=metavar, help=text, show_default=default or False, rich_help_panel="The problem")
+
+
+def _count(text: str, default: str = "") -> Any:
+    return typer.Option(parser=whole, metavar="N", help=text, show_default=default or False, rich_help_panel="The problem")
+
+
+Angles = Annotated[str | None, _option("A,B,...", "Angles in DEGREES, counter-clockwise with y up, one per group of channels.", EIGHT)]
+Anchoring = Annotated[str | None, _option("center|start", "Which tap lies on the pixel itself.", "center")]
+KernelSize = Annotated[int | None, _count("Taps per channel, odd.")]
+Dilation = Annotated[int | None, _count("Distance between taps.", "1")]
 Target = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="auto is a GPU where there is one.", show_default="auto")]
-Arch = Annotated[str | None, typer.Option(help="A GPU that need not be here, such as sm_90a.")]
+Arch = Annotated[str | None, typer.Option(metavar="ARCH", help="A GPU that need not be here, such as sm_90a.")]
 
 
 def problem_specs(
-    op: Annotated[str | None, typer.Option(metavar="|".join((*OPS, "all")), help="Forward, or a gradient; all is the three.", show_default="conv", rich_help_panel=_PANEL)] = None,
-    channels: Annotated[int | None, typer.Option(help="Channels of x.", rich_help_panel=_PANEL)] = None,
-    height: Annotated[int | None, typer.Option(help="Rows of x.", rich_help_panel=_PANEL)] = None,
-    width: Annotated[int | None, typer.Option(help="Columns of x.", rich_help_panel=_PANEL)] = None,
+    op: Annotated[str | None, _option("|".join((*OPS, "all")), "Forward, or a gradient; all is the three.", "conv")] = None,
+    channels: Annotated[int | None, _count("Channels of x.")] = None,
+    height: Annotated[int | None, _count("Rows of x.")] = None,
+    width: Annotated[int | None, _count("Columns of x.")] = None,
     kernel_size: KernelSize = None,
     angles: Angles = None,
-    stride: Annotated[str | None, typer.Option(help="2, or 2x1 for vertical x horizontal.", show_default="1", rich_help_panel=_PANEL)] = None,
+    stride: Annotated[str | None, _option("S", "2, or 2x1 for vertical x horizontal.", "1")] = None,
     dilation: Dilation = None,
-    padding_mode: Annotated[str | None, typer.Option(metavar="|".join(PADDING_MODES), help="What lies beyond the edges.", show_default="zeros", rich_help_panel=_PANEL)] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="|".join(DTYPES), help="Element type.", show_default="float32", rich_help_panel=_PANEL)] = None,
-    specs: Annotated[Path | None, typer.Option(metavar="FILE", help="Spec keys instead, one a line (# begins a comment).", rich_help_panel=_PANEL)] = None,
+    padding_mode: Annotated[str | None, _option("|".join(PADDING_MODES), "What lies beyond the edges.", "zeros")] = None,
+    dtype: Annotated[str | None, _option("|".join(DTYPES), "Element type.", "float32")] = None,
+    specs: Annotated[Path | None, _option("FILE", "Spec keys instead, one a line; # begins a comment.")] = None,
 ) -> list[ConvSpec]:
     """The specs that the options mean, each once.
 

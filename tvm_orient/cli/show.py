@@ -11,8 +11,8 @@ from ..errors import InvalidArgument
 from ..spec import ConvSpec
 from ..taps import Anchor, Taps
 from .base import app, examples
-from .output import Json, angle, console, print_json
-from .problem import Angles, Dilation, KernelSize, line_taps
+from .output import Json, console, degrees, plain_file, print_json
+from .problem import Anchoring, Angles, Dilation, KernelSize, line_taps
 
 
 @app.command(epilog=examples("show --kernel-size 31 --angles 0,22.5,45 -o taps.png", "show k7d2a45"))
@@ -21,18 +21,19 @@ def show(
     kernel_size: KernelSize = None,
     angles: Angles = None,
     dilation: Dilation = None,
-    anchor: Annotated[str | None, typer.Option(metavar="center|start", help="Which tap lies on the pixel itself.", show_default="center", rich_help_panel="The problem")] = None,
+    anchor: Anchoring = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a PNG there instead.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw which pixels the taps of an angle land on."""
+    plain_file(out)
     taps = _taps(key, kernel_size, angles, dilation, anchor)
     if out is not None:
         from ..plots import taps_png
 
         taps_png(taps, out)
     if as_json:
-        groups = [{"angle": angle(taps.group(g)), "offsets": taps.table[g], "distinct": len(taps.distinct(g))} for g in range(taps.groups)]
+        groups = [{"degrees": degrees(taps.group(g)), "offsets": taps.table[g], "distinct": len(taps.distinct(g))} for g in range(taps.groups)]
         print_json({"key": taps.key, "kernel_size": taps.kernel_size, "groups": groups, "picture": None if out is None else str(out)})
     elif out is not None:
         console().print(f"wrote {out}", soft_wrap=True)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ..errors import BuildFailed, TuningFailed, Unsupported
 from ..spec import ConvSpec
 from .base import app, complain, examples
 from .board import Board
-from .output import Json, angle, console, duration, layer, microseconds, print_json, speedup, table
-from .problem import Target, chosen_device, takes_problem
+from .output import Json, angle, console, degrees, duration, layer, microseconds, print_json, speedup, table
+from .problem import Target, chosen_device, takes_problem, whole
 
 if TYPE_CHECKING:
     from ..tune import Outcome
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 @takes_problem
 def tune(
     specs: list[ConvSpec],
-    trials: Annotated[int, typer.Option(min=1, help="Candidates to measure for each angle.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time while measuring.")] = 8,
+    trials: Annotated[int, typer.Option(parser=whole, metavar="N", help="Candidates to measure for each angle.")] = 64,
+    batch: Annotated[int, typer.Option(parser=whole, metavar="N", help="Images at a time while measuring.")] = 8,
     target: Target = None,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
     log_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to record in.", show_default="that of `tvm-orient logs where`")] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,27 +43,32 @@ def tune(
     outcomes: list[Outcome] = []
     failures: dict[str, str] = {}
     interrupted = False
-    with Board(specs, trials, printer) as board:
+    for spec in specs:
+        printer.print(layer(spec, device.slug), style="bold")
+        board = Board(spec, printer)
         try:
-            for spec in specs:
-                try:
-                    outcomes += search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir)
-                except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
-                    failures[spec.key] = str(problem)
+            with board:
+                found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir)
         except KeyboardInterrupt:
             interrupted = True
-    files = [str(log_path(paths.user_log_dir() if log_dir is None else log_dir, device.slug, op)) for op in dict.fromkeys(spec.op for spec in specs)]
-    if as_json:
-        print_json({"device": device.slug, "files": files, "interrupted": interrupted, "outcomes": [_plain(outcome) for outcome in outcomes], "failures": failures})
-    else:
-        if interrupted:
             printer.print(board.table())
-        _print(printer, specs, outcomes, device.slug)
-        printer.print(f"\nrecords in {', '.join(files)}", soft_wrap=True)
-    for key, problem in failures.items():
-        complain(f"{key}: {problem}")
+            printer.print()
+            break
+        except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
+            failures[spec.key] = str(problem)
+            complain(str(problem))
+        else:
+            printer.print(_table(found))
+            outcomes += found
+        printer.print()
+    folder = log_path(paths.user_log_dir() if log_dir is None else log_dir, device.slug, specs[0].op).parent
+    if as_json:
+        plain = [_plain(outcome) for outcome in outcomes]
+        print_json({"device": device.slug, "folder": str(folder), "interrupted": interrupted, "outcomes": plain, "failures": failures})
+    else:
+        _print_end(printer, outcomes, folder)
     if interrupted:
-        complain(f"interrupted: what was found until then is kept in {', '.join(files)}; the same command goes on from there")
+        complain(f"interrupted: what was found until then is kept in {folder}; the same command goes on from there")
     if interrupted or failures:
         raise typer.Exit(1)
 
@@ -70,31 +76,37 @@ def tune(
 def _plain(outcome: Outcome) -> dict[str, Any]:
     record = None if outcome.record is None else outcome.record.model_dump(by_alias=True)
     kept = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome) if field.name not in ("part", "record")}
-    return {"spec": outcome.part.key, "angle": angle(outcome.part.taps), **kept, "record": record}
+    return {"spec": outcome.part.key, "degrees": degrees(outcome.part.taps), **kept, "record": record}
 
 
-def _print(printer: Console, specs: list[ConvSpec], outcomes: list[Outcome], device: str) -> None:
-    for spec in specs:
-        mine = [outcome for outcome in outcomes if outcome.part in {part for _, _, part in spec.parts()}]
-        if not mine:
-            continue
-        printer.print()
-        printer.print(layer(spec, device), style="bold")
-        rows = table("angle", "trials", "best", "default", "default/best", "time", "result", right=("trials", "best", "default", "default/best", "time"), fold=("result",))
-        for outcome in mine:
-            result = outcome.note or ("recorded" if outcome.record else "the default stays")
-            times = (microseconds(outcome.best_us), microseconds(outcome.default_us), speedup(outcome.default_us, outcome.best_us), duration(outcome.seconds))
-            rows.add_row(angle(outcome.part.taps), _trials(outcome), *times, Text(result, style="green" if outcome.record else "yellow"))
-        printer.print(rows)
+def _table(outcomes: list[Outcome]) -> Table:
+    """One row per angle: what a run came to."""
+    numbers = ("trials", "failed", "resumed", "best", "default", "vs default", "time")
+    rows = table("angle", *numbers, "result", right=numbers, fold=("result",))
+    for outcome in outcomes:
+        result = outcome.note or ("recorded" if outcome.record else "the default stays")
+        rows.add_row(
+            angle(outcome.part.taps),
+            str(outcome.trials),
+            Text(str(outcome.failed), style="yellow" if outcome.failed else "dim"),
+            Text(str(outcome.resumed), style="" if outcome.resumed else "dim"),
+            microseconds(outcome.best_us),
+            microseconds(outcome.default_us),
+            speedup(outcome.default_us, outcome.best_us),
+            duration(outcome.seconds),
+            Text(result, style="green" if outcome.record else "yellow"),
+        )
+    return rows
+
+
+def _print_end(printer: Console, outcomes: list[Outcome], folder: Path) -> None:
+    """How the time was spent, and where the records are."""
     stages: dict[str, float] = {}
     for outcome in outcomes:
         for name, seconds in outcome.stages.items():
             stages[name] = stages.get(name, 0.0) + seconds
+    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages.items())
     if outcomes:
-        spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages.items())
-        printer.print(f"\n{duration(sum(outcome.seconds for outcome in outcomes))} in all: {spent}", soft_wrap=True)
-
-
-def _trials(outcome: Outcome) -> str:
-    notes = [f"{outcome.failed} failed"] * bool(outcome.failed) + [f"{outcome.resumed} from before"] * bool(outcome.resumed)
-    return f"{outcome.trials}" + (f" ({', '.join(notes)})" if notes else "")
+        printer.print(f"{duration(sum(outcome.seconds for outcome in outcomes))} in all: {spent}", soft_wrap=True)
+        kept = sum(outcome.record is not None for outcome in outcomes)
+        printer.print(f"{kept} of {len(outcomes)} recorded in {folder}", soft_wrap=True)

@@ -1,0 +1,652 @@
+"""The command line: help, problems, exit codes, pure JSON, and every verb on something small."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tvm_orient import doctor, logs, paths, schedules
+from tvm_orient.cli import app
+from tvm_orient.cli.output import angle, degrees, duration, microseconds, size, speedup
+from tvm_orient.device import cpu_device
+from tvm_orient.errors import TuningFailed
+from tvm_orient.spec import OPS, ConvSpec
+from tvm_orient.taps import Taps
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "GITHUB_ACTIONS": None, "PY_COLORS": None}
+TINY = ("--channels", "8", "--height", "6", "--width", "5", "--kernel-size", "3")
+VERBS = ["doctor", "show", "tune", "build", "explain", "bench", "demo", "logs", "logs where", "logs list", "logs check", "logs merge", "logs prune"]
+VERBS += ["cache", "cache list", "cache clear"]
+
+
+def orient(*args: object, code: int = 0) -> Result:
+    """What `tvm-orient ARGS` does, in this process; its exit code must be code."""
+    result = CliRunner(env=PLAIN).invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, f"exit {result.exit_code}\n{result.output}\n{result.exception!r}"
+    assert "Traceback" not in result.output
+    return result
+
+
+def printed_json(*args: object, code: int = 0) -> Any:
+    """The JSON that a verb prints: all of its standard output."""
+    return json.loads(orient(*args, "--json", code=code).stdout)
+
+
+def real(*args: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The same as a process of its own."""
+    env = {**os.environ, **{name: value for name, value in PLAIN.items() if value is not None}}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60, **how)
+
+
+# ---- help and start -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_help_shows_an_example(verb: str) -> None:
+    said = orient(*verb.split(), "--help").stdout
+    assert re.search(rf"Examples?\s+\$ tvm-orient {verb}", said), said
+
+
+def test_help_says_degrees() -> None:
+    assert "DEGREES" in orient("--help").stdout
+    assert "DEGREES" in orient("tune", "--help").stdout
+
+
+def test_help_names_every_verb_in_order() -> None:
+    said = orient("--help").stdout
+    found = [verb for verb in re.findall(r"│ (\w+) ", said) if verb in VERBS]
+    assert found == ["doctor", "show", "tune", "build", "explain", "bench", "logs", "cache", "demo"]
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom tvm_orient.cli import app\napp(['--help'], standalone_mode=False)\nprint(sorted({name.split('.')[0] for name in sys.modules}))"
+    done = real("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "tvm", "tvm_ffi", "matplotlib", "xgboost"}.intersection(re.findall(r"'(\w+)'", done.stdout.splitlines()[-1]))
+
+
+def test_module_and_version() -> None:
+    done = real("-m", "tvm_orient", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"tvm-orient \d+\.\d+\.\d+\n", done.stdout)
+
+
+# ---- problems -----------------------------------------------------------------------------------
+
+
+def keys(*args: object) -> list[str]:
+    return [answer["spec"] for answer in printed_json("explain", "--target", "cpu", *args)["specs"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "tail"),
+    [
+        ((), "-c8h6w5-s1-zeros-float32-nchw-k3a0_22.5_45_67.5_90_112.5_135_157.5"),
+        (("--angles", "0, 30"), "-c8h6w5-s1-zeros-float32-nchw-k3a0_30"),
+        (("--angles=-90",), "-c8h6w5-s1-zeros-float32-nchw-k3a270"),
+        (("--angles", "0", "--stride", "2x1", "--dilation", "2"), "-c8h6w5-s2x1-zeros-float32-nchw-k3d2a0"),
+        (("--angles", "0", "--stride", "2", "--padding-mode", "circular", "--dtype", "float64"), "-c8h6w5-s2-circular-float64-nchw-k3a0"),
+    ],
+)
+def test_options_make_specs(args: tuple[str, ...], tail: str) -> None:
+    wanted = ConvSpec.from_key("conv" + tail)
+    assert [ConvSpec.from_key(key) for key in keys(*TINY, *args)] == [wanted]
+    assert [ConvSpec.from_key(key) for key in keys(*TINY, *args, "--op", "all")] == [dataclasses.replace(wanted, op=op) for op in OPS]
+
+
+def test_specs_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(
+        "# two problems\n\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0  # flat\nconv_dw-c8h6w5-s1-zeros-float32-nchw-k3a0\n\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0\n"
+    )
+    assert keys("--specs", file) == ["conv-c8h6w5-s1-zeros-float32-nchw-k3a0", "conv_dw-c8h6w5-s1-zeros-float32-nchw-k3a0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--kernel-size", "4"), "kernel_size must be odd so that a centre tap exists, got 4"),
+        (("--kernel-size", "0"), "'--kernel-size': must be a whole number >= 1, got '0'"),
+        (("--channels", "many"), "'--channels': must be a whole number >= 1, got 'many'"),
+        (("--channels", "7"), "got 8 angles for 7 channels"),
+        (("--angles", "0,nan"), "--angles takes finite numbers of degrees separated by commas, got 'nan'"),
+        (("--angles", "inf"), "got 'inf'"),
+        (("--angles", ""), "got ''"),
+        (("--angles", "0;45"), "got '0;45'"),
+        (("--stride", "0"), "--stride takes a whole number >= 1, or two of them (vertical x horizontal), got '0'"),
+        (("--stride", "1x2x3"), "got '1x2x3'"),
+        (("--dtype", "int8"), "dtype must be one of float64, float32, got 'int8'"),
+        (("--op", "pool"), "op must be one of conv, conv_dx, conv_dw, got 'pool'"),
+        (("--padding-mode", "mirror"), "padding_mode must be one of zeros, circular, got 'mirror'"),
+        (("--arch", "sm_77"), "unknown arch 'sm_77'"),
+        (("--target", "tpu"), "target must be auto, cpu, cuda or an arch such as sm_90a, got 'tpu'"),
+        (("--target", "cpu", "--arch", "sm_90a"), "got both (cpu, sm_90a)"),
+        (("--mode", "guess"), "mode must be one of strict, nearest, default, got 'guess'"),
+        (("--specs", "keys.txt"), "got --channels, --height, --width, --kernel-size too"),
+    ],
+)
+def test_bad_problems_name_the_value(args: tuple[str, ...], says: str) -> None:
+    result = orient("explain", *TINY, *args, code=2)
+    assert says in result.stderr
+    assert result.stdout == ""
+
+
+def test_missing_options_are_named() -> None:
+    said = orient("tune", "--channels", 8, "--width", 5, code=2).stderr
+    assert "got no --height, --kernel-size" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file or directory"),
+        (b"\xff\xfe\0", "it is not UTF-8 text"),
+        (b"# nothing\n", "got none in"),
+        (b"\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0\nconv-c8\n", "keys.txt, line 3: not a spec key: 'conv-c8'"),
+        (b"conv-c8h6w5-s1-zeros-int8-nchw-k3a0", "keys.txt, line 1: dtype must be one of float64, float32, got 'int8'"),
+    ],
+)
+def test_bad_specs_files_are_named(content: bytes | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    if content is not None:
+        file.write_bytes(content)
+    said = orient("build", "--specs", file, code=2).stderr
+    assert says in said
+    assert "keys.txt" in said
+    assert len(said.splitlines()) == 1
+
+
+# ---- errors and streams -------------------------------------------------------------------------
+
+
+def test_no_gpu_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_orient.device.cuda_devices", lambda: ())
+    assert orient("explain", *TINY, "--target", "cuda", code=1).stderr.startswith("error: no CUDA GPU on this machine")
+
+
+def test_unknown_verb_and_option() -> None:
+    orient("frobnicate", code=2)
+    orient("show", "--frobnicate", code=2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/some/where"), 1, "error: /some/where: Permission denied"),
+        (KeyboardInterrupt(), 1, "error: interrupted"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "error: this needs torch, which is not installed"),
+    ],
+)
+def test_what_is_not_ours_is_one_line_too(problem: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr("tvm_orient.plots.taps_text", fail)
+    said = orient("show", "k3a0", code=code).stderr
+    assert said.startswith(says)
+    assert len(said.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_orient.plots.taps_text", lambda *_: 1 // 0)
+    assert isinstance(CliRunner().invoke(app, ["show", "k3a0"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("args", [("show", "--kernel-size", "301", "--json"), ("show", "--kernel-size", "301"), ("--help",)])
+def test_a_reader_that_leaves_hears_nothing_more(args: tuple[str, ...]) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "tvm_orient", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # type: ignore[union-attr]
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+# ---- show ---------------------------------------------------------------------------------------
+
+GOLDEN = """\
+group 0: 0 deg         group 1: 22.5 deg      group 2: 45 deg
+7 of 7 taps distinct   5 of 7 taps distinct   5 of 7 taps distinct
+ . . . . . . .          . . . . . . .          . . . . . 1 .
+ . . . . . . .          . . . . . 1 .          . . . . 1 . .
+ 1 1 1[1]1 1 1          . . 1[3]1 . .          . . .[3]. . .
+ . . . . . . .          . 1 . . . . .          . . 1 . . . .
+ . . . . . . .          . . . . . . .          . 1 . . . . .
+
+key k7a0_22.5_45
+"""
+
+
+def test_show_golden() -> None:
+    assert orient("show", "--kernel-size", 7, "--angles", "0,22.5,45").stdout == GOLDEN
+    assert orient("show", "k7a0_22.5_45").stdout == GOLDEN
+    assert orient("show", "conv-c8h6w5-s1-zeros-float32-nchw-k7a0_22.5_45").stdout == GOLDEN
+
+
+def test_show_json_and_anchor() -> None:
+    shown = printed_json("show", "--kernel-size", 3, "--angles", "90", "--anchor", "start", "--dilation", 2)
+    assert shown == {
+        "key": "k3d2sa90",
+        "kernel_size": 3,
+        "groups": [{"degrees": [90.0], "offsets": [[0, 0], [-2, 0], [-4, 0]], "distinct": 3}],
+        "picture": None,
+    }
+    assert printed_json("show", "t0.0.0.7.-1.2")["groups"][0]["degrees"] == []
+
+
+def test_show_writes_a_png(tmp_path: Path) -> None:
+    out = tmp_path / "taps.png"
+    assert str(out) in orient("show", "k7a22.5", "-o", out).stdout
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "taps need --kernel-size, or a key"),
+        (("k3a0", "--anchor", "start", "--kernel-size", "3"), "got k3a0 and --kernel-size, --anchor"),
+        (("k3b0",), "not a taps key: 'k3b0'"),
+        (("--kernel-size", "3", "--anchor", "end"), "--anchor must be center or start, got 'end'"),
+        (("k3a0", "-o", os.devnull), "-o takes a plain file, got /dev/null"),  # a rename would replace the device
+        (("k3a0", "-o", "nowhere/taps.png"), "nowhere/taps.png"),
+    ],
+)
+def test_show_refuses(args: tuple[str, ...], says: str) -> None:
+    assert says in orient("show", *args, code=2).stderr
+    assert not Path(os.devnull).is_file()
+
+
+# ---- records ------------------------------------------------------------------------------------
+
+
+def record(key: str = "conv-c8h6w5-s1-zeros-float32-nchw-k3a0", median_us: float = 10.0, **fields: Any) -> logs.Record:
+    """A record that this machine's CPU accepts."""
+    template, decisions = schedules.default(ConvSpec.from_key(key), cpu_device())
+    made = {
+        "spec": key, "template": template.name, "template_version": template.version, "decisions": dict(decisions), "device": cpu_device().slug,
+        "median_us": median_us, "spread_us": 0.1, "default_us": 20.0, "floor_us": 1.0, "error": 1e-6, "provenance": {"date": "2026-11-21"},
+    }  # fmt: skip
+    return logs.Record(**{**made, **fields})
+
+
+@pytest.fixture
+def user_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private folder of tuning logs."""
+    monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path / "logs"))
+    return tmp_path / "logs"
+
+
+def test_explain_says_what_answered(user_logs: Path) -> None:
+    file = logs.append(record())
+    (spec,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,30")["specs"]
+    tuned, untuned = spec["parts"]
+    assert (tuned["step"], tuned["source"], tuned["tried"], tuned["channels"], tuned["degrees"]) == ("user", str(file), [], [0, 4], [0.0])
+    assert logs.Record.model_validate(tuned["record"]) == record()
+    assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [30.0])
+    assert [entry["step"] for entry in untuned["tried"]] == list(logs.STEPS[:-1])
+    assert all(entry["why_not"] for entry in untuned["tried"])
+    said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,30").stdout
+    for text in ("0-3", "4-7", "answered, from", "10.0 us", "2.00x", "answered: the template's own choice, untuned", "has no record of this spec"):
+        assert text in said
+
+
+def test_explain_strict_forbids_the_default(user_logs: Path) -> None:
+    (part,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "30", "--mode", "strict")["specs"][0]["parts"]
+    assert part["step"] == "none"
+
+
+def test_logs_where_and_list(user_logs: Path) -> None:
+    assert printed_json("logs", "where") == {"user": str(user_logs), "shipped": str(paths.shipped_log_dir())}
+    assert "not made yet" in orient("logs", "where").stdout
+    file = logs.append(record())
+    mine = [row for row in printed_json("logs", "list") if row["source"] == "user"]
+    assert [(row["file"], row["records"], row["bad"]) for row in mine] == [(str(file), 1, 0)]
+    assert cpu_device().slug in orient("logs", "list").stdout
+
+
+def test_logs_check_counts_what_is_wrong(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text(record().line + "\n")
+    lines = [record().line, "{", "", '{"schema": 2}', record(template_version=0).line, record(median_us=25.0).line, "[]"]
+    bad.write_text("\n".join(lines) + "\n")
+    assert orient("logs", "check", good).stderr == ""
+    assert [row["records"] for row in printed_json("logs", "check", good)] == [1]
+    (_, row) = sorted(printed_json("logs", "check", good, bad, code=1), key=lambda row: -row["records"])[::-1]
+    assert row == {"file": str(bad), "records": 3, "bad": 2, "blank": 1, "foreign": 1, "old": 1, "slow": 1, "error": None}
+    assert len(printed_json("logs", "check", tmp_path, code=1)) == 2
+    assert "bad lines" in orient("logs", "check", bad, code=1).stdout
+
+
+def test_logs_check_unreadable(tmp_path: Path) -> None:
+    assert "cannot read the tuning log" in orient("logs", "check", tmp_path / "none.jsonl", code=1).stderr
+    assert f"got none under {tmp_path}" in orient("logs", "check", tmp_path, code=2).stderr
+
+
+def test_logs_merge_is_usable(user_logs: Path, tmp_path: Path) -> None:
+    other = "conv-c8h6w5-s1-zeros-float32-nchw-k3a30"
+    here, there, both = tmp_path / "here.jsonl", tmp_path / "there.jsonl", user_logs / cpu_device().slug / "conv.jsonl"
+    here.write_text(record().line + "\n" + record(other, 12.0).line + "\n")
+    there.write_text(record(median_us=9.0).line + "\nnot json\n")
+    merged = printed_json("logs", "merge", here, there, "-o", both)
+    assert (merged["records"], merged["records_read"], merged["lines_skipped"]) == (2, 3, 1)
+    assert sorted(row.median_us for row in logs.read(both).records) == [9.0, 12.0]
+    assert [part["step"] for part in printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,30")["specs"][0]["parts"]] == ["user", "user"]
+    before = both.read_bytes()
+    assert "1 lines skipped" in orient("logs", "merge", there, here, "-o", both).stdout
+    assert both.read_bytes() == before
+    assert (
+        "got none as fast for 2 records" in orient("logs", "merge", tmp_path / "empty.jsonl", "-o", both, code=1).stderr
+        if _touch(tmp_path / "empty.jsonl")
+        else ""
+    )
+    assert both.read_bytes() == before
+
+
+def _touch(path: Path) -> bool:
+    path.touch()
+    return True
+
+
+def test_logs_merge_says_where_mixed_records_belong(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(record().line + "\n" + record(device="nvidia-h200").line + "\n")
+    assert "belong in 2 files" in orient("logs", "merge", tmp_path / "a.jsonl", "-o", tmp_path / "b.jsonl").stdout
+
+
+def test_logs_prune(tmp_path: Path) -> None:
+    file, out = tmp_path / "conv.jsonl", tmp_path / "best.jsonl"
+    file.write_text("".join(record(median_us=value).line + "\n" for value in (11.0, 9.0, 10.0)))
+    orient("logs", "prune", file, "-o", out)
+    assert [row.median_us for row in logs.read(out).records] == [9.0]
+    assert len(logs.read(file).records) == 3
+    orient("logs", "prune", file)
+    assert file.read_text() == out.read_text()
+    file.write_text(out.read_text() + "{\n")
+    assert "got 1 bad lines" in orient("logs", "prune", file, code=1).stderr
+    orient("logs", "prune", file, "--force")
+    assert file.read_text() == out.read_text()
+
+
+# ---- doctor -------------------------------------------------------------------------------------
+
+
+def test_doctor_json() -> None:
+    seen = printed_json("doctor")
+    assert seen["healthy"] is True
+    assert set(seen["works"]) == set(doctor.NEEDS)
+    assert seen["works"]["run on the CPU"] == {"works": True, "lacks": []}
+    names = [check["name"] for check in seen["checks"]]
+    assert {
+        "torch",
+        "apache-tvm",
+        "apache-tvm-ffi",
+        "LLVM",
+        "NVRTC",
+        "nvcc",
+        "libcuda",
+        "GPU",
+        "cudart 13",
+        "xgboost",
+        "kernel cache",
+        *paths.VARIABLES,
+    } <= set(names)
+    assert {need for needs in doctor.NEEDS.values() for word in needs for need in word.split(" or ")} <= set(names)
+    assert {check["state"] for check in seen["checks"]} <= {"ok", "missing"}
+    assert all(check["hint"] for check in seen["checks"] if check["state"] == "missing")
+
+
+def test_doctor_finds_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(folder))
+    monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("TVM_ORIENT_LOOKUP", "guess")
+    with open(logs.append(record()), "a") as file:
+        file.write("{\n")
+    broken = {check["name"]: check for check in printed_json("doctor", code=1)["checks"] if check["state"] == "broken"}
+    assert set(broken) == {"kernel cache", "user logs", "TVM_ORIENT_LOOKUP"}
+    assert "0o777" in broken["kernel cache"]["detail"]
+    assert "1 records in 1 file" in broken["user logs"]["detail"]
+    assert "1 bad lines" in broken["user logs"]["detail"]
+    assert "3 broken: user logs, kernel cache, TVM_ORIENT_LOOKUP" in orient("doctor", code=1).stdout
+
+
+def test_doctor_guards_against_the_crashing_ffi(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor.importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.15" if name == "apache-tvm-ffi" else version(name))
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["apache-tvm-ffi"].state == "broken"
+    assert "0.1.15" in checks["apache-tvm-ffi"].detail
+
+
+def test_doctor_survives_what_it_finds() -> None:
+    def explode() -> doctor.Finding:
+        raise RuntimeError("no such symbol\nand more")
+
+    assert doctor._check("packages", "torch", explode) == doctor.Check("packages", "torch", "broken", "RuntimeError: no such symbol", "reinstall it")
+
+
+def test_what_works_follows_from_the_checks() -> None:
+    every = [doctor.Check("", need, "ok", "") for needs in doctor.NEEDS.values() for word in needs for need in word.split(" or ")]
+    assert not any(doctor.lacks(every).values())
+    without = [check for check in every if check.name not in ("nvcc", "GPU", "xgboost")]
+    lacking = doctor.lacks(without)
+    assert lacking["generate for CUDA without a GPU"] == []  # NVRTC is enough
+    assert lacking["run on a GPU"] == ["GPU"]
+    assert lacking["tune for the CPU"] == ["xgboost"]
+    assert doctor.lacks([])["generate for CUDA without a GPU"][-1] == "NVRTC or nvcc"
+
+
+# ---- build and cache ----------------------------------------------------------------------------
+
+
+def test_build_fills_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
+    (row,) = printed_json("build", "--target", "cpu", *TINY, "--angles", "0")["kernels"]
+    assert row["error"] is None
+    assert (Path(row["folder"]) / "kernel.so").is_file()
+    assert Path(row["folder"]).name in orient("build", "--target", "cpu", *TINY, "--angles", "0").stdout
+    listed = printed_json("cache", "list")
+    assert [how["name"] for how in listed["entries"]] == [Path(row["folder"]).name]
+    assert "1 kernels" in orient("cache", "list").stdout
+    assert printed_json("cache", "clear") == {"directory": str(tmp_path / "kernels"), "removed": 1}
+    assert "0 kernels" in orient("cache", "list").stdout
+
+
+def test_one_failed_build_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(spec: ConvSpec, device: Any, directory: Path) -> Path:
+        if spec.op == "conv":
+            raise TuningFailed("no luck")
+        folder = directory / spec.op
+        folder.mkdir(parents=True)
+        (folder / "kernel.so").write_bytes(b"12345")
+        return folder
+
+    fake(monkeypatch, "aot", export=export)
+    result = orient("build", "--arch", "sm_90a", *TINY, "--op", "all", "-o", tmp_path, "--json", code=1)
+    rows = json.loads(result.stdout)["kernels"]
+    assert [(row["bytes"], row["error"]) for row in rows] == [(0, "no luck"), (5, None), (5, None)]
+    assert "no luck" in result.stderr
+
+
+# ---- verbs whose work is tested elsewhere -------------------------------------------------------
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
+    """Puts a module of the package aside for a made up one."""
+    module = types.ModuleType(f"tvm_orient.{name}")
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, f"tvm_orient.{name}", module)
+
+
+@dataclass(frozen=True)
+class Progress:
+    part: ConvSpec
+    position: int
+    parts: int
+    trial: int
+    trials: int
+    failed: int
+    best_us: float | None
+    default_us: float | None
+    seconds: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    part: ConvSpec
+    record: logs.Record | None
+    default_us: float | None
+    best_us: float | None
+    trials: int
+    failed: int
+    resumed: int
+    seconds: float
+    stages: dict[str, float]
+    note: str
+
+
+def searching(stop: str = "") -> Callable[..., list[Outcome]]:
+    """A tune that measures nothing; stop names the op at which it is interrupted or fails."""
+
+    def tune(spec: ConvSpec, device: Any, *, trials: int, batch: int, seed: int, report: Callable[[Progress], None], directory: Path | None) -> list[Outcome]:
+        parts = [part for _, _, part in spec.parts()]
+        for place, part in enumerate(parts):
+            for trial in range(trials + 1):
+                report(Progress(part, place, len(parts), trial, trials, 1, 10.0 if trial else None, 20.0, trial, None))
+                if stop == "interrupt" and place == 1 and trial == 2:
+                    raise KeyboardInterrupt
+        if stop == spec.op:
+            raise TuningFailed(f"nothing for {spec.op} builds")
+        return [
+            Outcome(part, record(part.key) if place == 0 else None, 20.0, 10.0, trials, 1, 2, 3.5, {"build": 3.0, "measure": 0.5}, "")
+            for place, part in enumerate(parts)
+        ]
+
+    return tune
+
+
+def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake(monkeypatch, "tune", tune=searching())
+    said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--trials", 5).stdout
+    assert "conv 0° (1 of 2): trial 5/5, 1 failed, best 10.0 us, 2.00x as fast as the default" in said
+    assert said.count("trial ") == 4  # the first and the last of each angle
+    assert "1 of 2 recorded" in said
+    assert "7.0 s in all: build 6.0 s, measure 1.0 s" in said
+    assert "the default stays" in said
+
+
+def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake(monkeypatch, "tune", tune=searching())
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--op", "all", "--trials", 5, "--json")
+    found = json.loads(result.stdout)
+    assert [(outcome["degrees"], outcome["record"] is not None) for outcome in found["outcomes"]] == [([0.0], True), ([30.0], False)] * 3
+    assert found["interrupted"] is False
+    assert found["failures"] == {}
+    assert "trial 5/5" in result.stderr
+
+
+def test_tune_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake(monkeypatch, "tune", tune=searching("interrupt"))
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--trials", 5, code=1)
+    assert f"interrupted: what was found until then is kept in {user_logs / cpu_device().slug}; the same command goes on from there" in result.stderr
+    assert "2/5" in result.stdout
+    assert printed_json("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--log-dir", user_logs / "x", code=1)["interrupted"] is True
+
+
+def test_tune_goes_on_after_an_op_that_fails(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake(monkeypatch, "tune", tune=searching("conv_dx"))
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--op", "all", "--trials", 5, "--json", code=1)
+    found = json.loads(result.stdout)
+    assert len(found["outcomes"]) == 4
+    assert list(found["failures"].values()) == ["nothing for conv_dx builds"]
+    assert "error: nothing for conv_dx builds" in result.stderr
+
+
+def test_tune_board_in_a_terminal() -> None:
+    from rich.console import Console
+
+    from tvm_orient.cli.board import Board
+
+    spec = ConvSpec("conv", 8, 6, 5, Taps.from_key("k3a0_30_45"))
+    printer = Console(force_terminal=True, width=100, color_system=None, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    parts = [part for _, _, part in spec.parts()]
+    with Board(spec, printer) as board:
+        board.report(Progress(parts[0], 0, 3, 4, 4, 1, 10.0, 20.0, 3.0, 0.0))
+        board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 3.0, 65.0))
+        printer.print(board.table())
+    rows = [re.sub("━+.?━*", "", line).split() for line in printer.export_text().splitlines() if "°" in line][-3:]
+    assert rows == [
+        ["0°", "4/4", "1", "10.0", "us", "20.0", "us", "2.00x", "done"],
+        ["30°", "2/4", "0", "-", "2.00", "ms", "-", "1", "min", "05", "s"],
+        ["45°"],
+    ]
+
+
+def test_bench_prints_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rich.table import Table
+
+    @dataclass(frozen=True)
+    class Row:
+        spec: str
+        who: str
+        ms: float
+
+    def bench(specs: list[ConvSpec], device: Any, *, batch: int, peers: bool, repeats: int, report: Callable[[str], None]) -> list[Row]:
+        report("conv: ours")
+        return [Row(spec.key, "peers" if peers else "alone", batch * repeats) for spec in specs]
+
+    def table(rows: list[Row]) -> Table:
+        made = Table("spec", "ms")
+        for row in rows:
+            made.add_row(row.spec, str(row.ms))
+        return made
+
+    fake(monkeypatch, "bench", bench=bench, table=table, write_csv=lambda rows, path: path.write_text(f"{len(rows)} rows\n"))
+    result = orient("bench", "--target", "cpu", *TINY, "--angles", "0", "--batch", 4, "--repeats", 3, "--csv", tmp_path / "speed.csv")
+    assert "12" in result.stdout
+    assert result.stderr == "conv: ours\n"
+    assert (tmp_path / "speed.csv").read_text() == "1 rows\n"
+    found = printed_json("bench", "--target", "cpu", *TINY, "--angles", "0", "--no-peers", "--op", "all")
+    assert [row["who"] for row in found["rows"]] == ["alone"] * 3
+    assert found["batch"] == 8
+
+
+def test_demo_passes_its_code_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    fake(monkeypatch, "demo", run=lambda out, trials, console: seen.append((out, trials)) or 1)
+    orient("demo", "-o", tmp_path, "--trials", 3, code=1)
+    assert seen == [(tmp_path, 3)]
+
+
+# ---- units --------------------------------------------------------------------------------------
+
+
+def test_units() -> None:
+    assert [duration(value) for value in (None, 0.04, 59.94, 59.96, 65, 3600, 7384)] == [
+        "-",
+        "0.0 s",
+        "59.9 s",
+        "1 min 00 s",
+        "1 min 05 s",
+        "1 h 00 min",
+        "2 h 03 min",
+    ]
+    assert [microseconds(value) for value in (None, 1.234, 12.34, 123.4, 1234.0, 123400.0)] == ["-", "1.23 us", "12.3 us", "123 us", "1.23 ms", "123 ms"]
+    assert [size(value) for value in (0, 999, 1000, 34003, 12_345_678, 3 * 10**9)] == ["0 B", "999 B", "1.0 kB", "34.0 kB", "12.3 MB", "3.0 GB"]
+    assert [speedup(20.0, 10.0), speedup(None, 10.0), speedup(20.0, None)] == ["2.00x", "-", "-"]
+    assert (angle(Taps.from_key("k3a0_22.5")), degrees(Taps.from_key("k3a0_22.5"))) == ("0° 22.5°", [0.0, 22.5])
+    assert (angle(Taps.from_key("t0.0.0.7")), degrees(Taps.from_key("t0.0.0.7"))) == ("free", [])
