@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -109,10 +110,9 @@ def test_options_make_specs(args: tuple[str, ...], tail: str) -> None:
 
 def test_specs_file(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
-    file.write_text(
-        "# two problems\n\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0  # flat\nconv_dw-c8h6w5-s1-zeros-float32-nchw-k3a0\n\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0\n"
-    )
-    assert keys("--specs", file) == ["conv-c8h6w5-s1-zeros-float32-nchw-k3a0", "conv_dw-c8h6w5-s1-zeros-float32-nchw-k3a0"]
+    flat, weights = (f"{op}-c8h6w5-s1-zeros-float32-nchw-k3a0" for op in ("conv", "conv_dw"))
+    file.write_text(f"# two problems\n\n{flat}  # flat\n{weights}\n\n{flat}\n")
+    assert keys("--specs", file) == [flat, weights]
 
 
 @pytest.mark.parametrize(
@@ -237,12 +237,8 @@ def test_show_golden() -> None:
 
 def test_show_json_and_anchor() -> None:
     shown = printed_json("show", "--kernel-size", 3, "--angles", "90", "--anchor", "start", "--dilation", 2)
-    assert shown == {
-        "key": "k3d2sa90",
-        "kernel_size": 3,
-        "groups": [{"degrees": [90.0], "offsets": [[0, 0], [-2, 0], [-4, 0]], "distinct": 3}],
-        "picture": None,
-    }
+    groups = [{"degrees": [90.0], "offsets": [[0, 0], [-2, 0], [-4, 0]], "distinct": 3}]
+    assert shown == {"key": "k3d2sa90", "kernel_size": 3, "groups": groups, "picture": None}
     assert printed_json("show", "t0.0.0.7.-1.2")["groups"][0]["degrees"] == []
 
 
@@ -290,20 +286,20 @@ def user_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_explain_says_what_answered(user_logs: Path) -> None:
     file = logs.append(record())
-    (spec,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,30")["specs"]
+    (spec,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"]
     tuned, untuned = spec["parts"]
     assert (tuned["step"], tuned["source"], tuned["tried"], tuned["channels"], tuned["degrees"]) == ("user", str(file), [], [0, 4], [0.0])
     assert logs.Record.model_validate(tuned["record"]) == record()
-    assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [30.0])
+    assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [90.0])
     assert [entry["step"] for entry in untuned["tried"]] == list(logs.STEPS[:-1])
     assert all(entry["why_not"] for entry in untuned["tried"])
-    said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,30").stdout
+    said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,90").stdout
     for text in ("0-3", "4-7", "answered, from", "10.0 us", "2.00x", "answered: the template's own choice, untuned", "has no record of this spec"):
         assert text in said
 
 
 def test_explain_strict_forbids_the_default(user_logs: Path) -> None:
-    (part,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "30", "--mode", "strict")["specs"][0]["parts"]
+    (part,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "90", "--mode", "strict")["specs"][0]["parts"]
     assert part["step"] == "none"
 
 
@@ -335,28 +331,20 @@ def test_logs_check_unreadable(tmp_path: Path) -> None:
 
 
 def test_logs_merge_is_usable(user_logs: Path, tmp_path: Path) -> None:
-    other = "conv-c8h6w5-s1-zeros-float32-nchw-k3a30"
+    other = "conv-c8h6w5-s1-zeros-float32-nchw-k3a90"
     here, there, both = tmp_path / "here.jsonl", tmp_path / "there.jsonl", user_logs / cpu_device().slug / "conv.jsonl"
     here.write_text(record().line + "\n" + record(other, 12.0).line + "\n")
     there.write_text(record(median_us=9.0).line + "\nnot json\n")
     merged = printed_json("logs", "merge", here, there, "-o", both)
     assert (merged["records"], merged["records_read"], merged["lines_skipped"]) == (2, 3, 1)
     assert sorted(row.median_us for row in logs.read(both).records) == [9.0, 12.0]
-    assert [part["step"] for part in printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,30")["specs"][0]["parts"]] == ["user", "user"]
+    assert [part["step"] for part in printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]] == ["user", "user"]
     before = both.read_bytes()
     assert "1 lines skipped" in orient("logs", "merge", there, here, "-o", both).stdout
     assert both.read_bytes() == before
-    assert (
-        "got none as fast for 2 records" in orient("logs", "merge", tmp_path / "empty.jsonl", "-o", both, code=1).stderr
-        if _touch(tmp_path / "empty.jsonl")
-        else ""
-    )
+    (tmp_path / "empty.jsonl").touch()
+    assert "got none as fast for 2 records" in orient("logs", "merge", tmp_path / "empty.jsonl", "-o", both, code=1).stderr
     assert both.read_bytes() == before
-
-
-def _touch(path: Path) -> bool:
-    path.touch()
-    return True
 
 
 def test_logs_merge_says_where_mixed_records_belong(tmp_path: Path) -> None:
@@ -381,26 +369,14 @@ def test_logs_prune(tmp_path: Path) -> None:
 # ---- doctor -------------------------------------------------------------------------------------
 
 
-def test_doctor_json() -> None:
+def test_doctor_json(user_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
     seen = printed_json("doctor")
     assert seen["healthy"] is True
     assert set(seen["works"]) == set(doctor.NEEDS)
     assert seen["works"]["run on the CPU"] == {"works": True, "lacks": []}
     names = [check["name"] for check in seen["checks"]]
-    assert {
-        "torch",
-        "apache-tvm",
-        "apache-tvm-ffi",
-        "LLVM",
-        "NVRTC",
-        "nvcc",
-        "libcuda",
-        "GPU",
-        "cudart 13",
-        "xgboost",
-        "kernel cache",
-        *paths.VARIABLES,
-    } <= set(names)
+    assert {"torch", "apache-tvm", "LLVM", "NVRTC", "nvcc", "libcuda", "cudart 13", "user logs", "kernel cache", *paths.VARIABLES} <= set(names)
     assert {need for needs in doctor.NEEDS.values() for word in needs for need in word.split(" or ")} <= set(names)
     assert {check["state"] for check in seen["checks"]} <= {"ok", "missing"}
     assert all(check["hint"] for check in seen["checks"] if check["state"] == "missing")
@@ -429,6 +405,14 @@ def test_doctor_guards_against_the_crashing_ffi(monkeypatch: pytest.MonkeyPatch)
     checks = {check.name: check for check in doctor.examine()}
     assert checks["apache-tvm-ffi"].state == "broken"
     assert "0.1.15" in checks["apache-tvm-ffi"].detail
+
+
+def test_doctor_tries_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._nvrtc()[0] == "ok"
+    monkeypatch.setattr("tvm_orient.nvrtc._include_folders", lambda: ())
+    state, detail, hint = doctor._nvrtc()
+    assert (state, hint.split(" to ")[0]) == ("missing", "pip install 'tvm-orient[compile]'")
+    assert "cuda_runtime.h" in detail
 
 
 def test_doctor_survives_what_it_finds() -> None:
@@ -531,17 +515,16 @@ def searching(stop: str = "") -> Callable[..., list[Outcome]]:
                     raise KeyboardInterrupt
         if stop == spec.op:
             raise TuningFailed(f"nothing for {spec.op} builds")
-        return [
-            Outcome(part, record(part.key) if place == 0 else None, 20.0, 10.0, trials, 1, 2, 3.5, {"build": 3.0, "measure": 0.5}, "")
-            for place, part in enumerate(parts)
-        ]
+        stages = {"build": 3.0, "measure": 0.5}
+        kept = [record(part.key) if place == 0 else None for place, part in enumerate(parts)]
+        return [Outcome(part, row, 20.0, 10.0, trials, 1, 2, 3.5, stages, "") for part, row in zip(parts, kept, strict=True)]
 
     return tune
 
 
 def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
     fake(monkeypatch, "tune", tune=searching())
-    said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--trials", 5).stdout
+    said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5).stdout
     assert "conv 0° (1 of 2): trial 5/5, 1 failed, best 10.0 us, 2.00x as fast as the default" in said
     assert said.count("trial ") == 4  # the first and the last of each angle
     assert "1 of 2 recorded" in said
@@ -551,9 +534,9 @@ def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.Mo
 
 def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
     fake(monkeypatch, "tune", tune=searching())
-    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--op", "all", "--trials", 5, "--json")
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json")
     found = json.loads(result.stdout)
-    assert [(outcome["degrees"], outcome["record"] is not None) for outcome in found["outcomes"]] == [([0.0], True), ([30.0], False)] * 3
+    assert [(outcome["degrees"], outcome["record"] is not None) for outcome in found["outcomes"]] == [([0.0], True), ([90.0], False)] * 3
     assert found["interrupted"] is False
     assert found["failures"] == {}
     assert "trial 5/5" in result.stderr
@@ -561,15 +544,15 @@ def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> 
 
 def test_tune_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
     fake(monkeypatch, "tune", tune=searching("interrupt"))
-    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--trials", 5, code=1)
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1)
     assert f"interrupted: what was found until then is kept in {user_logs / cpu_device().slug}; the same command goes on from there" in result.stderr
     assert "2/5" in result.stdout
-    assert printed_json("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--log-dir", user_logs / "x", code=1)["interrupted"] is True
+    assert printed_json("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--log-dir", user_logs / "x", code=1)["interrupted"] is True
 
 
 def test_tune_goes_on_after_an_op_that_fails(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
     fake(monkeypatch, "tune", tune=searching("conv_dx"))
-    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,30", "--op", "all", "--trials", 5, "--json", code=1)
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json", code=1)
     found = json.loads(result.stdout)
     assert len(found["outcomes"]) == 4
     assert list(found["failures"].values()) == ["nothing for conv_dx builds"]
@@ -581,17 +564,20 @@ def test_tune_board_in_a_terminal() -> None:
 
     from tvm_orient.cli.board import Board
 
-    spec = ConvSpec("conv", 8, 6, 5, Taps.from_key("k3a0_30_45"))
-    printer = Console(force_terminal=True, width=100, color_system=None, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    spec = ConvSpec("conv", 8, 6, 5, Taps.from_key("k3a0_90_45"))
+    out = io.StringIO()
+    printer = Console(force_terminal=True, width=100, color_system=None, file=out)
     parts = [part for _, _, part in spec.parts()]
     with Board(spec, printer) as board:
         board.report(Progress(parts[0], 0, 3, 4, 4, 1, 10.0, 20.0, 3.0, 0.0))
         board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 3.0, 65.0))
-        printer.print(board.table())
-    rows = [re.sub("━+.?━*", "", line).split() for line in printer.export_text().splitlines() if "°" in line][-3:]
+    assert "45°" in out.getvalue()
+    out.truncate(0)
+    printer.print(board.table())
+    rows = [re.sub("━+.?━*", "", line).split() for line in out.getvalue().strip("\0").splitlines() if "°" in line]
     assert rows == [
         ["0°", "4/4", "1", "10.0", "us", "20.0", "us", "2.00x", "done"],
-        ["30°", "2/4", "0", "-", "2.00", "ms", "-", "1", "min", "05", "s"],
+        ["90°", "2/4", "0", "-", "2.00", "ms", "-", "1", "min", "05", "s"],
         ["45°"],
     ]
 
@@ -636,17 +622,10 @@ def test_demo_passes_its_code_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_units() -> None:
-    assert [duration(value) for value in (None, 0.04, 59.94, 59.96, 65, 3600, 7384)] == [
-        "-",
-        "0.0 s",
-        "59.9 s",
-        "1 min 00 s",
-        "1 min 05 s",
-        "1 h 00 min",
-        "2 h 03 min",
-    ]
+    assert [duration(value) for value in (None, 0.04, 59.94, 59.96, 65)] == ["-", "0.0 s", "59.9 s", "1 min 00 s", "1 min 05 s"]
+    assert [duration(value) for value in (3600, 7384)] == ["1 h 00 min", "2 h 03 min"]
     assert [microseconds(value) for value in (None, 1.234, 12.34, 123.4, 1234.0, 123400.0)] == ["-", "1.23 us", "12.3 us", "123 us", "1.23 ms", "123 ms"]
     assert [size(value) for value in (0, 999, 1000, 34003, 12_345_678, 3 * 10**9)] == ["0 B", "999 B", "1.0 kB", "34.0 kB", "12.3 MB", "3.0 GB"]
     assert [speedup(20.0, 10.0), speedup(None, 10.0), speedup(20.0, None)] == ["2.00x", "-", "-"]
-    assert (angle(Taps.from_key("k3a0_22.5")), degrees(Taps.from_key("k3a0_22.5"))) == ("0° 22.5°", [0.0, 22.5])
-    assert (angle(Taps.from_key("t0.0.0.7")), degrees(Taps.from_key("t0.0.0.7"))) == ("free", [])
+    assert (angle(Taps.from_key("k3a0_45")), degrees(Taps.from_key("k3a0_45"))) == ("0° 45°", [0.0, 45.0])
+    assert (angle(Taps.from_key("t0.0.0.7.-1.2")), degrees(Taps.from_key("t0.0.0.7.-1.2"))) == ("free", [])

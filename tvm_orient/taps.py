@@ -187,9 +187,9 @@ def _quadrant_interval(line: Sequence[Offset], k: Sequence[int]) -> tuple[float,
     lo, hi = 0.0, 90.0
     for (dh, dw), distance in zip(line, k, strict=True):
         d = abs(distance)
-        if d == 0:
-            continue
         up, along = abs(dh), abs(dw)
+        if d == 0 and up == along == 0:
+            continue
         if up > d or along > d:
             return 1.0, 0.0
         lo = max(lo, math.degrees(math.asin(up / d)), math.degrees(math.acos(min(1.0, (along + 1) / d))))
@@ -202,18 +202,21 @@ def _find_angle(line: tuple[Offset, ...], dilation: int, anchor: Anchor) -> floa
     size = len(line)
     k = [dilation * (s - (size // 2 if anchor == "center" else 0)) for s in range(size)]
     lo, hi = _quadrant_interval(line, k)
+    wide = hi - lo > 1e-3
     lo, hi = lo - 1e-4, hi + 1e-4  # the float32 rule moves the edges a little
     if lo > hi:
         return None
+    wanted = np.asarray(line, dtype=np.int32)
+    arcs = [(90 * q + lo, 90 * q + hi) if q % 2 == 0 else (90 * (q + 1) - hi, 90 * (q + 1) - lo) for q in range(4)]
+    if wide:  # inside a wide interval every angle gives the line, or none does (its signs belong to another quadrant)
+        arcs = [arc for arc in arcs if np.array_equal(oriented_offsets(_radians([sum(arc) / 2]), size, dilation, anchor)[0], wanted)]
     for step in _STEPS:
         found = []
-        for quadrant in range(4):
-            start, stop = (90 * quadrant + lo, 90 * quadrant + hi) if quadrant % 2 == 0 else (90 * (quadrant + 1) - hi, 90 * (quadrant + 1) - lo)
+        for start, stop in arcs:
             found += [round(m * step, 6) for m in range(math.ceil(start / step), math.floor(stop / step) + 1)]
         degrees = sorted({d for d in found if 0 <= d < 360})
         if degrees:
             tables = oriented_offsets(_radians(degrees), size, dilation, anchor)
-            wanted = np.asarray(line, dtype=np.int32)
             for degree, table in zip(degrees, tables, strict=True):
                 if np.array_equal(table, wanted):
                     return degree

@@ -7,6 +7,7 @@ A block owns a band of rows of `planes` channels; it stages rows + max dh - min 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm_orient.device import Device
@@ -52,10 +53,9 @@ class SharedPatch(Template):
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        tall = g.span() > 20  # steep lines reuse rows: see docs/performance.md
-        patch_h = min(knobs["patch_h"], key=lambda p: (-(-height // p) * p - height, abs(p - (7 if tall and height % 7 == 0 else 4))))
-        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(p - 4)))
-        across = -(-width // patch_w)
+        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(math.log(p / 4))))
+        aim = 7 if g.span() > 20 and height % 7 == 0 else 4  # steep lines share rows: a taller patch reads each once
+        patch_h = min((p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim))))
         decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
         best = decisions
         for row_patches in knobs["row_patches"]:
@@ -63,7 +63,7 @@ class SharedPatch(Template):
                 trial = {**decisions, "row_patches": row_patches, "planes": planes}
                 if row_patches * patch_h < height + patch_h and spec.channels % planes == 0 and self._invalid(spec, device, trial) is None and self._score(spec, trial) > self._score(spec, best):
                     best = trial
-        return best if across else decisions
+        return best
 
     def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
         """Useful share of what a block loads and runs: staged rows that are not halo, times lanes that are not idle."""

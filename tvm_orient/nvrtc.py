@@ -1,0 +1,86 @@
+"""CUDA source to cubin by NVRTC: no GPU, no driver and no nvcc needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from .errors import BuildFailed, EnvironmentProblem, InvalidArgument
+
+_INSTALL = "pip install 'tvm-orient[compile]' (cuda-bindings, nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl, all 13.x)"
+# --use_fast_math contracts nothing that we rely on, but flushes denormals as TVM's own build does
+OPTIONS = ("--std=c++17", "--use_fast_math", "-default-device")
+
+
+@functools.cache
+def _include_folders() -> tuple[Path, ...]:
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    folders = [folder for root in roots for major in sorted(root.glob("cu1[3-9]"), reverse=True) for folder in (major / "include", major / "include" / "cccl")]
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not any((folder / "cuda_runtime.h").is_file() for folder in folders):
+        raise EnvironmentProblem(f"compiling CUDA needs the CUDA 13 headers, which are not installed: {_INSTALL}")
+    return tuple(folders)
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as missing:
+        raise EnvironmentProblem(f"compiling CUDA needs NVRTC, which is not installed ({missing}): {_INSTALL}") from missing
+    return nvrtc
+
+
+def version() -> tuple[int, int]:
+    """(major, minor) of NVRTC.
+
+    Raises:
+        EnvironmentProblem: NVRTC cannot be loaded.
+    """
+    nvrtc = _library()
+    try:
+        status, major, minor = nvrtc.nvrtcVersion()
+    except RuntimeError as missing:
+        raise EnvironmentProblem(f"NVRTC does not load ({missing}): {_INSTALL}") from missing
+    if status:
+        raise EnvironmentProblem(f"NVRTC does not answer ({status}): {_INSTALL}")
+    return major, minor
+
+
+def archs() -> tuple[str, ...]:
+    """Architectures that this NVRTC generates code for, as sm_XX."""
+    version()
+    nvrtc = _library()
+    _, count = nvrtc.nvrtcGetNumSupportedArchs()
+    _, numbers = nvrtc.nvrtcGetSupportedArchs()
+    return tuple(f"sm_{number}" for number in numbers[:count])
+
+
+def compile_cubin(source: str, arch: str) -> bytes:
+    """The cubin of a CUDA source for an arch such as sm_90a.
+
+    Raises:
+        InvalidArgument: NVRTC does not know the arch. BuildFailed: the source does not compile (carries the log).
+        EnvironmentProblem: NVRTC or the headers are missing.
+    """
+    if arch.rstrip("af") not in archs():
+        raise InvalidArgument(f"NVRTC {'.'.join(map(str, version()))} knows {', '.join(archs())}, got arch {arch!r}")
+    nvrtc = _library()
+    options = [*OPTIONS, f"-arch={arch}", *(f"-I{folder}" for folder in _include_folders())]
+    _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        if status:
+            _, size = nvrtc.nvrtcGetProgramLogSize(program)
+            log = b" " * size
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise BuildFailed(f"NVRTC refused the kernel for {arch}: {log.decode(errors='replace').strip()[:2000]}")
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        cubin = b" " * size
+        nvrtc.nvrtcGetCUBIN(program, cubin)
+        return cubin
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
