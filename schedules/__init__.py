@@ -8,9 +8,9 @@ from tvm_orient.spec import ConvSpec
 
 from .base import Decisions, Template
 from .cpu import rows
-from .cuda import shared_patch
+from .cuda import conv_dw, shared_patch
 
-TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE, shared_patch.TEMPLATE)
+TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE, shared_patch.TEMPLATE, conv_dw.TEMPLATE)
 
 
 def candidates(spec: ConvSpec, device: Device) -> tuple[list[Template], dict[str, str]]:

@@ -20,11 +20,11 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device",
-            "reference compute merge peers tvmkit nvrtc",
+            "reference compute merge peers timers tvmkit nvrtc",
             "schedules",
             "logs lower",
             "tune build cache measure",
-            "checks launch ops",
+            "checks launch ops speeds",
             "functional nn aot bench plots demo doctor __init__",
             "cli __main__",
         )

@@ -47,11 +47,13 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
     """How each angle group of a spec would be built here, and why; compiles nothing.
 
     Raises:
-        Unsupported: no template serves the spec on this device.
+        Unsupported: no template serves the spec on this device, or the lookup mode forbids untuned kernels.
     """
     answers = []
     for _, _, part in spec.parts():
         found = logs.lookup(part, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
+        if found.step == "none":
+            raise Unsupported(f"no record may answer for {part} on {device.slug} (TVM_ORIENT_LOOKUP forbids the default): " + "; ".join(f"{step}: {why}" for step, why in found.tried))
         if found.record is None:
             choice = Choice.of(*schedules.default(part, device))
         else:

@@ -152,32 +152,32 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     terms = g.terms[0, 0] or (Term(0, 0, ()),)  # where no tap is alive one is summed and used by none
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
     dy = te.placeholder((n, channels, height, width), name="dy", dtype=spec.dtype)
-    columns, rows = round_up(width, v), -(-height // form.bands)
-    bands = -(-height // rows)
-    g = dataclasses.replace(g, terms={(0, 0): terms})
+    chunk, rows = v * form.run, round_up(form.rows or height, form.row_lanes)
+    columns, bands, each = round_up(width, chunk), -(-height // rows), rows // form.row_lanes
+    g = dataclasses.replace(g, output=(bands * rows, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
     shape_of = g.stage(columns, form.halo, form.pitch)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
     zero = tirx.const(0, spec.dtype)
-    ragged = rows * bands != height
+    tall = bands * rows
 
     def padded(a: Any, c: Any, p: Any, q: Any) -> Any:
-        return te.if_then_else(te.all(p < height, q < width), dy[a, c, p, q], zero) if ragged or columns != width else dy[a, c, p, q]
+        return te.if_then_else(te.all(p < height, q < width), dy[a, c, p, q], zero) if tall != height or columns != width else dy[a, c, p, q]
 
-    dys = te.compute((n, channels, rows * bands, columns), padded, name="dys")
-    rp, rq = te.reduce_axis((0, rows), "rp"), te.reduce_axis((0, columns // v), "rq")
+    dys = te.compute((n, channels, tall, columns), padded, name="dys")
+    rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
-        row = (band * rows + rp) * g.step[0] + _pick(t, trows)
-        if ragged:
-            row = tirx.min(row, shape_of.rows - 1)  # rows past the plane meet a dy of zero
-        column = rq * v + lane + _pick(t, shifts)
-        return te.sum(dys[a, c, band * rows + rp, rq * v + lane] * stage[a, c, row, _pick(t, phases), column // form.quad, column % form.quad], axis=[rp, rq])
+        p = band * rows + lane // v * each + rp
+        q = (ro * v + lane % v) * form.run + ri
+        row = p * g.step[0] + _pick(t, trows)
+        column = q + _pick(t, shifts)
+        return te.sum(dys[a, c, p, q] * stage[a, c, row, _pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
     count = len(terms)
-    lanes = te.compute((n, channels, bands, count, v), product, name="lanes")
-    rl = te.reduce_axis((0, v), "rl")
+    lanes = te.compute((n, channels, bands, count, v * form.row_lanes), product, name="lanes")
+    rl = te.reduce_axis((0, v * form.row_lanes), "rl")
     part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
     rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
     total = te.compute((channels, count), lambda c, t: te.sum(part[rn, c, rb, t], axis=[rn, rb]), name="total")

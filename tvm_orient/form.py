@@ -13,7 +13,8 @@ class Form:
     vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage). halo, pitch:
     columns of the left halo, and of a staged row, are a multiple of this. quad: columns are staged in groups of
     this many, loaded as one vector. reduce: sum over taps by a loop, so that taps can stand outside the patch.
-    bands: conv_dw splits its rows in this many parts. batch: a fixed N, a TVM variable, or None for a new one.
+    rows: conv_dw sums bands of this
+    many rows apart (0: all). run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows. batch: a fixed N, a TVM variable, or None for a new one.
     """
 
     vector: int = 0
@@ -21,5 +22,7 @@ class Form:
     pitch: int = 1
     quad: int = 1
     reduce: bool = False
-    bands: int = 1
+    rows: int = 0
+    run: int = 1
+    row_lanes: int = 1
     batch: Any = None

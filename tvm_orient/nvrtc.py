@@ -11,7 +11,7 @@ from .errors import BuildFailed, EnvironmentProblem, InvalidArgument
 
 _INSTALL = "pip install 'tvm-orient[compile]' (cuda-bindings, nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl, all 13.x)"
 # --use_fast_math contracts nothing that we rely on, but flushes denormals as TVM's own build does
-OPTIONS = ("--std=c++17", "--use_fast_math", "-default-device")
+OPTIONS = ("-w", "--std=c++17", "--use_fast_math", "-default-device")
 
 
 @functools.cache
@@ -77,7 +77,8 @@ def compile_cubin(source: str, arch: str) -> bytes:
             _, size = nvrtc.nvrtcGetProgramLogSize(program)
             log = b" " * size
             nvrtc.nvrtcGetProgramLog(program, log)
-            raise BuildFailed(f"NVRTC refused the kernel for {arch}: {log.decode(errors='replace').strip()[:2000]}")
+            lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or [str(status)]
+            raise BuildFailed(f"NVRTC refused the kernel for {arch}: " + "; ".join(lines[:5]))
         _, size = nvrtc.nvrtcGetCUBINSize(program)
         cubin = b" " * size
         nvrtc.nvrtcGetCUBIN(program, cubin)

@@ -256,7 +256,8 @@ def _from_key(key: str) -> Taps:
         size, _, dilation = head.removesuffix("s").removeprefix("k").partition("d")
         if not head.startswith("k") or not angles:
             raise problem
-        table = oriented_offsets(_radians(float(a) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
-        return Taps.from_offsets(table)
+        if int(size) > 2 * _LARGEST_OFFSET + 1:  # a key may come from a stranger's log
+            raise problem
+        return Taps.oriented(_radians(float(a) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
     except (ValueError, OverflowError) as cause:
         raise problem from cause

@@ -117,7 +117,7 @@ class RowsDw(Template):
         task = sch.fuse(n, c, band)
         for block in (lanes, stage, dys):
             sch.compute_at(block, task, preserve_unit_loops=True)
-        *_, tap, lane, row, column = sch.get_loops(lanes)
+        tap, lane, row, column, _ = sch.get_loops(lanes)[-5:]
         block, inner = sch.split(tap, [None, decisions["taps"]])
         sch.reorder(block, row, column, inner, lane)
         sch.unroll(block)

@@ -22,7 +22,7 @@ _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 
 
-def _quads(spec: ConvSpec) -> tuple[int, ...]:
+def quads(spec: ConvSpec) -> tuple[int, ...]:
     """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
     g = gather(spec)
     return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
@@ -48,7 +48,7 @@ class SharedPatch(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": _quads(spec), "weights_shared": (0, 1)}
+        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": quads(spec), "weights_shared": (0, 1)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, knobs = gather(spec), self.knobs(spec, device)
@@ -113,22 +113,23 @@ class SharedPatch(Template):
         threads = int(sch.get(thread).extent)
         sch.bind(thread, "threadIdx.x")
         sch.compute_at(stage, block, preserve_unit_loops=True)
-        self._cooperate(sch, stage, threads, decisions["vector"])
+        cooperate(sch, stage, threads, decisions["vector"])
         if weights is not None:
             sch.compute_at(weights, block, preserve_unit_loops=True)
-            self._cooperate(sch, weights, threads, 1)
+            cooperate(sch, weights, threads, 1)
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
 
-    def _cooperate(self, sch: Any, stage: Any, threads: int, vector: int) -> None:
-        """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
-        sch.set_scope(stage, 0, "shared")
-        *loops, last = sch.get_loops(stage)[1:]
-        loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
-        _, thread = sch.split(loop, [None, threads])
-        sch.bind(thread, "threadIdx.x")
-        if vector > 1:
-            sch.vectorize(last)
+
+def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
+    """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
+    sch.set_scope(block, 0, "shared")
+    *loops, last = sch.get_loops(block)[1:]
+    loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
+    _, thread = sch.split(loop, [None, threads])
+    sch.bind(thread, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(last)
 
 
 TEMPLATE = SharedPatch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,11 @@ import typer
 from rich.console import Console
 
 from ..spec import ConvSpec
-from .base import app, examples
+from .base import app, complain, examples
 from .output import Json, console, plain_file, print_json
 from .problem import Target, chosen_device, takes_problem, whole
+
+_QUIET = 10.0  # seconds between lines where there is no terminal
 
 
 @app.command(epilog=examples("bench --op all --channels 512 --height 14 --width 14 --kernel-size 31 --batch 8", "bench --specs keys.txt --csv speed.csv"))
@@ -28,7 +31,7 @@ def bench(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every row there too.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time our kernels and their peers with cold caches; what fails the check against the reference gets no time."""
+    """Time our kernels and their peers, with cold and warm caches; what fails the check against the reference gets no time."""
     from ..bench import bench as measured
     from ..bench import table, write_csv
 
@@ -40,18 +43,30 @@ def bench(
         write_csv(rows, csv)
     if as_json:
         print_json({"device": dataclasses.asdict(device), "batch": batch, "rows": [dataclasses.asdict(row) for row in rows]})
-        return
-    printer = console()
-    printer.print(table(rows))
-    if csv is not None:
-        printer.print(f"wrote {csv}", soft_wrap=True)
+    else:
+        console().print(table(rows))
+        if csv is not None:
+            console().print(f"wrote {csv}", soft_wrap=True)
+    failed = [row for row in rows if row.ours and row.note.startswith(("failed", "wrong"))]
+    for row in failed:
+        complain(f"{row.spec}: {row.method} {row.note}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @contextlib.contextmanager
 def _progress(printer: Console) -> Iterator[Callable[[str], None]]:
-    """One line that changes in a terminal, lines elsewhere; always on standard error, apart from the results."""
+    """One line that changes in a terminal, now and then a line elsewhere; always on standard error, apart from the results."""
     if printer.is_terminal:
         with printer.status("starting") as status:
             yield status.update
-    else:
-        yield lambda text: printer.print(text, soft_wrap=True)
+        return
+    said = -_QUIET
+
+    def say(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _QUIET:
+            said = time.monotonic()
+            printer.print(text, soft_wrap=True)
+
+    yield say

@@ -43,18 +43,13 @@ def explain(
         _print(printer, spec, parts, device.slug)
 
 
-def _step(part: Explained) -> str:
-    """The step that answered; none where the mode forbids even the default."""
-    return "none" if any(step == "default" for step, _ in part.tried) else part.choice.step
-
-
 def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
     return [
         {
             "spec": part.part.key,
             "degrees": degrees(part.part.taps),
             "channels": [first, stop],
-            "step": _step(part),
+            "step": part.choice.step,
             "template": part.choice.template,
             "template_version": part.choice.version,
             "decisions": dict(part.choice.decisions),
@@ -72,12 +67,12 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
     timed = ("time", "vs default") if any(part.record for part in parts) else ()
     rows = table("angle", "channels", "from", "template", "decisions", *timed, right=timed, fold=("decisions",))
     for (first, stop, _), part in zip(spec.parts(), parts, strict=True):
-        step, record, choice = _step(part), part.record, part.choice
+        record, choice = part.record, part.choice
         decisions = " ".join(f"{name}={value}" for name, value in choice.decisions)
         times = ("-", "-") if record is None else (microseconds(record.median_us), speedup(record.default_us, record.median_us))
-        colour = "red" if step == "none" else "yellow" if step == "default" else "green"
+        source = Text(choice.step, style="green" if record else "yellow")
         template = f"{choice.template} v{choice.version}"
-        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", Text(step, style=colour), template, decisions, *times[: len(timed)])
+        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", source, template, decisions, *times[: len(timed)])
     printer.print(rows)
     printer.print("\nsteps of the lookup, in order", style="bold")
     whole = table("step", "angles", "answer", fold=("answer", "angles"))

@@ -1,0 +1,89 @@
+"""What a call of a built kernel costs beyond the kernel: through the torch op, with and without gradients, and beside other ops.
+
+    python benchmarks/overhead.py
+
+The problem is tiny and its kernel runs on one thread, so that nearly all of a time is the call. "Bare" is the tvm-ffi function on tensors that exist. Limits:
+12 us over it for the op without gradients, 25 us with.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ["TVM_NUM_THREADS"] = "1"  # waking other threads is part of a kernel, not of a call
+
+import grids
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from tvm_orient import Taps, launch, oriented_conv2d, tap_conv2d
+from tvm_orient.bench import public_op
+from tvm_orient.device import cpu_device
+
+CALLS, ROUNDS = 500, 15
+LIMITS = {"op": 12.0, "op, gradients recorded": 25.0}
+
+
+def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median over rounds of the mean time of a call; the calls take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            for _ in range(CALLS // 10):
+                call()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            times[name].append(1e6 * (time.perf_counter() - start) / CALLS)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def methods() -> dict[str, Callable[[], object]]:
+    """The ways to call one tiny kernel, and two ATen ops for scale."""
+    spec = grids.spec("conv", (8, 4, 4), 3)
+    x, w, out = torch.randn(1, 8, 4, 4), torch.randn(8, 3), torch.empty(1, 8, 4, 4)
+    wanting, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
+    kernel, op, dense = launch.kernel(spec, cpu_device()), public_op(spec), w.view(8, 1, 1, 3)
+
+    @torch.library.custom_op("tvm_orient_twin::conv", mutates_args=())
+    def twin(x: torch.Tensor, weight: torch.Tensor, taps: str) -> torch.Tensor:
+        return kernel(x, weight)
+
+    key = spec.taps.key
+    taps = Taps.from_key(key)
+    theta = [grids.math.radians(angle) for angle in grids.EIGHT]
+    return {
+        "bare tvm-ffi function": lambda: kernel.function(x, w, out),
+        "launch.Kernel": lambda: kernel(x, w),
+        "op": lambda: op(x, w),
+        "op, gradients recorded": lambda: op(wanting, weight),
+        "custom_op twin": lambda: twin(x, w, key),
+        "tap_conv2d": lambda: tap_conv2d(x, w, taps),
+        "oriented_conv2d": lambda: oriented_conv2d(x, w, theta),
+        "ATen add": lambda: torch.add(x, x),
+        "ATen conv2d (1, 3)": lambda: F.conv2d(x, dense, padding=(0, 1), groups=8),
+    }
+
+
+def main() -> int:
+    """Prints the table; 1 where a limit is broken."""
+    times = microseconds(methods())
+    bare = times["bare tvm-ffi function"]
+    table = Table("call", "us", "over bare", "limit")
+    broken = []
+    for name, value in times.items():
+        limit = LIMITS.get(name)
+        if limit is not None and value - bare > limit:
+            broken.append(name)
+        table.add_row(name, f"{value:.1f}", f"{value - bare:+.1f}", "" if limit is None else f"{limit:.0f}{'  BROKEN' if name in broken else ''}")
+    Console().print(table)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""Tune what ships: the table's problems, then the networks' layers, most valuable first, within a time budget.
+
+    python benchmarks/tune_gpu.py --minutes 25                       (make gpu-tune) records go to tuning_logs/
+    python benchmarks/tune_gpu.py --target cpu --quick --logs DIR    the same machinery without a GPU
+
+A run that is stopped, by the budget or by Ctrl-C, keeps what it found; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from grids import networks, table
+from rich.console import Console
+from rich.table import Table
+
+from tvm_orient import logs
+from tvm_orient.device import Device, device_for
+from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
+from tvm_orient.spec import OPS, ConvSpec
+from tvm_orient.tune import Outcome, Progress, tune
+
+LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
+console = Console(markup=False, emoji=False, highlight=False)
+if not console.is_terminal:
+    console.width = 120
+
+
+def say(text: str) -> None:
+    """One line, however long."""
+    console.print(text, soft_wrap=True)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Time budget; a candidate that is being measured is finished.")] = 25.0,
+    target: Annotated[str, typer.Option(help="cuda, or cpu for its own table.")] = "cuda",
+    trials: Annotated[int, typer.Option(help="Candidates for each angle of each problem.")] = 32,
+    quick: Annotated[bool, typer.Option("--quick", help="A small part of the problems.")] = False,
+    first: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at a time, instead of the grid's.")] = None,
+    directory: Annotated[Path, typer.Option("--logs", metavar="DIR", help="Where records go.", show_default="tuning_logs/ of the checkout")] = LOGS,
+) -> None:
+    """Tune, prune the logs, and report what it took and gained."""
+    try:
+        device = device_for(target)
+        grids = [table(device.kind, quick), *([networks(quick)] if device.kind == "cuda" else [])]
+        # a problem of eight angles tunes each of them, so those of one angle would add nothing
+        jobs = [(spec, batch or grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1][:first]
+        say(f"{len(jobs)} problems on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
+        outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes)
+        prune(directory, device)
+        console.print(report(outcomes))
+        say(f"{reason}; {sum(outcome.record is not None for outcome in outcomes)} of {len(outcomes)} angles have a record that beats the default")
+    except OrientError as problem:
+        say(f"error: {problem}")
+        raise typer.Exit(1) from problem
+
+
+def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float) -> tuple[list[Outcome], str]:
+    """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
+    found: list[Outcome] = []
+    for number, (spec, batch) in enumerate(jobs, 1):
+        if time.monotonic() > deadline:
+            return found, f"time is over with {len(jobs) - number + 1} problems left"
+        say(f"[{number}/{len(jobs)}] {spec}")
+        try:
+            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory)
+        except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one problem: the others may do better
+            say(f"  failed: {problem}")
+        except KeyboardInterrupt:
+            over = time.monotonic() > deadline
+            return found, f"{'time is over' if over else 'interrupted'} in problem {number} of {len(jobs)}, of which the best so far is recorded"
+    return found, "all problems are done"
+
+
+def watch(deadline: float) -> Callable[[Progress], None]:
+    """Says where tuning is, an angle a line, and stops it at the deadline as Ctrl-C would."""
+
+    def see(step: Progress) -> None:
+        if step.trial >= step.trials and step.best_us and step.default_us:
+            say(f"  {step.part.taps.key}: {step.best_us:.1f} us, default {step.default_us:.1f} us, {step.failed} failed")
+        if time.monotonic() > deadline:
+            raise KeyboardInterrupt
+
+    return see
+
+
+def prune(directory: Path, device: Device) -> None:
+    """The best record of each problem stays."""
+    for op in OPS:
+        path = logs.log_path(directory, device.slug, op)
+        if path.exists():
+            records = logs.read(path).records
+            kept = logs.prune(records)
+            logs.write(kept, path)
+            say(f"{path}: {len(kept)} records, {len(records) - len(kept)} superseded ones dropped")
+
+
+def report(outcomes: list[Outcome]) -> Table:
+    """By op and number of taps: angles, trials, seconds of a trial, where the time went, gain over the default."""
+    sheet = Table("op", "K", "angles", "recorded", "trials", "failed", "s a trial", "where the time went", "gain over the default")
+    groups: dict[tuple[str, int], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.part.op, outcome.part.kernel_size), []).append(outcome)
+    for (op, taps), group in groups.items():
+        trials = sum(outcome.trials - outcome.resumed for outcome in group)
+        seconds = sum(outcome.seconds for outcome in group)
+        stages: dict[str, float] = {}
+        for outcome in group:
+            for name, spent in outcome.stages.items():
+                stages[name] = stages.get(name, 0.0) + spent
+        parts = ", ".join(f"{name} {spent / seconds:.0%}" for name, spent in stages.items()) if seconds else ""
+        gains = [outcome.default_us / outcome.best_us if outcome.record and outcome.default_us and outcome.best_us else 1.0 for outcome in group]
+        mean = math.exp(sum(map(math.log, gains)) / len(gains))
+        numbers = (len(group), sum(outcome.record is not None for outcome in group), trials, sum(outcome.failed for outcome in group))
+        pace = f"{seconds / trials:.2f}" if trials else "-"
+        sheet.add_row(op, str(taps), *map(str, numbers), pace, parts, f"{mean:.2f}x, best {max(gains):.2f}x")
+    return sheet
+
+
+if __name__ == "__main__":
+    typer.run(main)

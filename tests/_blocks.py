@@ -1,0 +1,217 @@
+"""Generated CUDA source run on the CPU, block by block, with real barriers and shuffles.
+
+Each CUDA thread is a fiber that runs until it meets a barrier or a shuffle. Threads run in ascending or in descending order: a
+missing barrier gives different results, or NaN from shared memory that nobody has written. Also found: barriers that not all
+threads reach, writes past a shared buffer, and vector accesses that are not aligned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tvm_orient import lower
+from tvm_orient.device import Device
+
+_DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
+_SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?float (\w+)\[(\d+)\];")
+_WALL = 64
+_FAULTS = {
+    1: "a barrier that only some threads of a block reach",
+    2: "a write past the end of a shared buffer",
+    3: "a vector access that is not aligned",
+    4: "a shuffle that only some threads of a warp reach",
+}
+
+_PRELUDE = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <ucontext.h>
+struct Index { int x, y, z; };
+static Index threadIdx, blockIdx;
+static int fault;
+static inline void aligned(const void* p, int bytes) { if ((uintptr_t)p % bytes) fault = 3; }
+struct float2 { float x, y; float2() {} float2(float a, float b) : x(a), y(b) {}
+  float2(const float2& o) { aligned(&o, 8); x = o.x; y = o.y; }
+  float2& operator=(const float2& o) { aligned(&o, 8); aligned(this, 8); x = o.x; y = o.y; return *this; } } __attribute__((aligned(8)));
+struct float4 { float x, y, z, w; float4() {} float4(float a, float b, float c, float d) : x(a), y(b), z(c), w(d) {}
+  float4(const float4& o) { aligned(&o, 16); x = o.x; y = o.y; z = o.z; w = o.w; }
+  float4& operator=(const float4& o) { aligned(&o, 16); aligned(this, 16); x = o.x; y = o.y; z = o.z; w = o.w; return *this; } } __attribute__((aligned(16)));
+static inline float2 make_float2(float a, float b) { return float2(a, b); }
+static inline float4 make_float4(float a, float b, float c, float d) { return float4(a, b, c, d); }
+template <class A, class B> static inline auto min(A a, B b) { return a < b ? a : b; }
+template <class A, class B> static inline auto max(A a, B b) { return a > b ? a : b; }
+#define __global__
+#define __device__
+#define __restrict__
+#define __launch_bounds__(n)
+#define __forceinline__ inline
+
+enum State { READY, BARRIER, SHUFFLE, DONE };
+static const int MOST = 1024, STACK = 1 << 16, WALL = 64;
+static const unsigned POISON = 0x7fc0dead;  // a NaN
+static ucontext_t home, fibers[MOST];
+static State state[MOST];
+static float lane_values[2][MOST];
+static int turn[MOST], current;
+static char* stacks;
+
+static void pause(State why) { state[current] = why; swapcontext(&fibers[current], &home); }
+static void __syncthreads() { pause(BARRIER); }
+static inline void __syncwarp(unsigned = 0) { pause(SHUFFLE); }
+static inline unsigned __activemask() { return 0xffffffffu; }
+static float shuffle(float value, int source) {
+  int parity = turn[current]++ & 1;
+  lane_values[parity][current] = value;
+  pause(SHUFFLE);
+  return lane_values[parity][source];
+}
+static inline float __shfl_down_sync(unsigned, float v, int delta, int width = 32) {
+  int lane = current % width; return shuffle(v, lane + delta < width ? current + delta : current);
+}
+static inline float __shfl_sync(unsigned, float v, int lane, int width = 32) { return shuffle(v, current / width * width + lane % width); }
+static inline float __shfl_xor_sync(unsigned, float v, int mask, int = 32) { return shuffle(v, current ^ mask); }
+
+static void (*body)();
+static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
+
+static void wall(float* room, int size, bool check) {
+  unsigned* words = (unsigned*)room;
+  for (int i = 0; i < size + 2 * WALL; ++i) {
+    if (!check) words[i] = POISON;
+    else if ((i < WALL || i >= size + WALL) && words[i] != POISON) fault = 2;
+  }
+}
+
+static void run_block(int across, int threads, bool backwards) {
+  if (!stacks) stacks = (char*)malloc((size_t)MOST * STACK);
+  for (int t = 0; t < threads; ++t) {
+    getcontext(&fibers[t]);
+    fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
+    fibers[t].uc_stack.ss_size = STACK;
+    makecontext(&fibers[t], entry, 0);
+    state[t] = READY; turn[t] = 0;
+  }
+  for (;;) {
+    for (int i = 0; i < threads; ++i) {
+      int t = backwards ? threads - 1 - i : i;
+      if (state[t] != READY) continue;
+      current = t; threadIdx.x = t % across; threadIdx.y = t / across;
+      swapcontext(&home, &fibers[t]);
+    }
+    int counts[4] = {0, 0, 0, 0};
+    bool woke = false;
+    for (int warp = 0; warp < threads; warp += 32) {
+      int end = min(warp + 32, threads), shuffling = 0;
+      for (int t = warp; t < end; ++t) { ++counts[state[t]]; shuffling += state[t] == SHUFFLE; }
+      if (shuffling == end - warp) { woke = true; for (int t = warp; t < end; ++t) state[t] = READY; }
+    }
+    if (woke) continue;
+    if (counts[DONE] == threads) return;
+    if (counts[BARRIER] != threads) { fault = counts[SHUFFLE] ? 4 : 1; return; }
+    for (int t = 0; t < threads; ++t) state[t] = READY;
+  }
+}
+"""
+
+_KERNEL = """
+namespace kernel%(index)d {
+%(shared)s
+void device_code(%(params)s) {
+%(body)s
+}
+static void* arguments[16];
+static void entry() { device_code(%(arguments)s); }
+static void walls(bool check) { %(walls)s }
+}
+extern "C" int run%(index)d(int grid, int across, int threads, int backwards, void** given) {
+  using namespace kernel%(index)d;
+  for (int i = 0; i < 16; ++i) arguments[i] = given[i];
+  fault = 0; body = kernel%(index)d::entry;
+  for (blockIdx.x = 0; blockIdx.x < grid && !fault; ++blockIdx.x) { walls(false); run_block(across, threads, backwards); if (!fault) walls(true); }
+  return fault;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Of one kernel: blocks, threads along x and y, the bound in its source, names of its buffers in order."""
+
+    grid: int
+    across: int
+    down: int
+    bound: int
+    names: tuple[str, ...]
+
+
+class Blocks:
+    """Every kernel of a CUDA module scheduled for a fixed batch, compiled for the CPU with barriers and shuffles."""
+
+    def __init__(self, module: Any, device: Device, source: str | None = None) -> None:
+        self.source = source or lower.cuda_source(module, device)
+        self.launches: list[Launch] = []
+        texts, sizes = [_PRELUDE], _sizes(module)
+        matches = list(_DEFINITION.finditer(self.source))
+        assert len(matches) == len(sizes), f"{len(sizes)} nests became {len(matches)} kernels"
+        for index, match in enumerate(matches):
+            names = tuple(part.split()[-1].removesuffix("_ptr") for part in match[3].split(","))
+            texts.append(_kernel(index, match[3], len(names), body_of(self.source, match.end())))
+            self.launches.append(Launch(*sizes[index], int(match[1] or 1024), names))
+        with tempfile.TemporaryDirectory() as folder:
+            text, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+            text.write_text("\n".join(texts))
+            command = ["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", "-o", str(library), str(text)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[:2000]
+            self.library = ctypes.CDLL(str(library))
+
+    def __call__(self, *tensors: Tensor, names: tuple[str, ...], backwards: bool = False) -> None:
+        """Runs the kernels one after the other; tensors are bound to the parameters by name."""
+        by_name = dict(zip(names, tensors, strict=True))
+        for index, launch in enumerate(self.launches):
+            assert set(launch.names) <= set(names), f"kernel {index} wants {', '.join(set(launch.names) - set(names))}, which no caller gives"
+            given = (ctypes.c_void_p * 16)(*(by_name[name].data_ptr() for name in launch.names))
+            fault = self.library[f"run{index}"](launch.grid, launch.across, launch.across * launch.down, int(backwards), given)
+            assert fault == 0, f"kernel {index}: {_FAULTS[fault]}"
+
+
+def _kernel(index: int, params: str, count: int, body: str) -> str:
+    """C++ of one kernel: its shared buffers stand outside, between walls, and are poisoned before each block."""
+    buffers = _SHARED.findall(body)
+    body = _SHARED.sub("", body)
+    assert "__shared__" not in body, "a shared buffer of another form than the emulation knows"
+    rooms = [f"static float {n}_room[{int(s) + 2 * _WALL}] __attribute__((aligned(256))); static float* const {n} = {n}_room + {_WALL};" for n, s in buffers]
+    walls = [f"wall({n} - {_WALL}, {s}, check);" for n, s in buffers]
+    arguments = [f"(float*)arguments[{i}]" for i in range(count)]
+    return _KERNEL % {
+        "index": index, "params": params, "body": body, "shared": "\n".join(rooms), "walls": " ".join(walls), "arguments": ", ".join(arguments),
+    }  # fmt: skip
+
+
+def _sizes(module: Any) -> list[tuple[int, int, int]]:
+    """(blocks, threads along x, threads along y) of every nest of a scheduled module, as its text says."""
+    script = module.script()
+    starts = list(re.finditer(r'in T\.thread_binding\((\d+), thread="blockIdx\.x"\)', script))
+    found = []
+    for start, after in zip(starts, [*starts[1:], None], strict=True):
+        nest = script[start.end() : after.start() if after else None]
+        across, down = (max([1, *(int(v) for v in re.findall(rf'T\.thread_binding\((\d+), thread="threadIdx\.{axis}"\)', nest))]) for axis in "xy")
+        found.append((int(start[1]), across, down))
+    return found
+
+
+def body_of(source: str, start: int) -> str:
+    """The text from just after an opening brace to just before the one that closes it."""
+    depth, i = 1, start
+    while depth:
+        depth += {"{": 1, "}": -1}.get(source[i], 0)
+        i += 1
+    return source[start : i - 1]

@@ -1,0 +1,183 @@
+"""What the kernel tests share: random operands between NaN walls, three ways to run a spec, and the comparison with the oracle."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvm_orient import lower, reference, schedules
+from tvm_orient.device import Device, arch_device, cpu_device
+from tvm_orient.lower import Choice
+from tvm_orient.schedules.base import Decisions, Template
+from tvm_orient.spec import ConvSpec
+from tvm_orient.taps import Taps
+
+OPS = ("conv", "conv_dx", "conv_dw")
+# names of a generated kernel's buffers, in the order in which the host passes them
+PARAMETERS = {"conv": ("x", "w", "y"), "conv_dx": ("x", "w", "y"), "conv_dw": ("x", "dy", "part", "y")}
+EIGHT = tuple(math.pi * i / 8 for i in range(8))
+_WALL = 256  # elements of NaN before and after every tensor: a multiple of the 64 bytes that vector loads count on
+
+
+def line(*degrees: float, k: int, **rest: Any) -> Taps:
+    """Taps of lines at these angles in degrees."""
+    return Taps.oriented([math.radians(d) for d in degrees], k, **rest)
+
+
+def spec_of(op: str, channels: int, height: int, width: int, taps: Taps, stride: Any = 1, padding: str = "zeros", dtype: str = "float32") -> ConvSpec:
+    """A ConvSpec with its fields in the order that a table of cases is read."""
+    return ConvSpec(op, channels, height, width, taps, stride, padding, dtype)
+
+
+def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random operands of spec.op: conv (x, w), conv_dx (dy, w), conv_dw (x, dy)."""
+    rng = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, spec.dtype)
+    x = torch.randn(batch, spec.channels, spec.height, spec.width, dtype=dtype, generator=rng)
+    dy = torch.randn(batch, spec.channels, spec.out_height, spec.out_width, dtype=dtype, generator=rng)
+    w = torch.randn(spec.channels, spec.kernel_size, dtype=dtype, generator=rng)
+    return {"conv": (x, w), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
+
+
+def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(a copy of the tensor between NaN walls, the whole buffer): a read past either end shows in the result."""
+    buffer = torch.full((tensor.numel() + 2 * _WALL,), math.nan, dtype=tensor.dtype)
+    inside = buffer[_WALL : _WALL + tensor.numel()].view(tensor.shape)
+    inside.copy_(tensor)
+    return inside, buffer
+
+
+def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: Tensor, workspace: tuple[int, int] | None) -> Tensor:
+    """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand."""
+    batch, nan = first.shape[0], math.nan
+    shape = {
+        "conv": (batch, spec.channels, spec.out_height, spec.out_width),
+        "conv_dx": (batch, spec.channels, spec.height, spec.width),
+        "conv_dw": (spec.channels, spec.kernel_size),
+    }[spec.op]
+    inputs = [walled(first), walled(second)]
+    outputs = [walled(first.new_full(shape, nan))]
+    if spec.op == "conv_dw":
+        assert workspace is not None
+        outputs.insert(0, walled(first.new_full((batch, spec.channels, *workspace), nan)))
+    function(*(tensor for tensor, _ in inputs + outputs))
+    for tensor, buffer in inputs + outputs:
+        walls = torch.cat([buffer[:_WALL], buffer[_WALL + tensor.numel() :]])
+        assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
+    assert torch.equal(inputs[0][0], first), f"{spec}: changed an operand"
+    assert torch.equal(inputs[1][0], second), f"{spec}: changed an operand"
+    return outputs[-1][0]
+
+
+def assert_close(out: Tensor, spec: ConvSpec, given: Sequence[Tensor], *, note: Any = "") -> None:
+    """The result is the oracle's within the rounding that reference.tolerance allows; says where the worst element is."""
+    want, bound = reference.run(spec, *given), reference.tolerance(spec, given[0].shape[0], *given)
+    assert out.shape == want.shape, f"{spec}: shape {tuple(out.shape)}, expected {tuple(want.shape)}"
+    assert str(out.dtype) == f"torch.{spec.dtype}", f"{spec}: dtype {out.dtype}"
+    if out.numel() == 0:
+        return
+    error = (out.double() - want).abs().nan_to_num(nan=math.inf)
+    worst = int(error.argmax())
+    if float(error.flatten()[worst]) > bound:
+        where = tuple(int(i) for i in np.unravel_index(worst, out.shape))
+        wrong = int((error > bound).sum())
+        got, expected = float(out.flatten()[worst]), float(want.flatten()[worst])
+        raise AssertionError(f"{spec} {note}: worst at {where}: {got} instead of {expected}, allowed {bound:.3g}; {wrong} of {out.numel()} are wrong")
+
+
+def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] = (1, 3), workspace: tuple[int, int] | None = None, note: Any = "") -> None:
+    """The compiled function against the oracle for each batch size: N is a run-time number."""
+    for batch in batches:
+        given = operands(spec, batch, seed=batch)
+        assert_close(call(spec, function, *given, workspace), spec, given, note=f"N={batch} {note}")
+
+
+def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
+    """The function "main" of a module, compiled for the CPU here."""
+    import tvm
+
+    return tvm.compile(module, target=target)["main"]
+
+
+def space_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
+    """(bands, taps) of the workspace that conv_dw needs."""
+    return lower.workspace_shape([module["main"]]) if spec.op == "conv_dw" else None
+
+
+def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
+    """The spec scheduled for this CPU (choices: one a part, None for the defaults) against the oracle."""
+    from tvm_orient.tvmkit import target
+
+    device = cpu_device()
+    choices = choices or lower.default_choices(spec, device)
+    module = lower.scheduled(spec, device, choices)
+    check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
+
+
+def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3), arch: str = "sm_90a") -> None:
+    """The spec scheduled for a GPU, in its serial form, against the oracle."""
+    from tvm_orient.serial import serial_form
+
+    device = arch_device(arch)
+    choices = choices or lower.default_choices(spec, device)
+    module = lower.scheduled(spec, device, choices)
+    check(spec, serial_form(module), batches, space_of(spec, module), choices)
+
+
+def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch: str = "sm_90a") -> None:
+    """The generated CUDA source, block by block with its barriers, in two orders of threads, against the oracle."""
+    from _blocks import Blocks
+
+    device = arch_device(arch)
+    module = lower.scheduled(spec, device, choices, batch)
+    blocks, given = Blocks(module, device), operands(spec, batch)
+    results = []
+    for backwards in (False, True):
+        run = functools.partial(blocks, names=PARAMETERS[spec.op], backwards=backwards)
+        results.append(call(spec, run, *given, space_of(spec, module)))
+        assert_close(results[-1], spec, given, note=f"threads {'down' if backwards else 'up'} {choices}")
+    assert torch.equal(*results), f"{spec}: the result depends on the order of the threads"
+    assert all(launch.across * launch.down <= launch.bound for launch in blocks.launches)
+
+
+def of_kind(kind: str) -> list[Template]:
+    """Every template for that kind of device."""
+    return [t for t in schedules.TEMPLATES if t.kind == kind]
+
+
+def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:
+    """This template's default for every part of the spec; None where it declines one of them."""
+    parts = [part for _, _, part in spec.parts()]
+    if any(template.declines(part, device) for part in parts):
+        return None
+    return tuple(Choice.of(template, template.default(part, device)) for part in parts)
+
+
+def variations(template: Template, part: ConvSpec, device: Device) -> Iterator[tuple[Mapping[str, int], str | None]]:
+    """Every decision one step of one knob from the default, and why it is invalid (None: it is not)."""
+    default = dict(template.default(part, device))
+    for name, values in template.knobs(part, device).items():
+        for value in values:
+            if value != default[name]:
+                decisions: Decisions = {**default, name: value}
+                yield decisions, template.invalid(part, device, decisions)
+
+
+@functools.cache
+def nvrtc_missing() -> str | None:
+    """Why CUDA source cannot be compiled and read here; None where it can."""
+    from tvm_orient import nvrtc, sass
+    from tvm_orient.errors import EnvironmentProblem
+
+    try:
+        nvrtc.compile_cubin("", "sm_90a")
+        sass._disassembler()
+    except EnvironmentProblem as missing:
+        return str(missing)
+    return None

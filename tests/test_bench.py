@@ -1,0 +1,278 @@
+"""Bench: rows are checked and complete, a wrong method gets no time, tables and files keep what they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from tvm_orient import ConvSpec, Taps, angles_between, build, launch, logs, peers, reference, speeds
+from tvm_orient import bench as module
+from tvm_orient.bench import bench, losses, markdown, read_csv, table, write_csv
+from tvm_orient.device import Device, arch_device, cpu_device
+from tvm_orient.errors import EnvironmentProblem, InvalidArgument
+from tvm_orient.peers import Peer
+from tvm_orient.speeds import DEFAULT, TUNED, Row
+from tvm_orient.timers import last_level_cache, others_busy
+
+TINY = ConvSpec("conv", 4, 6, 8, Taps.oriented(angles_between(2), 5))
+CPU = cpu_device()
+
+
+def never(spec: ConvSpec) -> str | None:
+    return "made for a test"
+
+
+def right(spec: ConvSpec, device: Any) -> Any:
+    return lambda *operands: reference.run(spec, *operands).float()
+
+
+def slightly_wrong(spec: ConvSpec, device: Any) -> Any:
+    return lambda *operands: reference.run(spec, *operands).float() * 1.001
+
+
+def broken(spec: ConvSpec, device: Any) -> Any:
+    def call(*operands: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("first line\n\nno compiler here\n")
+
+    return call
+
+
+def flaky(spec: ConvSpec, device: Any) -> Any:
+    calls = itertools.count()
+    return lambda *operands: reference.run(spec, *operands).float() + (next(calls) > 3)
+
+
+def idle(spec: ConvSpec, device: Any) -> Any:
+    return lambda x, w: torch.empty(x.shape)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made = [("right", right), ("slightly_wrong", slightly_wrong), ("broken", broken), ("flaky", flaky), ("idle", idle)]
+    found = [Peer(name, name, lambda spec: None, make) for name, make in made] + [Peer("elsewhere", "elsewhere", never, right)]
+    monkeypatch.setattr(peers, "PEERS", tuple(found))
+    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    yield
+    launch.forget()
+
+
+def by_method(rows: list[Row], method: str) -> list[Row]:
+    return [row for row in rows if row.method == method]
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_dx", "conv_dw"])
+def test_rows_are_checked_and_complete(op: str, pool: None) -> None:
+    spec, said = dataclasses.replace(TINY, op=op), []
+    rows = bench([spec], CPU, batch=2, peers=["right"], repeats=5, report=said.append)
+    ours = by_method(rows, DEFAULT)
+    assert [row.cache for row in ours] == ["cold", "warm"]
+    for row in [*ours, *by_method(rows, "right")]:
+        assert row.checked
+        assert row.error is not None
+        assert row.error < 1e-5
+        assert row.median_ms is not None
+        assert row.p20_ms is not None
+        assert row.p80_ms is not None
+        assert 0 < row.p20_ms <= row.median_ms <= row.p80_ms
+        assert row.gbps == pytest.approx(spec.bytes_moved(2) / row.median_ms / 1e6)
+    for state in ("cold", "warm"):
+        timed = {row.method: row.median_ms for row in rows if row.cache == state}
+        floor = "dot" if op == "conv_dw" else "copy"
+        assert set(timed) == {DEFAULT, floor, "right"}
+        peer = next(row for row in by_method(rows, "right") if row.cache == state)
+        assert peer.vs_ours == pytest.approx(timed["right"] / timed[DEFAULT])
+        assert peer.floor_ratio == pytest.approx(timed[floor] / timed["right"])
+    tuned = by_method(rows, TUNED)
+    assert len(tuned) == 1
+    assert tuned[0].median_ms is None
+    assert not tuned[0].checked
+    assert "no record" in tuned[0].note
+    row = ours[0]
+    assert (row.spec, row.op, row.channels, row.height, row.width, row.kernel_size) == (spec.key, op, 4, 6, 8, 5)
+    assert (row.angles, row.stride, row.dtype, row.batch, row.device) == ("0 90", "1", "float32", 2, CPU.slug)
+    assert row.threads == torch.get_num_threads()
+    assert all(getattr(row, name) for name in ("hardware", "torch", "tvm", "version", "date"))
+    assert any("checking" in text for text in said)
+
+
+def test_what_is_wrong_gets_no_time(pool: None) -> None:
+    rows = bench([TINY], CPU, batch=2, repeats=5)
+    for method, note in (
+        ("slightly_wrong", "wrong: off by"),
+        ("broken", "failed: RuntimeError: no compiler here"),
+        ("flaky", "wrong: off by 1"),
+        ("idle", "wrong: off by nan"),
+        ("elsewhere", "does not apply: made for a test"),
+    ):
+        found = by_method(rows, method)
+        assert len(found) == 1, method
+        assert note in found[0].note
+        assert not found[0].checked
+        assert all(getattr(found[0], name) is None for name in ("median_ms", "p20_ms", "p80_ms", "gbps", "floor_ratio", "vs_ours"))
+    assert len(by_method(rows, "right")) == 2
+
+
+def test_a_wrong_kernel_of_ours_gets_no_time(pool: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = module.public_op
+    monkeypatch.setattr(module, "public_op", lambda spec: lambda *operands: honest(spec)(*operands) * 1.01)
+    rows = bench([TINY], CPU, batch=1, peers=["right"], repeats=5)
+    assert [row.note[:5] for row in by_method(rows, DEFAULT)] == ["wrong"]
+    assert all(row.vs_ours is None for row in rows)
+    assert losses(rows) == []
+
+
+def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
+    spec = dataclasses.replace(TINY, taps=Taps.oriented([0.0], 5))
+    choice = build.defaults(spec, CPU)[0]
+    facts = {"gpu": CPU.name, "cc": CPU.arch, "units": CPU.units, "date": "2026-01-01"}
+    times: dict[str, Any] = {"median_us": 1.0, "spread_us": 0.1, "default_us": 2.0, "floor_us": 0.5, "error": 0.0}
+    decisions = dict(choice.decisions)
+    record = logs.Record(
+        spec=spec.key, template=choice.template, template_version=choice.version, decisions=decisions, device=CPU.slug, provenance=facts, **times
+    )
+    logs.append(record, tmp_path)
+    rows = bench([spec], CPU, batch=1, peers=False, repeats=5, states=["warm"])
+    assert [(row.method, row.cache, row.checked) for row in rows] == [(TUNED, "warm", True), (DEFAULT, "warm", True), ("copy", "warm", False)]
+    assert {row.vs_ours for row in rows if row.ours} >= {1.0}
+
+
+def test_cold_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(cache: int) -> int:
+        monkeypatch.setattr(module, "last_level_cache", lambda device: cache)
+        return module._Cell(TINY, CPU, 1, print, "").count
+
+    held = 4 * 2 * TINY.channels * TINY.height * TINY.width
+    assert count(100 * held) == 201
+    assert count(1) == 2
+    assert count(2**40) == module._MOST_SETS
+    monkeypatch.setitem(module._MEMORY, "cpu", 10 * held)
+    assert count(100 * held) == 10
+
+
+def test_calls_rotate_over_sets(pool: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watching(spec: ConvSpec, device: Any) -> Any:
+        def call(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            seen.append(x.data_ptr())
+            return reference.run(spec, x, w).float()
+
+        return call
+
+    monkeypatch.setattr(peers, "PEERS", (Peer("watching", "", lambda spec: None, watching),))
+    monkeypatch.setattr(module, "last_level_cache", lambda device: 2**12)
+    bench([TINY], CPU, batch=1, repeats=5, states=["warm"])
+    assert len(set(seen)) == 1
+    seen.clear()
+    bench([TINY], CPU, batch=1, repeats=5, states=["cold"])
+    assert len(set(seen)) > 2
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [({"batch": 0}, "batch"), ({"repeats": True}, "repeats"), ({"peers": ["nobody"]}, "peers must be among"), ({"states": ["hot"]}, "states must be among")],
+)
+def test_misfits_are_refused(given: dict[str, Any], rule: str) -> None:
+    with pytest.raises(InvalidArgument, match=rule):
+        bench([TINY], CPU, **{"batch": 1, **given})
+
+
+def test_a_device_that_is_elsewhere() -> None:
+    with pytest.raises(EnvironmentProblem, match="sm-90a is not in this machine"):
+        bench([TINY], arch_device("sm_90a"), batch=1)
+
+
+def test_a_device_without_a_template() -> None:
+    odd = Device("cpu", "odd", "odd", "odd", 1, 0, 16)
+    spec = dataclasses.replace(TINY, taps=Taps.oriented([0.0], 301))
+    rows = bench([spec], odd, batch=1, peers=False, repeats=5, states=["warm"])
+    assert [row.note[:7] for row in rows if row.ours] == ["failed:", "failed:"]
+
+
+# ---- rows as data -------------------------------------------------------------------------------
+
+
+def row(method: str, ms: float | None, cache: str = "cold", **more: Any) -> Row:
+    fields: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(Row)), "text")
+    fields |= dict.fromkeys(("channels", "height", "width", "kernel_size", "batch", "threads"), 3)
+    fields |= {"method": method, "cache": cache, "median_ms": ms, "p20_ms": ms, "p80_ms": ms, "gbps": ms, "floor_ratio": 0.5, "vs_ours": ms, "note": ""}
+    return Row(**{**fields, "error": 1e-7, "checked": True, "busy": None, "angles": "0 45 90", **more})
+
+
+ROWS = [
+    row(TUNED, 1.0),
+    row(DEFAULT, 1 / 3),
+    row("copy", 0.25, error=None, checked=False, note="floor: moves bytes"),
+    row("native", 0.8, note='a "quoted", strange\nnote with [brackets]'),
+    row("raster", None, cache="", checked=False, note="wrong: off by 3"),
+    row(TUNED, 2.0, spec="other"),
+    row("native", 3.0, spec="other"),
+]
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "speeds.csv"
+    write_csv(ROWS, path)
+    assert read_csv(path) == ROWS
+    assert os.listdir(tmp_path) == ["speeds.csv"]
+    write_csv([], path)
+    assert read_csv(path) == []
+
+
+def test_csv_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "speeds.csv"
+    write_csv(ROWS, path)
+    monkeypatch.setattr(speeds.os, "replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_csv(ROWS[:1], path)
+    assert read_csv(path) == ROWS
+    assert os.listdir(tmp_path) == ["speeds.csv"]
+
+
+def test_bad_csv_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "speeds.csv"
+    with pytest.raises(InvalidArgument, match="cannot read"):
+        read_csv(path)
+    with pytest.raises(InvalidArgument, match="folder of a table must exist"):
+        write_csv(ROWS, tmp_path / "missing" / "speeds.csv")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InvalidArgument, match=r"line 2: its columns are not"):
+        read_csv(path)
+    write_csv(ROWS[:1], path)
+    path.write_text(path.read_text().replace("True", "perhaps"))
+    with pytest.raises(InvalidArgument, match="must be True or False"):
+        read_csv(path)
+
+
+def test_tables_show_every_method() -> None:
+    console = Console(width=120, record=True, markup=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(table(ROWS))
+    text = console.export_text()
+    assert text.count("cold ms") == 2
+    for word in (TUNED, DEFAULT, "native", "wrong: off by 3", "[brackets]", "of copy", "3 angles"):
+        assert word in text
+    lines = markdown(ROWS).splitlines()
+    assert len(lines) == 4
+    assert "| **0.800x** |" in lines[2]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_losses_are_the_cells_where_a_peer_wins() -> None:
+    assert [(found.method, found.vs_ours) for found in losses(ROWS)] == [("native", 0.8)]
+
+
+def test_machine_facts() -> None:
+    assert last_level_cache(CPU) >= 2**18
+    share = others_busy(0.05)
+    assert share is None or 0 <= share <= 1
+    assert math.isfinite(last_level_cache(CPU))

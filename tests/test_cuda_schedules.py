@@ -1,0 +1,285 @@
+"""Every CUDA template in its serial form on the CPU against the oracle, and the source that it becomes."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from _blocks import Blocks, body_of
+from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, line, of_kind, operands, spec_of, variations, with_template
+
+from tvm_orient import lower, schedules
+from tvm_orient.device import arch_device
+from tvm_orient.lower import Choice
+from tvm_orient.schedules.base import Template
+from tvm_orient.spec import ConvSpec
+from tvm_orient.taps import Taps
+
+GPU = arch_device("sm_90a")
+SMALL_GPU = arch_device("sm_89")  # 99 KiB of shared memory a block
+TEMPLATES = of_kind("cuda")
+FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [1, -3], [9, -8]]])
+# name: channels, height, width, taps, stride, padding; small, thin and odd planes first, then those of the networks, then the
+# sizes where the published kernels fail (reference/oriented1d.md 3.6)
+CASES: dict[str, tuple[Any, ...]] = {
+    "one pixel": (3, 1, 1, line(0, 45, k=3)),
+    "one pixel, circular": (2, 1, 1, line(45, k=7), 1, "circular"),
+    "one row": (3, 1, 20, line(0, 90, k=7)),
+    "one column": (3, 13, 1, line(22.5, 90, k=7)),
+    "K=1": (2, 5, 6, line(0, k=1)),
+    "thin": (2, 3, 57, line(22.5, k=15)),
+    "tall": (2, 57, 3, line(112.5, k=15)),
+    "uneven groups": (5, 9, 10, line(0, 45, 135, k=5)),
+    "fewer channels than groups": (3, 8, 9, Taps.oriented(EIGHT, 7)),
+    "odd": (3, 13, 17, line(22.5, 112.5, k=15)),
+    "stride 2": (3, 14, 14, line(45, 90, k=7), 2),
+    "stride 2x1": (3, 9, 12, line(22.5, 90, k=7), (2, 1)),
+    "stride 3x2": (3, 11, 10, line(0, 67.5, k=7), (3, 2)),
+    "stride over the plane": (2, 4, 3, line(45, k=5), (5, 4)),
+    "circular": (3, 9, 10, line(22.5, 90, k=15), 1, "circular"),
+    "circular, stride 2": (2, 8, 10, line(45, k=7), 2, "circular"),
+    "circular, ragged stride": (2, 9, 7, line(22.5, k=7), (3, 2), "circular"),
+    "free taps": (2, 6, 7, FREE),
+    "no live tap": (2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])),
+    "anchor start, dilated": (2, 10, 11, Taps.oriented([0.4], 4, dilation=2, anchor="start")),
+    "7x7": (16, 7, 7, line(22.5, 90, k=31)),
+    "14x14": (8, 14, 14, line(0, 45, k=31)),
+    "28x28": (4, 28, 28, line(67.5, k=7)),
+    "28x28, K=31": (4, 28, 28, line(135, k=31)),
+    "56x56": (2, 56, 56, line(157.5, k=31)),
+    "B3: 66x66, K=7": (1, 66, 66, line(22.5, k=7)),
+    "B3: 46x46, K=31": (1, 46, 46, line(45, k=31)),
+    "B3: 45x45, K=31": (1, 45, 45, line(67.5, k=31)),
+    "B4: 112x112, stride 2, 90 degrees, K=31": (1, 112, 112, line(90, k=31), 2),
+    "B4: 112x112, stride 2, 90 degrees, K=15": (1, 112, 112, line(90, k=15), 2),
+    "B4: 152x152, stride 2": (1, 152, 152, line(112.5, k=15), 2),
+    "B5: K=63 on 7x7": (2, 7, 7, line(0, 67.5, k=63)),
+    "B6: 13x13": (2, 13, 13, line(45, k=7)),
+}
+RAGGED: tuple[Any, ...] = (4, 9, 12, line(22.5, k=5))
+WRAPPED: tuple[Any, ...] = (4, 8, 10, line(67.5, k=5), 2, "circular")
+SWEEPS = [(t, spec_of(op, *case)) for t in TEMPLATES for op in t.ops for case in (RAGGED, WRAPPED) if op != "conv_dx" or case is WRAPPED]
+FIRST = ["odd", "stride 3x2", "circular, ragged stride", "fewer channels than groups", "7x7", "B5: K=63 on 7x7", "one pixel"]
+NETWORKS = [
+    spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
+    for op in OPS
+    for channels, size in [(64, 224), (128, 112), (96, 56), (192, 28), (384, 14), (768, 7), (10, 115)]
+    for k in (7, 15, 31, 63)
+    for stride in (1, 2)
+]
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", CASES)
+def test_default(op: str, case: str) -> None:
+    check_serial(spec_of(op, *CASES[case]), batches=(1, 3) if CASES[case][1] < 40 else (2,))
+
+
+@pytest.mark.parametrize("case", FIRST)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_default_of_each_template(template: Template, case: str) -> None:
+    """Those that are not the first choice work as well."""
+    for op in template.ops:
+        spec = spec_of(op, *CASES[case])
+        choices = with_template(template, spec, GPU)
+        if choices is not None and choices != lower.default_choices(spec, GPU):  # test_default has the first choice
+            check_serial(spec, choices, batches=(2,))
+
+
+@pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
+def test_every_knob(template: Template, spec: ConvSpec) -> None:
+    valid = 0
+    for decisions, reason in variations(template, spec, GPU):
+        if reason is None:
+            check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
+            valid += 1
+        else:
+            assert reason.strip()
+    assert valid or not any(len(values) > 1 for values in template.knobs(spec, GPU).values())
+
+
+@pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
+def test_decisions_drawn_at_random(template: Template, op: str) -> None:
+    """What tuning may propose: all knobs away from the default at once."""
+    spec, rng = spec_of(op, 8, 14, 18, line(45, k=9)), random.Random(0)
+    drawn = 0
+    while drawn < 3:
+        decisions = {name: rng.choice(values) for name, values in template.knobs(spec, GPU).items()}
+        if template.invalid(spec, GPU, decisions) is None:
+            check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
+            drawn += 1
+
+
+@pytest.mark.parametrize("device", [GPU, SMALL_GPU], ids=lambda d: d.arch)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_the_default_is_always_valid(template: Template, device: Any) -> None:
+    served = 0
+    for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + NETWORKS:
+        for _, _, part in spec.parts():
+            if template.declines(part, device) is None:
+                served += 1
+                default = template.default(part, device)
+                assert template.invalid(part, device, default) is None, (part, default)
+                assert all(type(value) is int for value in default.values())
+    assert served > 100
+
+
+def test_something_serves_every_spec() -> None:
+    for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + NETWORKS:
+        for _, _, part in spec.parts():
+            schedules.default(part, SMALL_GPU)
+
+
+def test_the_reasons_of_shared_patch() -> None:
+    template = schedules.find("shared_patch")
+    spec = spec_of("conv", 64, 56, 56, line(45, k=31))
+    default = dict(template.default(spec, GPU))
+    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "planes": 16, "row_patches": 14, "patch_w": 1}))
+    assert "multiply-adds, at most" in str(template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 8, "patch_w": 8}))
+    assert "vector must be one of" in str(template.invalid(spec_of("conv", 64, 56, 57, line(45, k=31)), GPU, {**default, "vector": 4}))
+    assert "unrolls at most" in str(template.declines(spec_of("conv", 1, 400, 400, line(0, k=301)), GPU))
+    assert "shared memory" in str(template.declines(spec_of("conv", 1, 10, 100_000, line(0, k=7)), GPU))
+
+
+# ---- one launch a layer -------------------------------------------------------------------------
+
+_DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\([^)]*\) \{')
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def source_of(spec: ConvSpec, choices: Any = None) -> str:
+    return lower.cuda_source(lower.scheduled(spec, GPU, choices or lower.default_choices(spec, GPU)), GPU)
+
+
+def definitions(source: str) -> list[tuple[str, int]]:
+    """(name, launch bound) of every kernel that a source defines."""
+    return [(name, int(bound or 0)) for bound, name in _DEFINITION.findall(source)]
+
+
+def walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every line of a kernel with the headers (if, else, for) that it stands under."""
+    headers: list[str] = []
+    for raw in body.splitlines():
+        text = raw.strip()
+        closed = headers.pop() if text.startswith("}") else ""
+        yield tuple(headers), text
+        if text.endswith("{"):
+            headers.append(f"{closed} {text}" if text.startswith("} else") else text)
+
+
+def thread_dependent(body: str) -> set[str]:
+    """Names that may differ between the threads of a block: computed from threadIdx, or set where threads have parted."""
+    names, before = {"threadIdx"}, 0
+    while len(names) > before:
+        before = len(names)
+        for headers, text in walk(body):
+            assigned = re.match(r"(?:const )?(?:[\w*]+ )?(\w+)(?:\[.*?\])? = (.*)", text)
+            if assigned and any(mentions(part, names) for part in (*headers, assigned[2])):
+                names.add(assigned[1])
+    return names
+
+
+def mentions(text: str, names: set[str]) -> bool:
+    return not names.isdisjoint(_WORD.findall(text))
+
+
+def divergent(source: str) -> list[str]:
+    """Barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on."""
+    found = []
+    for start in _DEFINITION.finditer(source):
+        body = body_of(source, start.end())
+        names = thread_dependent(body)
+        for headers, text in walk(body):
+            if re.search(r"__syncthreads|\b(return|break|continue|goto)\b", text) and any(mentions(header, names) for header in headers):
+                found.append(" > ".join([*headers, text]))
+    return found
+
+
+def test_the_barrier_check_sees_what_it_should() -> None:
+    kernel = 'extern "C" __global__ void __launch_bounds__(32) main_kernel(int n) {{\n{}\n}}'
+    assert divergent(kernel.format("  for (int i = 0; i < n; ++i) {\n    __syncthreads();\n  }")) == []
+    assert divergent(kernel.format("  if (((int)threadIdx.x) < 4) {\n    n = 1;\n  }\n  __syncthreads();")) == []
+    assert len(divergent(kernel.format("  if (((int)threadIdx.x) < 4) {\n    __syncthreads();\n  }"))) == 1
+    assert len(divergent(kernel.format("  if (((int)threadIdx.x) < 4) {\n    n = 1;\n  } else {\n    __syncthreads();\n  }"))) == 1
+    assert (
+        len(
+            divergent(
+                kernel.format(
+                    "  int lane = (int)threadIdx.x;\n  int few = 0;\n  if (lane < 4) {\n    few = 1;\n  }\n  if (few == 0) {\n    __syncthreads();\n  }"
+                )
+            )
+        )
+        == 1
+    )
+    assert len(divergent(kernel.format("  int c = (((int)threadIdx.x) & 1);\n  for (int i = 0; i < c; ++i) {\n    __syncthreads();\n  }"))) == 1
+    assert len(divergent(kernel.format("  if (((int)threadIdx.x) < 4) {\n    return;\n  }\n  __syncthreads();"))) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", ["uneven groups", "stride 3x2", "circular", "7x7", "14x14"])
+def test_no_barrier_depends_on_the_thread(op: str, case: str) -> None:
+    source = source_of(spec_of(op, *CASES[case]))
+    assert "__syncthreads" in source
+    assert divergent(source) == []
+
+
+def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
+    """Three angles whose blocks have different numbers of threads, and those numbers."""
+    spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=7))
+    device, choices = GPU, []
+    for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
+        template, default = schedules.default(part, device)
+        decisions = {**default, "planes": planes}
+        assert template.invalid(part, device, decisions) is None
+        choices.append(Choice.of(template, decisions))
+    alone = [definitions(source_of(part, [choice]))[0][1] for (_, _, part), choice in zip(spec.parts(), choices, strict=True)]
+    assert len(set(alone)) == 3, alone
+    return spec, choices, alone
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_groups_of_different_thread_counts_share_a_launch(op: str) -> None:
+    spec, choices, alone = uneven(op)
+    source = source_of(spec, choices)
+    kernels = definitions(source)
+    assert len(kernels) == (2 if op == "conv_dw" else 1)
+    assert source.count("__global__") == 2 * len(kernels)  # each is declared, then defined
+    assert kernels[0][1] == max(alone)
+    assert divergent(source) == []
+    check_serial(spec, choices, batches=(1, 2))
+
+
+# ---- blocks run with their barriers -------------------------------------------------------------
+
+BLOCKS = ["uneven groups", "stride 3x2", "circular", "circular, ragged stride", "one pixel", "7x7", "odd"]
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_blocks_with_barriers(template: Template, case: str) -> None:
+    for op in template.ops:
+        spec = spec_of(op, *CASES[case])
+        choices = with_template(template, spec, GPU)
+        if choices is not None:
+            check_blocks(spec, choices)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_blocks_of_different_thread_counts(op: str) -> None:
+    spec, choices, _ = uneven(op)
+    check_blocks(spec, choices)
+
+
+def test_a_missing_barrier_is_seen() -> None:
+    """The emulation would notice: the same source with its barriers taken out."""
+    spec = spec_of("conv", *CASES["odd"])
+    module = lower.scheduled(spec, GPU, lower.default_choices(spec, GPU), 2)
+    given = operands(spec, 2)
+    without = Blocks(module, GPU, lower.cuda_source(module, GPU).replace("__syncthreads();", ""))
+    results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), *given, None) for backwards in (False, True)]
+    assert not torch.equal(*results)

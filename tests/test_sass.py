@@ -1,0 +1,119 @@
+"""CUDA kernels compiled by NVRTC for every architecture that we name, and what ptxas made of them."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import pytest
+from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
+
+from tvm_orient import lower, nvrtc, sass
+from tvm_orient.device import arch_device
+from tvm_orient.errors import BuildFailed, InvalidArgument
+from tvm_orient.spec import ConvSpec
+
+# where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
+pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
+
+ARCHS = ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"]
+_EM_CUDA = 190  # e_machine of a cubin
+
+
+def source_of(spec: ConvSpec, arch: str) -> str:
+    device = arch_device(arch)
+    return lower.cuda_source(lower.scheduled(spec, device, lower.default_choices(spec, device)), device)
+
+
+def together(sources: dict[str, str]) -> str:
+    """Several sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
+    whole = next(iter(sources.values())).partition('extern "C"')[0]
+    return whole + "".join(source[source.index('extern "C"') :].replace("main_kernel", f"{name}_kernel") for name, source in sources.items())
+
+
+def kernels_of(source: str, arch: str = "sm_90a") -> dict[str, sass.Kernel]:
+    return {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(source, arch))}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_arch(arch: str) -> None:
+    cubin = nvrtc.compile_cubin(together({op: source_of(spec_of(op, 8, 28, 28, line(22.5, k=7)), arch) for op in OPS}), arch)
+    assert cubin[:4] == b"\x7fELF"
+    assert struct.unpack_from("<H", cubin, 18)[0] == _EM_CUDA
+    kernels = sass.kernels(cubin)
+    assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
+    for kernel in kernels:
+        assert kernel.spills == 0
+        assert 0 < kernel.registers <= 255
+        assert kernel.shared <= 49152 + 1024  # static, and what the driver keeps for itself from sm_90 on
+        assert kernel.count("FFMA", "FADD") > 0
+        assert kernel.count("RED.", "ATOM") == 0, "a float atomic: sums would depend on the order of blocks"
+        assert kernel.name == "conv_dw_kernel_1" or (kernel.count("BAR") > 0 and kernel.count("LDG.E.128") > 0)
+
+
+ANGLES = [math.degrees(a) for a in EIGHT]
+
+
+def budget_spec(*degrees: float) -> ConvSpec:
+    return spec_of("conv", 512, 56, 56, line(*degrees, k=31))
+
+
+@pytest.fixture(scope="module")
+def budgets() -> dict[str, sass.Kernel]:
+    return kernels_of(together({f"a{i}": source_of(budget_spec(degrees), "sm_90a") for i, degrees in enumerate(ANGLES)}))
+
+
+# the budget that lets K=31 run at DRAM speed: see design.md 5
+@pytest.mark.parametrize("degrees", ANGLES)
+def test_budget_of_each_angle(budgets: dict[str, sass.Kernel], degrees: float) -> None:
+    decisions = dict(lower.default_choices(budget_spec(degrees), arch_device("sm_90a"))[0].decisions)
+    outputs = decisions["patch_h"] * decisions["patch_w"]
+    kernel = budgets[f"a{ANGLES.index(degrees)}_kernel"]
+    loads, instructions = kernel.count("LDS") / outputs, kernel.instructions / outputs
+    assert kernel.spills == 0
+    assert loads <= 5, f"{loads:.2f} shared loads per output"
+    assert instructions <= 60, f"{instructions:.1f} instructions per output"
+
+
+def test_eight_angles_in_one_kernel(budgets: dict[str, sass.Kernel]) -> None:
+    kernels = kernels_of(source_of(budget_spec(*ANGLES), "sm_90a"))
+    assert list(kernels) == ["main_kernel"]
+    assert kernels["main_kernel"].spills == 0
+    assert kernels["main_kernel"].shared == max(kernel.shared for kernel in budgets.values()), "the angles share one allocation"
+
+
+def test_counts_are_read_right() -> None:
+    source = """
+    extern "C" __global__ void add(float* x, float* y) {
+      __shared__ float tile[64];
+      tile[threadIdx.x] = x[threadIdx.x];
+      __syncthreads();
+      y[threadIdx.x] = tile[63 - threadIdx.x] * 2.5f + 1.0f;
+    }
+    extern "C" __global__ void spill(float* x, int i) {
+      float room[64];
+      for (int k = 0; k < 64; ++k) room[k] = x[k];
+      x[0] = room[i];
+    }
+    """
+    add, spill = sorted(sass.kernels(nvrtc.compile_cubin(source, "sm_80")), key=lambda kernel: kernel.name)
+    assert (add.name, spill.name) == ("add", "spill")
+    assert (add.shared, spill.shared) == (256, 0)
+    assert (add.count("LDG"), add.count("LDS"), add.count("STS"), add.count("FFMA"), add.spills) == (1, 1, 1, 1, 0)
+    assert spill.spills > 0
+    assert 0 < add.registers < 32
+    assert add.instructions >= 8
+
+
+def test_what_nvrtc_refuses() -> None:
+    with pytest.raises(InvalidArgument, match="got arch 'sm_12'"):
+        nvrtc.compile_cubin("", "sm_12")
+    with pytest.raises(BuildFailed, match=r"NVRTC refused the kernel for sm_90a.*spoon"):
+        nvrtc.compile_cubin("spoon();", "sm_90a")
+    with pytest.raises(BuildFailed, match="nvdisasm does not read"):
+        sass.kernels(b"\x7fELF not a cubin")
+
+
+def test_archs() -> None:
+    assert {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120"} <= set(nvrtc.archs())
+    assert nvrtc.version() >= (13, 0)

@@ -1,0 +1,343 @@
+"""Bench: our kernels, their untuned defaults, the floor and the peers, on the same operands in the same run.
+
+Every result is checked against the reference before anything is timed and once more after; what fails gets no time. Methods
+take turns in an order that is shuffled each round, so that a slow spell of the machine falls on all of them. A turn is one
+call that is not timed and one that is: the first wakes the method's own threads, after those of the method before went to
+sleep. Cold: each call takes another set of operands and another place for its result, out of so many that the last-level
+cache cannot hold them. Warm: the untimed call had the same ones.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import build, launch, ops, paths, reference
+from . import peers as ways
+from .device import Device, cuda_devices
+from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupported
+from .spec import ConvSpec
+from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
+from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy, share_cores
+
+Call = Callable[..., torch.Tensor]
+Report = Callable[[str], None]
+
+__all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "read_csv", "table", "write_csv"]
+
+_SLOW_S = 3.0  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
+_FEWEST = 5
+_SETTLE_S = 0.01  # between turns on a CPU: the threads of the method before stop waiting for more work
+_MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
+_MOST_SETS = 4096
+
+
+@dataclass
+class _Run:
+    """A method on its way through a bench: calls holds one function per set of operands, results the last result of each."""
+
+    name: str
+    ours: bool = False
+    floor: bool = False
+    layout: torch.memory_format = torch.contiguous_format
+    calls: list[Call] = field(default_factory=list)
+    results: list[torch.Tensor | None] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=dict)
+    error: float | None = None
+    note: str = ""
+    failed: bool = False
+
+    def fail(self, why: str) -> None:
+        self.note, self.failed, self.times = why, True, {}
+        self.calls, self.results = [], []
+
+
+def bench(
+    specs: Sequence[ConvSpec],
+    device: Device,
+    *,
+    batch: int,
+    peers: bool | Collection[str] = True,
+    repeats: int = 30,
+    report: Report | None = None,
+    states: Sequence[str] = STATES,
+) -> list[Row]:
+    """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
+
+    peers: True for all of peers.PEERS, False for none, or the names of those wanted. repeats: timed calls of each method in
+    each state; one that needs more than 3 s for them gets fewer, 5 at least. report: told what is being done, a line at a
+    time. On CUDA the times are those of the device: the launch is queued behind a pause.
+
+    Raises:
+        InvalidArgument: batch or repeats < 1, an unknown peer or state. EnvironmentProblem: the device is not in this machine.
+    """
+    for name, value in (("batch", batch), ("repeats", repeats)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+    wanted = [peer.name for peer in ways.PEERS] if peers is True else list(peers or ())
+    for what, names, known in (("peers", wanted, [peer.name for peer in ways.PEERS]), ("states", states, STATES)):
+        if unknown := [name for name in names if name not in known]:
+            raise InvalidArgument(f"{what} must be among {', '.join(known)}, got {unknown[0]!r}")
+    if device.kind == "cuda" and device not in cuda_devices():
+        raise EnvironmentProblem(f"timing needs the device itself, and {device.slug} is not in this machine: run this where it is, or bench the CPU")
+    share_cores()
+    launch.forget()  # records may have been written since a kernel was loaded
+    rows = []
+    for number, spec in enumerate(specs, 1):
+        title = f"{spec.op} {spec.channels}x{spec.height}x{spec.width} K={spec.kernel_size} at {angles_text(spec)} ({number} of {len(specs)})"
+        rows += _Cell(spec, device, batch, (report or _silent), title).rows(wanted, repeats, states)
+    return rows
+
+
+def _silent(text: str) -> None:
+    """Reports to nobody."""
+
+
+def angles_text(spec: ConvSpec) -> str:
+    """The angles of a spec in degrees, such as "0 22.5 45"; "free" where the offsets are no lines."""
+    head, line, degrees = spec.taps.key.partition("a")
+    return degrees.replace("_", " ") if line and head.startswith("k") else "free"
+
+
+class _Cell:
+    """One spec on its way through: operands, expected result, runs."""
+
+    def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str) -> None:
+        self.spec, self.device, self.batch = spec, device, batch
+        self.where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
+        self.report, self.title = report, title
+        self.operands = _operands(spec, batch, self.where)
+        self._sets: dict[torch.memory_format, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        plane = batch * spec.channels * spec.itemsize
+        held = plane * (spec.height * spec.width + spec.out_height * spec.out_width)
+        enough = -(-2 * last_level_cache(device) // held) + 1
+        self.count = max(2, min(enough, _MOST_SETS, _MEMORY[device.kind] // held))
+
+    def say(self, text: str) -> None:
+        """Reports a step of this cell."""
+        self.report(f"{self.title}: {text}")
+
+    def rows(self, wanted: Sequence[str], repeats: int, states: Sequence[str]) -> list[Row]:
+        """Check everything, time what is right, check again."""
+        runs = [*self._ours(), *self._theirs(ways.FLOORS, [peer.name for peer in ways.FLOORS]), *self._theirs(ways.PEERS, wanted)]
+        with ways.settings():
+            self.say("reference")
+            self.expected = reference.run(self.spec, *self.operands)
+            self.bound = reference.tolerance(self.spec, self.batch, *self.operands)
+            for run in runs:
+                self._check(run)
+            load, speeds = others_busy(), ""
+            for state in states:
+                self._time([run for run in runs if not run.failed], repeats, state)
+                speeds = speeds or clocks(self.device)
+            for run in runs:
+                self._check(run)
+        return self._written(runs, states, {"busy": load, "clocks": speeds})
+
+    # ---- methods --------------------------------------------------------------------------------
+
+    def _ours(self) -> list[_Run]:
+        """Tuned, as the logs choose, through the torch op; and untuned: through the op too where the logs know nothing."""
+        self.say("building our kernels")
+        tuned, default = _Run(TUNED, ours=True), _Run(DEFAULT, ours=True)
+        try:
+            recorded = any(part.record is not None for part in build.explain(self.spec, self.device))
+        except Unsupported as problem:  # no template, or TVM_ORIENT_LOOKUP forbids untuned kernels
+            tuned.fail(f"failed: {problem}")
+            self._try(default, self._untuned)
+            return [tuned, default]
+        if recorded:
+            self._try(tuned, self._chosen)
+            self._try(default, self._untuned)
+            default.note = default.note or "called without the torch op"
+        else:
+            tuned.fail("not tuned: no record may answer for it")
+            self._try(default, self._chosen)
+        return [tuned, default]
+
+    def _try(self, run: _Run, make: Callable[[], Call]) -> None:
+        try:
+            run.calls = [make()]
+        except OrientError as problem:
+            run.fail(f"failed: {problem}")
+
+    def _chosen(self) -> Call:
+        launch.kernel(self.spec, self.device)
+        return public_op(self.spec)
+
+    def _untuned(self) -> Call:
+        spec, device = self.spec, self.device
+        return launch.Kernel(spec, device, build.build(spec, device, build.defaults(spec, device), compiling=paths.building_allowed()))
+
+    def _theirs(self, among: Sequence[ways.Peer], wanted: Collection[str]) -> list[_Run]:
+        runs = []
+        for peer in (peer for peer in among if peer.name in wanted):
+            floor = peer in ways.FLOORS
+            run = _Run(peer.name, floor=floor, layout=peer.memory_format)
+            reason = peer.applies(self.spec)
+            if reason is None:
+                # a copy writes to a place of its own, so there is one copy for each set
+                run.calls = [peer.make(self.spec, self.where) for _ in range(self.count if floor else 1)]
+                run.note = "floor: moves the bytes, computes nothing" if floor else ""
+            elif not floor:
+                run.fail(f"does not apply: {reason}")
+            if not (floor and reason):
+                runs.append(run)
+        return runs
+
+    # ---- one call -------------------------------------------------------------------------------
+
+    def _set(self, layout: torch.memory_format, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sets = self._sets.setdefault(layout, [])
+        while len(sets) <= index:
+            sets.append(tuple(t.clone(memory_format=layout) if t.dim() == 4 else t.clone() for t in self.operands))  # type: ignore[arg-type]
+        return sets[index]
+
+    def _call(self, run: _Run, index: int) -> tuple[Call, tuple[torch.Tensor, torch.Tensor]]:
+        """The function and the operands of a set, with the place of its last result given back."""
+        run.results.extend([None] * (index + 1 - len(run.results)))
+        run.results[index] = None
+        return run.calls[index % len(run.calls)], self._set(run.layout, index)
+
+    def _check(self, run: _Run) -> None:
+        """Sets run.error; fails the run where the result is not that of the reference."""
+        if run.failed or run.floor:
+            return
+        self.say(f"checking {run.name}")
+        for _ in range(2):  # what the allocator gives next is not an earlier method's right result
+            torch.full(tuple(self.expected.shape), math.nan, dtype=self.operands[0].dtype, device=self.where)
+        try:
+            call, operands = self._call(run, 0)
+            result = call(*operands)
+        except Exception as problem:  # of a peer: whatever its compiler raises; it must not end the others
+            run.fail(f"failed: {_last_line(problem)}")
+            return
+        if result.shape != self.expected.shape:
+            run.fail(f"wrong: its result has shape {tuple(result.shape)} instead of {tuple(self.expected.shape)}")
+            return
+        difference = float((result.double() - self.expected).abs().max()) if result.numel() else 0.0
+        run.error = max(run.error or 0.0, difference / (float(self.expected.abs().max()) or 1.0))
+        if not difference <= self.bound:  # NaN is not
+            run.fail(f"wrong: off by {difference:.3g}, where rounding allows {self.bound:.3g}; so it was not timed")
+
+    # ---- turns ----------------------------------------------------------------------------------
+
+    def _time(self, runs: list[_Run], repeats: int, state: str) -> None:
+        """Fills run.times[state], in seconds."""
+        sets = itertools.cycle(range(self.count if state == "cold" else 1))
+        shares = {}
+        for run in runs:
+            self.say(f"{state}: {run.name}")
+            spent = 0.0
+            for _ in range(self.count if state == "cold" else 2):  # every set and every place for a result has been touched
+                call, operands = self._call(run, index := next(sets))
+                start = time.perf_counter()
+                run.results[index] = call(*operands)
+                finish(self.device)
+                once = time.perf_counter() - start
+                spent += once
+                if spent > _SLOW_S:
+                    break
+            shares[run.name] = min(repeats, max(_FEWEST, int(_SLOW_S / (2 * once + _SETTLE_S))))
+            run.times[state] = []
+        order, shuffled = list(runs), random.Random(0)
+        with no_collector():
+            for turn in range(repeats):
+                self.say(f"{state}: round {turn + 1} of {repeats}")
+                shuffled.shuffle(order)
+                for run in order:
+                    share = shares[run.name]  # of the repeats, evenly spread
+                    if (turn + 1) * share // repeats > turn * share // repeats:
+                        run.times[state].append(self._turn(run, next(sets), next(sets)))
+        for run in runs:
+            run.results = []
+
+    def _turn(self, run: _Run, before: int, index: int) -> float:
+        """Seconds of one timed call, after one that is not timed."""
+        if self.device.kind == "cpu":
+            time.sleep(_SETTLE_S)
+        call, operands = self._call(run, before)
+        run.results[before] = call(*operands)
+        call, operands = self._call(run, index)
+        if self.device.kind == "cuda":
+            seconds, run.results[index] = on_device(self.where, call, operands)
+            return seconds
+        start = time.perf_counter()
+        result = call(*operands)
+        seconds = time.perf_counter() - start
+        run.results[index] = result
+        return seconds
+
+    # ---- rows -----------------------------------------------------------------------------------
+
+    def _written(self, runs: list[_Run], states: Sequence[str], circumstances: dict[str, Any]) -> list[Row]:
+        spec, moved = self.spec, self.spec.bytes_moved(self.batch)
+        problem: dict[str, Any] = {name: getattr(spec, name) for name in ("op", "channels", "height", "width", "kernel_size", "padding_mode", "dtype")}
+        stride = "x".join(str(step) for step in dict.fromkeys(spec.stride))
+        problem |= {"spec": spec.key, "angles": angles_text(spec), "stride": stride, "batch": self.batch}
+        problem |= _provenance(self.device) | circumstances
+        rows = []
+        for state in states:
+            medians = {run.name: float(np.median(run.times[state])) for run in runs if run.times.get(state)}
+            floor = next((medians[run.name] for run in runs if run.floor and run.name in medians), None)
+            best = min((medians[run.name] for run in runs if run.ours and run.name in medians), default=None)
+            for run in runs:
+                fields: dict[str, Any] = {"method": run.name, "error": run.error, "checked": not (run.failed or run.floor), "note": run.note}
+                time_s = medians.get(run.name)
+                if time_s is not None:
+                    low, high = (float(np.quantile(run.times[state], part)) for part in (0.2, 0.8))
+                    speed: dict[str, Any] = {
+                        "floor_ratio": floor / time_s if floor else None,
+                        "vs_ours": time_s / best if best else None,
+                        "gbps": moved / time_s / 1e9,
+                    }
+                    rows.append(Row(**problem, **fields, **speed, cache=state, median_ms=1e3 * time_s, p20_ms=1e3 * low, p80_ms=1e3 * high))
+                elif state == states[0]:
+                    nothing: dict[str, Any] = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "gbps", "floor_ratio", "vs_ours"))
+                    rows.append(Row(**problem, **fields, **nothing, cache=""))
+        return rows
+
+
+def public_op(spec: ConvSpec) -> Call:
+    """The torch op of a spec as a function of its operands: what a caller gets, with dispatch and checks."""
+    taps, stride, mode = spec.taps.key, list(spec.stride), spec.padding_mode
+    if spec.op == "conv":
+        return lambda x, weight: ops.conv(x, weight, taps, stride, mode)
+    if spec.op == "conv_dx":
+        return lambda dy, weight: ops.conv_dx(dy, weight, taps, spec.height, spec.width, stride, mode)
+    return lambda x, dy: ops.conv_dw(x, dy, taps, stride, mode)
+
+
+def _operands(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normal random operands of spec.op, the same in every run."""
+    x = (batch, spec.channels, spec.height, spec.width)
+    y = (batch, spec.channels, spec.out_height, spec.out_width)
+    first, second = {"conv": (x, (spec.channels, spec.kernel_size)), "conv_dx": (y, (spec.channels, spec.kernel_size)), "conv_dw": (x, y)}[spec.op]
+    source, dtype = torch.Generator(where).manual_seed(0), getattr(torch, spec.dtype)
+    return torch.randn(first, generator=source, dtype=dtype, device=where), torch.randn(second, generator=source, dtype=dtype, device=where)
+
+
+def _provenance(device: Device) -> dict[str, Any]:
+    found = {"device": device.slug, "hardware": device.name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    for name, package in (("tvm", "apache-tvm"), ("version", "tvm-orient")):
+        try:
+            found[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a bare checkout, or kernels that were built elsewhere
+            found[name] = "absent" if name == "tvm" else "0.0.0"
+    return {**found, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _last_line(problem: BaseException) -> str:
+    """What kind of problem, and the last line of what it says."""
+    lines = [line for line in str(problem).strip().splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[-1].strip()[:200]}" if lines else type(problem).__name__

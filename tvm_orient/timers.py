@@ -1,0 +1,102 @@
+"""What timing needs of a machine: the size of its last cache, clocks, a time on the device, no garbage collector in between."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from .device import Device
+
+_QUEUE_CYCLES = 1_000_000  # the GPU waits so long before a timed call that the host has queued all of it
+
+
+def share_cores() -> None:
+    """Lets PyTorch's threads have the cores that TVM's idle workers would spin on; call it before the first kernel runs."""
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+
+
+@functools.cache
+def last_level_cache(device: Device) -> int:
+    """Bytes of the last-level cache that this process can use; 32 MiB where the system does not say."""
+    if device.kind == "cuda":
+        return int(torch.cuda.get_device_properties(device.index).L2_cache_size)
+    sizes: dict[tuple[int, str], int] = {}
+    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        try:
+            level, shared, size = (int((folder / "level").read_text()), (folder / "shared_cpu_list").read_text(), (folder / "size").read_text().strip())
+            sizes[level, shared] = int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]]
+        except (OSError, ValueError, KeyError, IndexError):  # a virtual machine may leave these out
+            continue
+    last = max((level for level, _ in sizes), default=0)
+    return sum(size for (level, _), size in sizes.items() if level == last) or 2**25
+
+
+def finish(device: Device) -> None:
+    """Waits until the device has done what was asked of it."""
+    if device.kind == "cuda":
+        torch.cuda.synchronize(device.index)
+
+
+def on_device(where: torch.device, call: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """Seconds between two events around a call that was queued while the GPU waited; and its result."""
+    with torch.cuda.device(where):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(_QUEUE_CYCLES)  # type: ignore[no-untyped-call]
+        start.record()
+        result = call(*operands)
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3, result
+
+
+def others_busy(seconds: float = 0.3) -> float | None:
+    """Part of all cores that is in use while this process sleeps, 0 to 1; None where the system does not say."""
+    before = _cpu_ticks()
+    time.sleep(seconds)
+    after = _cpu_ticks()
+    if before is None or after is None or after[0] <= before[0]:
+        return None
+    return round(1 - (after[1] - before[1]) / (after[0] - before[0]), 3)
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """(all, idle) since the machine started."""
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return None
+    return sum(ticks), ticks[3] + ticks[4]
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """Python's garbage collector would run inside somebody's timed call."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def clocks(device: Device) -> str:
+    """Clocks of the SMs and of the memory as nvidia-smi says, right after work; empty on a CPU or without it."""
+    if device.kind != "cuda":
+        return ""
+    which = f"GPU-{torch.cuda.get_device_properties(device.index).uuid}"
+    command = ["nvidia-smi", "-i", which, "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "sm {}, memory {}".format(*[word.strip() for word in said.strip().partition(",")[::2]])
