@@ -34,7 +34,7 @@ from .spec import ConvSpec
 from .speeds import DEFAULT, TUNED, Row
 from .taps import Taps, angles_between
 from .timers import share_cores
-from .tune import Outcome, tune
+from .tune import Outcome, distinct_parts, tune
 from .tune import Progress as Step
 
 _DIRECTIONS, _TAPS = 8, 31
@@ -144,15 +144,15 @@ def _weights() -> torch.Tensor:
 
 
 def _tune(spec: ConvSpec, device: Device, trials: int, batch: int, console: Console) -> None:
-    angles = len(spec.parts())
-    _say(console, "tune", f"{angles} angles, {trials} candidates each, on {device.slug}")
+    angles = len(distinct_parts(spec))
+    _say(console, "tune", f"{angles} of {_DIRECTIONS} angles (mirrored ones share a record), {trials} candidates each, on {device.slug}")
     columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     start = time.perf_counter()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=angles * trials)
 
         def report(step: Step) -> None:
-            bar.update(task, completed=(step.position - 1) * trials + step.trial, description=_progress(step))
+            bar.update(task, completed=step.position * trials + step.trial, description=_progress(step))
 
         outcomes = tune(spec, device, trials=trials, batch=batch, report=report)
     _say(console, "", _came_to(outcomes, time.perf_counter() - start))
@@ -162,7 +162,7 @@ def _tune(spec: ConvSpec, device: Device, trials: int, batch: int, console: Cons
 def _progress(step: Step) -> str:
     best = f", best {step.best_us / 1e3:.2f} ms" if step.best_us else ""
     untuned = f" against {step.default_us / 1e3:.2f} ms untuned" if step.default_us else ""
-    return f"angle {step.position} of {step.parts}{best}{untuned}"
+    return f"angle {step.position + 1} of {step.parts}{best}{untuned}"
 
 
 def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:

@@ -54,14 +54,16 @@ class OrientedConv2d(torch.nn.Module):
         checks.options(stride, padding_mode)
         directions = angles_between(theta).tolist() if isinstance(theta, int) and not isinstance(theta, bool) else checks.angles(theta, channels)
         self.register_buffer("theta", torch.tensor(directions, dtype=torch.float32, device=device))
-        self._read_theta()
+        self.taps = checks.line_taps(directions, kernel_size, dilation, anchor, channels)
         self.weight = torch.nn.Parameter(torch.empty(channels, kernel_size, device=device, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_theta())
+        self.register_load_state_dict_post_hook(_follow_theta)
 
     def _read_theta(self) -> None:
         """Offsets from theta, once on the host: a low-precision or a moved theta must never move a tap."""
+        if self.theta.is_meta:  # no numbers yet: a state dict brings them
+            return
         self.taps = checks.line_taps(self.theta.detach().cpu().double().flatten().tolist(), self.kernel_size, self.dilation, self.anchor, self.channels)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
@@ -84,3 +86,7 @@ class OrientedConv2d(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
+
+
+def _follow_theta(module: OrientedConv2d, _: object) -> None:  # not a lambda, which would not pickle
+    module._read_theta()

@@ -1,0 +1,193 @@
+"""OrientedConv2d: what it holds, what survives casting, copying and loading, and that it trains."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tvm_orient as to
+from tvm_orient.nn import OrientedConv2d
+from tvm_orient.taps import Taps, angles_between
+
+
+def image() -> Tensor:
+    return torch.randn(2, 6, 8, 9)
+
+
+def test_parameters_and_buffers() -> None:
+    module = OrientedConv2d(6, 5)
+    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {"weight": (6, 5), "bias": (6,)}
+    assert list(module.state_dict()) == ["weight", "bias", "theta"]
+    assert module.theta.dtype == torch.float32
+    assert not module.theta.requires_grad
+    assert OrientedConv2d(6, 5, bias=False).bias is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_a_count_spreads_directions_over_180_degrees(count: int) -> None:
+    module = OrientedConv2d(6, 5, count)
+    assert module.theta.tolist() == angles_between(count).tolist()
+    assert module.taps.for_channels(6) == Taps.oriented(angles_between(count), 5).for_channels(6)
+
+
+def test_a_float_is_an_angle_and_an_int_is_a_count() -> None:
+    assert OrientedConv2d(6, 5, 1.0).theta.tolist() == [1.0]
+    assert OrientedConv2d(6, 5, 1).theta.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    "theta", [[0.3, 1.2], (0.3, 1.2), torch.tensor([0.3, 1.2]), [0.3] * 3 + [1.2] * 3, torch.tensor([0.3] * 3 + [1.2] * 3)[:, None]], ids=str
+)
+def test_theta(theta: Any) -> None:
+    module = OrientedConv2d(6, 5, theta)
+    x = image()
+    assert torch.equal(module(x), to.oriented_conv2d(x, module.weight, [0.3, 1.2], module.bias))
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (2, 1)}, {"dilation": 2}, {"padding_mode": "circular"}, {"anchor": "start"}], ids=str)
+def test_options(options: dict[str, Any]) -> None:
+    module = OrientedConv2d(6, 5, 3, **options)
+    x = image()
+    assert torch.equal(module(x), to.oriented_conv2d(x, module.weight, angles_between(3).tolist(), module.bias, **options))
+
+
+def test_casting_moves_weights_and_no_tap() -> None:
+    for cast in (lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double(), lambda m: m.to("cpu", torch.float64)):
+        module = OrientedConv2d(6, 31, 8 / 3)
+        before, taps = module.theta.clone(), module.taps
+        cast(module)
+        assert module.theta.dtype == torch.float32
+        assert torch.equal(module.theta, before)
+        assert module.taps == taps
+        assert module.weight.dtype != torch.float32
+
+
+def test_float64_runs() -> None:
+    module = OrientedConv2d(6, 5, 3).double()
+    assert module(image().double()).dtype == torch.float64
+
+
+def test_built_in_a_low_precision_the_angles_are_exact() -> None:
+    assert torch.equal(OrientedConv2d(6, 31, 6, dtype=torch.float16).theta, OrientedConv2d(6, 31, 6).theta)
+
+
+def test_loading_moves_the_taps() -> None:
+    source, module = OrientedConv2d(6, 5, [0.3, 1.2]), OrientedConv2d(6, 5, [2.0, 2.5])
+    module.load_state_dict(source.state_dict())
+    assert module.taps == source.taps
+    assert torch.equal(module(image()[:1] * 0 + 1), source(image()[:1] * 0 + 1))
+
+
+def test_loading_into_a_parent_moves_the_taps() -> None:
+    source, module = (torch.nn.Sequential(torch.nn.ReLU(), OrientedConv2d(6, 5, theta)) for theta in ([0.3], [2.0]))
+    module.load_state_dict(source.state_dict())
+    x = image()
+    assert torch.equal(module(x), source(x))
+
+
+def test_loading_by_assignment_from_a_meta_module() -> None:
+    source = OrientedConv2d(6, 5, [0.3, 1.2])
+    module = OrientedConv2d(6, 5, [2.0, 2.5])
+    module.load_state_dict(source.state_dict(), assign=True)
+    x = image()
+    assert torch.equal(module(x), source(x))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies(duplicate: Any) -> None:
+    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    twin = duplicate(module)
+    x = image()
+    assert torch.equal(twin(x), module(x))
+    twin.load_state_dict(OrientedConv2d(6, 5, [2.0, 2.5]).state_dict())
+    assert twin.taps == Taps.oriented([2.0, 2.5], 5), "the copy follows its own state dict"
+    assert module.taps == Taps.oriented([0.3, 1.2], 5), "and leaves the original alone"
+
+
+def test_saved_and_loaded() -> None:
+    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    twin = OrientedConv2d(6, 5, 2)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    assert twin.taps == module.taps
+
+
+def test_initial_weights_are_those_of_a_conv2d() -> None:
+    module = OrientedConv2d(1000, 9)
+    assert module.weight.abs().max() <= 1 / 3
+    assert module.weight.abs().max() > 0.9 / 3
+    assert module.weight.std().item() == pytest.approx(1 / 3 / math.sqrt(3), rel=0.05)
+    assert module.bias is not None
+    assert module.bias.abs().max() <= 1 / 3
+
+
+def test_training_finds_the_kernel_that_made_the_picture() -> None:
+    x, target = torch.randn(4, 6, 8, 9), OrientedConv2d(6, 5, [0.3, 1.2])
+    wanted = target(x).detach()
+    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    optimizer = torch.optim.Adam(module.parameters(), 0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (module(x) - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1e-4
+
+
+def test_it_prints_what_it_is() -> None:
+    text = str(OrientedConv2d(6, 5, [0.0, math.pi / 4], stride=2, padding_mode="circular"))
+    assert text == "OrientedConv2d(6, kernel_size=5, taps=k5a0_45, stride=(2, 2), padding_mode='circular', bias=True)"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
+        ({"channels": 2.5}, "got 2.5"),
+        ({"kernel_size": 4}, "kernel_size must be odd.* got 4"),
+        ({"kernel_size": -1}, "kernel_size must be a whole number >= 1, got -1"),
+        ({"theta": 0}, "number of angles must be a whole number >= 1, got 0"),
+        ({"theta": [0.0] * 7}, r"1 <= G <= C = 6.*got shape \(7,\)"),
+        ({"theta": [math.nan]}, "theta must be finite.*nan"),
+        ({"theta": "up"}, "theta must be a number or a sequence of numbers in radians, got 'up'"),
+        ({"stride": 0}, "stride must be .*got 0"),
+        ({"dilation": 0}, "dilation must be a whole number >= 1, got 0"),
+        ({"padding_mode": "reflect"}, "padding_mode must be one of zeros, circular, got 'reflect'"),
+        ({"anchor": "end"}, "anchor must be .*got 'end'"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(to.InvalidArgument, match=said):
+        OrientedConv2d(**{"channels": 6, "kernel_size": 5, **given})
+
+
+def test_the_default_works_with_few_channels() -> None:
+    module = OrientedConv2d(3, 5)
+    x = image()[:, :3]
+    assert torch.equal(module(x), to.tap_conv2d(x, module.weight, Taps.oriented(angles_between(8), 5), module.bias))
+
+
+def test_on_the_meta_device() -> None:
+    module = OrientedConv2d(6, 5, 3, device="meta")
+    assert module(torch.empty(2, 6, 8, 9, device="meta")).shape == (2, 6, 8, 9)
+    real = OrientedConv2d(6, 5, 3)
+    module.load_state_dict(real.state_dict(), assign=True)
+    x = image()
+    assert torch.equal(module(x), real(x))
+
+
+def test_meta_to_empty() -> None:
+    module = OrientedConv2d(6, 5, 3, device="meta").to_empty(device="cpu")
+    real = OrientedConv2d(6, 5, 3)
+    module.load_state_dict(real.state_dict())
+    assert module.taps == real.taps

@@ -1,0 +1,230 @@
+"""Measure kernels in a process of their own: a candidate that crashes takes its worker along, not the tuner.
+
+The worker (`python -m tvm_orient.measure`) reads one JSON request a line and answers one JSON line. It runs a kernel on
+rotating operands, larger than the caches together, so that no candidate is ranked on a hot cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .device import Device
+from .errors import TuningFailed
+from .spec import ConvSpec
+
+_TARGET_SECONDS = 0.03  # of runs per candidate
+_MOST_BYTES = 1 << 29  # of rotating operands
+_COLD_BYTES = 96 << 20  # more than the last-level cache of the machines we tune on
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one kernel: median and half the distance between the 20th and the 80th percentile; or why there is none."""
+
+    median: float | None
+    spread: float = 0.0
+    error: str = ""
+
+
+class Worker:
+    """A worker process for one device; restarted when a candidate kills it or takes too long."""
+
+    def __init__(self, device: Device, timeout: float = 30.0) -> None:
+        self.device, self.timeout = device, timeout
+        self._process: subprocess.Popen[str] | None = None
+
+    def time(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> Timing:
+        """Time a kernel on fresh random operands."""
+        request = {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
+        try:
+            answer = self._ask(request)
+        except (BrokenPipeError, EOFError):
+            self.close()
+            return Timing(None, error="the kernel crashed the worker")
+        except TimeoutError:
+            self.close()
+            return Timing(None, error=f"no answer within {self.timeout:.0f} s")
+        return Timing(answer.get("median"), answer.get("spread", 0.0), answer.get("error", ""))
+
+    def verify(self, spec: ConvSpec, kernel: Path, workspace: tuple[int, int] | None) -> tuple[float | None, str]:
+        """(largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
+        request = {"verify": True, "spec": spec.key, "batch": 2, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
+        try:
+            answer = self._ask(request)
+        except (BrokenPipeError, EOFError, TimeoutError) as problem:
+            self.close()
+            return None, f"the check did not finish ({type(problem).__name__})"
+        return answer.get("relative"), answer.get("error", "")
+
+    def copy_seconds(self, size: int) -> float:
+        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors."""
+        answer = self._ask({"copy": size, "device": self.device.kind, "index": self.device.index})
+        if "median" not in answer:
+            raise TuningFailed(f"the copy that the floor is measured by failed: {answer.get('error')}")
+        return float(answer["median"])
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tvm_orient.measure"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            )  # a session of its own, so that Ctrl-C reaches only the tuner
+        process = self._process
+        if process.stdin is None or process.stdout is None:
+            raise TuningFailed("the measuring process has no pipes: start the tuner again")
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], self.timeout)
+        if not ready:
+            raise TimeoutError
+        line = process.stdout.readline()
+        if not line:
+            raise EOFError
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """End the worker process."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self._process = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def operand_shapes(spec: ConvSpec, batch: int, workspace: tuple[int, int] | None) -> list[tuple[int, ...]]:
+    """Shapes of a kernel's parameters, in order."""
+    x, y = (batch, spec.channels, spec.height, spec.width), (batch, spec.channels, spec.out_height, spec.out_width)
+    w = (spec.channels, spec.kernel_size)
+    if spec.op == "conv_dw":
+        return [x, y, (batch, spec.channels, *(workspace or (1, 1))), w]
+    return [x, w, y] if spec.op == "conv" else [y, w, x]
+
+
+def _runs(once: float) -> int:
+    return max(5, min(200, int(_TARGET_SECONDS / max(once, 1e-6))))
+
+
+def _device(request: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.device("cuda", request["index"]) if request["device"] == "cuda" else torch.device("cpu")
+
+
+def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
+    clock = _cuda_clock if device.type == "cuda" else _cpu_clock
+    clock(function, sets[0])
+    once = min(clock(function, operands) for operands in sets[:3])
+    times = sorted(clock(function, sets[i % len(sets)]) for i in range(_runs(once)))
+    return {"median": times[len(times) // 2], "spread": (times[(len(times) * 4) // 5] - times[len(times) // 5]) / 2}
+
+
+def _copies(size: int) -> int:
+    return max(2, min(_MOST_BYTES // max(1, size), -(-_COLD_BYTES // max(1, size)), 64))
+
+
+def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+    import torch
+    import tvm_ffi
+
+    spec, device = ConvSpec.from_key(request["spec"]), _device(request)
+    shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
+    copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes))
+    key = (str(shapes), copies)
+    if key not in cache:
+        cache.clear()
+        torch.manual_seed(0)
+        cache[key] = [[torch.randn(shape, dtype=getattr(torch, spec.dtype), device=device) for shape in shapes] for _ in range(copies)]
+    return _median(tvm_ffi.load_module(request["kernel"]).get_function("main"), cache[key], device)
+
+
+def _copy(request: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    device, count = _device(request), max(1, request["copy"] // 8)
+    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(_copies(8 * count))]
+    return _median(lambda x, y: y.copy_(x), sets, device)
+
+
+def _verify(request: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    import tvm_ffi
+
+    from . import reference
+
+    spec, device = ConvSpec.from_key(request["spec"]), _device(request)
+    shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
+    torch.manual_seed(1)
+    first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype)) for shape in shapes[:2])
+    outputs = [torch.full(shape, float("nan"), dtype=first.dtype, device=device) for shape in shapes[2:]]
+    tvm_ffi.load_module(request["kernel"]).get_function("main")(first.to(device), second.to(device), *outputs)
+    want = reference.run(spec, first, second)
+    error = float((outputs[-1].cpu().double() - want).abs().max()) if want.numel() else 0.0
+    bound = reference.tolerance(spec, request["batch"], first, second)
+    if not error <= bound:  # NaN fails too
+        return {"error": f"differs from the reference by {error:.3g}, at most {bound:.3g}"}
+    return {"relative": error / max(float(want.abs().max()), 1e-30)}
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def _cpu_clock(function: Any, operands: list[Any]) -> float:
+    start = time.perf_counter()
+    function(*operands)
+    return time.perf_counter() - start
+
+
+def _cuda_clock(function: Any, operands: list[Any]) -> float:
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(20_000)  # keeps the GPU busy while the launch is queued, so that the events bracket the kernel alone
+    start.record()
+    function(*operands)
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) * 1e-3
+
+
+def _serve() -> None:
+    """Answer requests until standard input ends."""
+    import torch  # before tvm: it brings libcudart
+
+    from .tvmkit import load_tvm
+
+    load_tvm()
+    cache: dict[Any, Any] = {}
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            answer = _verify(request) if request.get("verify") else _copy(request) if "copy" in request else _time(request, cache)
+        except Exception as problem:  # the tuner decides what a failure means
+            answer = {"error": f"{type(problem).__name__}: {str(problem)[:300]}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,338 @@
+"""Tune: find the best decisions for each angle of a spec on this device, verify them, and record them.
+
+A layer is tuned angle by angle, and of two mirrored angles (a and 180 - a) one: records then serve every layer that has the
+angle. Every trial is kept in a journal beside the logs, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from . import logs, paths, schedules
+from .device import Device
+from .errors import BuildFailed, InvalidArgument, OrientError, TuningFailed
+from .lower import Choice, compile_library, scheduled, workspace_shape
+from .measure import Worker
+from .schedules.base import Template
+from .spec import ConvSpec
+from .taps import Taps
+
+MARGIN = 0.02  # a tuned choice must beat the default by this share in the same run
+_ROUND = 8  # candidates between two fits of the cost model
+_FINAL_RUNS = 5  # of the default and the winner, in turn
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; times in microseconds, seconds since this angle began and (estimated) until the whole run ends."""
+
+    part: ConvSpec
+    position: int
+    parts: int
+    trial: int
+    trials: int
+    failed: int
+    best_us: float | None
+    default_us: float | None
+    seconds: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one angle's tuning found; record is None where the default won. stages: seconds spent on build, measure, verify, search."""
+
+    part: ConvSpec
+    record: logs.Record | None
+    default_us: float | None
+    best_us: float | None
+    trials: int
+    failed: int
+    resumed: int
+    seconds: float
+    stages: dict[str, float]
+    note: str
+
+
+Report = Callable[[Progress], None]
+
+
+def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
+    """The angles of a spec that need tuning: one of each mirrored pair, in order."""
+    parts: list[ConvSpec] = []
+    for _, _, part in spec.parts():
+        mirror = Taps(tuple(tuple((h, -w) for h, w in line) for line in part.taps.table))
+        if not any(known.taps in (part.taps, mirror) for known in parts):
+            parts.append(part)
+    return parts
+
+
+def tune(
+    spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None
+) -> list[Outcome]:
+    """Tune every distinct angle of a spec with `trials` trials each, measured at N = batch.
+
+    directory: of the logs (default: the user's). Ctrl-C records what the current angle has found, then raises KeyboardInterrupt.
+
+    Raises:
+        InvalidArgument: trials or batch < 1. Unsupported: no template serves the spec. TuningFailed: not even the default runs.
+    """
+    for name, value in (("trials", trials), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+    parts = distinct_parts(spec)
+    for part in parts:
+        schedules.default(part, device)  # refuses before any work
+    outcomes = []
+    with Worker(device) as worker, _device_lock(device):
+        for position, part in enumerate(parts):
+            run = _Run(part, device, worker, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
+            outcomes.append(run.tune())
+            if run.interrupted:
+                raise KeyboardInterrupt
+    return outcomes
+
+
+@contextlib.contextmanager
+def _device_lock(device: Device) -> Any:
+    """One tuner a device at a time: two would measure each other."""
+    path = Path(tempfile.gettempdir()) / f"tvm_orient-{os.getuid()}-{device.slug}-{device.index}.lock"
+    with filelock.FileLock(path, timeout=3600):
+        yield
+
+
+@dataclass
+class _Run:
+    part: ConvSpec
+    device: Device
+    worker: Worker
+    trials: int
+    batch: int
+    seed: int
+    directory: Path
+    report: Report | None
+    position: int
+    parts: int
+    stages: dict[str, float] = field(default_factory=lambda: {"build": 0.0, "measure": 0.0, "verify": 0.0})
+    done: list[tuple[Choice, float | None]] = field(default_factory=list)
+    resumed: int = 0
+    default_seconds: float | None = None
+    interrupted: bool = False
+
+    def tune(self) -> Outcome:
+        self.start = time.perf_counter()
+        templates, _ = schedules.candidates(self.part, self.device)
+        self.journal = _Journal(self.directory, self.device, self.part, self.batch)
+        default = Choice.of(*schedules.default(self.part, self.device))
+        try:
+            self.default_seconds = self._trial(default)
+            share = max(1, (self.trials - 1) // len(templates))
+            for i, template in enumerate(templates):
+                budget = self.trials - 1 - share * (len(templates) - 1) if i == 0 else share
+                if budget > 0:
+                    self._search(template, budget)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self._conclude(default)
+
+    def _search(self, template: Template, budget: int) -> None:
+        from . import search
+        from .tvmkit import target
+
+        def valid(decisions: dict[str, int]) -> bool:
+            return template.invalid(self.part, self.device, decisions) is None
+
+        def features(decisions: dict[str, int]) -> Sequence[float]:
+            return [math.log2(1 + value) for _, value in sorted(decisions.items())]
+
+        def measure(decisions: dict[str, int]) -> float | None:
+            return self._trial(Choice.of(template, decisions))
+
+        knobs = template.knobs(self.part, self.device)
+        try:
+            search.search(knobs, valid, features, measure, target=target(self.device), trials=budget, round_size=_ROUND, seed=self.seed)
+        except search.Stopped as stopped:
+            raise KeyboardInterrupt from stopped
+
+    def _trial(self, choice: Choice) -> float | None:
+        """Seconds of a choice: from this run, from the journal, or measured now; None where it fails."""
+        known = next((seconds for c, seconds in self.done if c == choice), math.nan)
+        if known is None or not math.isnan(known):
+            return known
+        kept = self.journal.find(choice)
+        if kept is not None:
+            self.resumed += 1
+            seconds = kept.get("seconds")
+        else:
+            with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
+                seconds, error = self._measure(choice, Path(folder))
+            self.journal.add(choice, seconds, error)
+        self.done.append((choice, seconds))
+        self._tell()
+        return seconds
+
+    def _measure(self, choice: Choice, folder: Path) -> tuple[float | None, str]:
+        try:
+            kernel, workspace = self._build(choice, folder)
+        except BuildFailed as problem:
+            return None, str(problem)
+        with self._stage("measure"):
+            timing = self.worker.time(self.part, self.batch, kernel, workspace)
+        return timing.median, timing.error
+
+    def _build(self, choice: Choice, folder: Path) -> tuple[Path, tuple[int, int] | None]:
+        with self._stage("build"):
+            try:
+                module = scheduled(self.part, self.device, [choice])
+            except OrientError:
+                raise
+            except Exception as problem:  # a candidate that TVM cannot schedule is a result, not a crash
+                raise BuildFailed(f"{choice.template} {dict(choice.decisions)}: {str(problem)[-300:]}") from problem
+            kernel = folder / "kernel.so"
+            compile_library(module, self.device, kernel)
+            return kernel, workspace_shape([module["main"]]) if self.part.op == "conv_dw" else None
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Any:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] += time.perf_counter() - start
+
+    def _tell(self) -> None:
+        if self.report is None:
+            return
+        seconds, measured = time.perf_counter() - self.start, len(self.done) - self.resumed
+        each = seconds / max(1, measured)
+        left = each * (self.trials - len(self.done) + self.trials * (self.parts - self.position - 1))
+        best = min((s for _, s in self.done if s is not None), default=None)
+        self.report(
+            Progress(
+                self.part, self.position, self.parts, len(self.done), self.trials, sum(s is None for _, s in self.done), _us(best), _us(self.default_seconds), seconds,
+                max(0.0, left) if measured else None,
+            )  # fmt: skip
+        )
+
+    def _conclude(self, default: Choice) -> Outcome:
+        """Verify the best, measure it against the default in turn, and record it where it wins by the margin."""
+        ranked = sorted(((s, c) for c, s in self.done if s is not None), key=lambda pair: pair[0])
+        note, record, best, base = "", None, None, self.default_seconds
+        failures = sum(s is None for _, s in self.done)
+        if not ranked and not self.interrupted:
+            raise TuningFailed(f"no candidate for {self.part} builds and runs on {self.device.slug}, not even the default: run `tvm-orient doctor`; the journal {self.journal.path} says why")
+        for _, choice in ranked[:3]:
+            if choice == default:
+                note = "the default is the best found"
+                break
+            with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
+                try:
+                    record, best, base, note = self._final(choice, default, Path(folder))
+                except BuildFailed as problem:
+                    note = str(problem)
+                    continue
+            if not note.startswith("wrong"):
+                break
+        if record is not None:
+            logs.append(record, self.directory)
+        total = time.perf_counter() - self.start
+        stages = {**self.stages, "search": total - sum(self.stages.values())}
+        fastest = best if best is not None else ranked[0][0] if ranked else None
+        return Outcome(self.part, record, _us(base), _us(fastest), len(self.done), failures, self.resumed, total, stages, note)
+
+    def _final(self, choice: Choice, default: Choice, folder: Path) -> tuple[logs.Record | None, float | None, float | None, str]:
+        (folder / "a").mkdir()
+        (folder / "b").mkdir()
+        kernel, workspace = self._build(choice, folder / "a")
+        with self._stage("verify"):
+            error, wrong = self.worker.verify(self.part, kernel, workspace)
+        if error is None:
+            return None, None, self.default_seconds, f"wrong: {dict(choice.decisions)}: {wrong}"
+        base_kernel, base_workspace = self._build(default, folder / "b")
+        ours, theirs, spreads = [], [], []
+        with self._stage("measure"):
+            for _ in range(_FINAL_RUNS):
+                for kept, library, space in ((theirs, base_kernel, base_workspace), (ours, kernel, workspace)):
+                    timing = self.worker.time(self.part, self.batch, library, space)
+                    if timing.median is not None:
+                        kept.append(timing.median)
+                        if kept is ours:
+                            spreads.append(timing.spread)
+            floor = self.worker.copy_seconds(self.part.bytes_moved(self.batch))
+        if not ours or not theirs:
+            return None, None, self.default_seconds, "the winner did not run a second time"
+        best, base = statistics.median(ours), statistics.median(theirs)
+        if best > base * (1 - MARGIN):
+            return None, best, base, f"the default is within {MARGIN:.0%} of the best found"
+        return self._record(choice, best, statistics.median(spreads), base, floor, error), best, base, ""
+
+    def _record(self, choice: Choice, best: float, spread: float, base: float, floor: float, error: float) -> logs.Record:
+        template = schedules.find(choice.template)
+        return logs.Record(
+            spec=self.part.key, template=template.name, template_version=template.version, decisions=dict(choice.decisions), device=self.device.slug,
+            median_us=best * 1e6, spread_us=spread * 1e6, default_us=base * 1e6, floor_us=floor * 1e6, error=error, provenance=self._provenance(),
+        )  # fmt: skip
+
+    def _provenance(self) -> dict[str, Any]:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        versions = {name: _version(package) for name, package in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi"), ("version", "tvm-orient"), ("cuda", "nvidia-cuda-nvrtc"))}
+        return {
+            "gpu": self.device.name, "cc": self.device.arch, "units": self.device.units, "date": now, "trials": len(self.done), "seed": self.seed, "batch": self.batch, **versions,
+        }  # fmt: skip
+
+
+class _Journal:
+    """Trials of one problem on one device at one batch size, append-only; what makes a second run resume."""
+
+    def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
+        name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
+        self.path = directory / ".trials" / device.slug / f"{part.op}-{name}.jsonl"
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    self.known[entry["choice"]] = entry
+
+    @staticmethod
+    def _key(choice: Choice) -> str:
+        return json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
+
+    def find(self, choice: Choice) -> dict[str, Any] | None:
+        return self.known.get(self._key(choice))
+
+    def add(self, choice: Choice, seconds: float | None, error: str) -> None:
+        entry = {"choice": self._key(choice), "seconds": seconds, **({"error": error[:500]} if error else {})}
+        self.known[entry["choice"]] = entry
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as problem:
+            raise TuningFailed(f"the journal of trials cannot be written ({problem}): free the disk, or set TVM_ORIENT_LOG_DIR") from problem
+
+
+def _us(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
