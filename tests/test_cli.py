@@ -504,11 +504,15 @@ class Outcome:
     note: str
 
 
+def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
+    return [part for _, _, part in spec.parts()][:2]
+
+
 def searching(stop: str = "") -> Callable[..., list[Outcome]]:
     """A tune that measures nothing; stop names the op at which it is interrupted or fails."""
 
     def tune(spec: ConvSpec, device: Any, *, trials: int, batch: int, seed: int, report: Callable[[Progress], None], directory: Path | None) -> list[Outcome]:
-        parts = [part for _, _, part in spec.parts()]
+        parts = distinct_parts(spec)
         for place, part in enumerate(parts):
             for trial in range(trials + 1):
                 report(Progress(part, place, len(parts), trial, trials, 1, 10.0 if trial else None, 20.0, trial, None))
@@ -524,7 +528,7 @@ def searching(stop: str = "") -> Callable[..., list[Outcome]]:
 
 
 def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", tune=searching())
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching())
     said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5).stdout
     assert "conv 0° (1 of 2): trial 5/5, 1 failed, best 10.0 us, 2.00x as fast as the default" in said
     assert said.count("trial ") == 4  # the first and the last of each angle
@@ -534,7 +538,7 @@ def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.Mo
 
 
 def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", tune=searching())
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching())
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json")
     found = json.loads(result.stdout)
     assert [(outcome["degrees"], outcome["record"] is not None) for outcome in found["outcomes"]] == [([0.0], True), ([90.0], False)] * 3
@@ -544,7 +548,7 @@ def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> 
 
 
 def test_tune_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", tune=searching("interrupt"))
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching("interrupt"))
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1)
     assert f"interrupted: what was found until then is kept in {user_logs / cpu_device().slug}; the same command goes on from there" in result.stderr
     assert "2/5" in result.stdout
@@ -552,7 +556,7 @@ def test_tune_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, use
 
 
 def test_tune_goes_on_after_an_op_that_fails(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", tune=searching("conv_dx"))
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching("conv_dx"))
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json", code=1)
     found = json.loads(result.stdout)
     assert len(found["outcomes"]) == 4
@@ -569,18 +573,29 @@ def test_tune_board_in_a_terminal() -> None:
     out = io.StringIO()
     printer = Console(force_terminal=True, width=100, color_system=None, file=out)
     parts = [part for _, _, part in spec.parts()]
-    with Board(spec, printer) as board:
-        board.report(Progress(parts[0], 0, 3, 4, 4, 1, 10.0, 20.0, 3.0, 0.0))
-        board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 3.0, 65.0))
+    with Board(parts, printer) as board:
+        board.report(Progress(parts[0], 0, 3, 3, 4, 1, 10.0, 20.0, 3.0, 0.0))
+        board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 8.0, 65.0))
     assert "45°" in out.getvalue()
     out.truncate(0)
     printer.print(board.table())
+    assert "about 1 min 05 s left" in out.getvalue()
     rows = [re.sub("━+.?━*", "", line).split() for line in out.getvalue().strip("\0").splitlines() if "°" in line]
     assert rows == [
-        ["0°", "4/4", "1", "10.0", "us", "20.0", "us", "2.00x", "done"],
-        ["90°", "2/4", "0", "-", "2.00", "ms", "-", "1", "min", "05", "s"],
+        ["0°", "3/4", "1", "10.0", "us", "20.0", "us", "2.00x", "3.0", "s"],
+        ["90°", "2/4", "0", "-", "2.00", "ms", "-", "8.0", "s"],
         ["45°"],
     ]
+
+
+def test_tune_for_real_and_resume(user_logs: Path) -> None:
+    args = ("tune", "--target", "cpu", *TINY, "--angles", "0,45,135", "--trials", 4, "--batch", 1)
+    first = printed_json(*args)
+    assert [outcome["degrees"] for outcome in first["outcomes"]] == [[0.0], [45.0]]  # 135 is the mirror image of 45
+    assert all(outcome["trials"] == 4 and outcome["best_us"] > 0 and outcome["default_us"] > 0 for outcome in first["outcomes"])
+    again = orient(*args).stdout
+    assert "135° use the records of their mirror images" in again
+    assert re.search(r"45° +4 +0 +4 ", again), again  # four trials, none failed, all known from before
 
 
 def test_bench_prints_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

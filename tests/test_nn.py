@@ -92,7 +92,7 @@ def test_loading_into_a_parent_moves_the_taps() -> None:
     assert torch.equal(module(x), source(x))
 
 
-def test_loading_by_assignment_from_a_meta_module() -> None:
+def test_loading_by_assignment_moves_the_taps() -> None:
     source = OrientedConv2d(6, 5, [0.3, 1.2])
     module = OrientedConv2d(6, 5, [2.0, 2.5])
     module.load_state_dict(source.state_dict(), assign=True)

@@ -18,6 +18,7 @@ from ..base import Decisions, Template, most_dividing
 from .shared_patch import cooperate, quads
 
 _VECTOR = 4
+_MOST_SHARED = 36864  # bytes of one angle: merged angles add the largest of each buffer, and a kernel may have 48 KiB
 _MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 2048  # multiply-adds of one patch
 
@@ -34,8 +35,8 @@ class ConvDw(Template):
             taps = len(gather(spec).every)
             if taps > _MOST_TAPS:
                 return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
-            if self._shared(spec, {"patch_h": 1, "patch_w": 1, "rows": 1, "row_lanes": 1, "planes": 1, "lanes": 1}) > min(device.shared_memory, 49152):
-                return "one row with its halo needs more shared memory than 49152 bytes"
+            if self._shared(spec, {"patch_h": 1, "patch_w": 1, "rows": 1, "row_lanes": 1, "planes": 1, "lanes": 1}) > _MOST_SHARED:
+                return f"one row with its halo needs more shared memory than {_MOST_SHARED} bytes"
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -86,8 +87,8 @@ class ConvDw(Template):
         threads, shared = self._threads(decisions), self._shared(spec, decisions)
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
-        if shared > min(device.shared_memory, 49152):
-            return f"a block would use {shared} bytes of shared memory, at most {min(device.shared_memory, 49152)}"
+        if shared > _MOST_SHARED:
+            return f"a block would use {shared} bytes of shared memory, at most {_MOST_SHARED}"
         if decisions["rows"] % (decisions["row_lanes"] * decisions["patch_h"]):
             return f"rows must be a multiple of row_lanes * patch_h, got {decisions['rows']} and {decisions['row_lanes']} * {decisions['patch_h']}"
         work = len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]

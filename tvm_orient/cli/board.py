@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,12 @@ _QUIET = 10.0  # seconds between lines where there is no terminal
 
 
 class Board:
-    """Shows each Progress of one spec that `report` is given; a context that owns the terminal while it lasts."""
+    """Shows each Progress that `report` is given for these parts of a spec; a context that owns the terminal while it lasts."""
 
-    def __init__(self, spec: ConvSpec, printer: Console) -> None:
-        self.parts = list(dict.fromkeys(part for _, _, part in spec.parts()))
-        self.printer = printer
+    def __init__(self, parts: Sequence[ConvSpec], printer: Console) -> None:
+        self.parts, self.printer = parts, printer
         self.latest: dict[ConvSpec, Progress] = {}
+        self.current: Progress | None = None
         self.said = 0.0
         self.live = Live(get_renderable=self.table, console=printer, refresh_per_second=4, transient=True) if printer.is_terminal else None
 
@@ -43,37 +44,41 @@ class Board:
     def report(self, progress: Progress) -> None:
         """Takes in what a tuning run says."""
         new, done = progress.part not in self.latest, progress.trial >= progress.trials
-        self.latest[progress.part] = progress
+        self.latest[progress.part] = self.current = progress
         if self.live is None and (new or done or time.monotonic() - self.said > _QUIET):
             self.said = time.monotonic()
             self.printer.print(_line(progress), soft_wrap=True)
 
     def table(self) -> Table:
         """One row per angle."""
-        numbers = ("trials", "failed", "best so far", "default", "vs default", "time left")
+        numbers = ("trials", "failed", "best so far", "default", "vs default", "time")
         rows = table("angle", "", *numbers, right=numbers)
         for part in self.parts:
             seen = self.latest.get(part)
             if seen is None:
                 rows.add_row(Text(angle(part.taps), style="dim"), ProgressBar(1, 0, width=16))
                 continue
+            over = seen is not self.current or seen.trial >= seen.trials  # a small space is searched before the trials are spent
             better = bool(seen.best_us and seen.default_us and seen.best_us < seen.default_us)
             rows.add_row(
                 angle(part.taps),
-                ProgressBar(seen.trials, seen.trial, width=16),
+                ProgressBar(seen.trials, seen.trials if over else seen.trial, width=16),
                 f"{seen.trial}/{seen.trials}",
                 Text(str(seen.failed), style="yellow" if seen.failed else "dim"),
                 microseconds(seen.best_us),
                 microseconds(seen.default_us),
                 Text(speedup(seen.default_us, seen.best_us), style="green" if better else ""),
-                "done" if seen.trial >= seen.trials else duration(seen.seconds_left),
+                duration(seen.seconds),
             )
+        if self.current is not None and self.current.seconds_left is not None:
+            rows.caption = Text(f"about {duration(self.current.seconds_left)} left", style="dim")
+            rows.caption_justify = "right"
         return rows
 
 
 def _line(seen: Progress) -> str:
     failed = f", {seen.failed} failed" if seen.failed else ""
-    done = seen.trial >= seen.trials
-    left = "" if done or seen.seconds_left is None else f", {duration(seen.seconds_left)} left"
-    found = "" if seen.best_us is None else f", best {microseconds(seen.best_us)}, {speedup(seen.default_us, seen.best_us)} as fast as the default"
-    return f"{seen.part.op} {angle(seen.part.taps)} ({seen.position + 1} of {seen.parts}): trial {seen.trial}/{seen.trials}{failed}{found}{left}"
+    found = "" if seen.best_us is None else f", best {microseconds(seen.best_us)}"
+    gain = f", {speedup(seen.default_us, seen.best_us)} as fast as the default" if seen.best_us and seen.default_us else ""
+    left = "" if seen.seconds_left is None else f", about {duration(seen.seconds_left)} left"
+    return f"{seen.part.op} {angle(seen.part.taps)} ({seen.position + 1} of {seen.parts}): trial {seen.trial}/{seen.trials}{failed}{found}{gain}{left}"

@@ -36,6 +36,7 @@ def tune(
     """Search the schedules of each angle, verify the winners and record them. Ctrl-C keeps what was found; a second run goes on."""
     from .. import paths
     from ..logs import log_path
+    from ..tune import distinct_parts
     from ..tune import tune as search
 
     device = chosen_device(target)
@@ -45,7 +46,7 @@ def tune(
     interrupted = False
     for spec in specs:
         printer.print(layer(spec, device.slug), style="bold")
-        board = Board(spec, printer)
+        board = Board(distinct_parts(spec), printer)
         try:
             with board:
                 found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir)
@@ -60,6 +61,8 @@ def tune(
         else:
             printer.print(_table(found))
             outcomes += found
+            if mirrored := _mirrored(spec, found):
+                printer.print(f"{mirrored} use the records of their mirror images", style="dim")
         printer.print()
     folder = log_path(paths.user_log_dir() if log_dir is None else log_dir, device.slug, specs[0].op).parent
     if as_json:
@@ -97,6 +100,12 @@ def _table(outcomes: list[Outcome]) -> Table:
             Text(result, style="green" if outcome.record else "yellow"),
         )
     return rows
+
+
+def _mirrored(spec: ConvSpec, outcomes: list[Outcome]) -> str:
+    """The angles that were not tuned, because another angle's record serves them."""
+    tuned = {outcome.part for outcome in outcomes}
+    return " ".join(dict.fromkeys(angle(part.taps) for _, _, part in spec.parts() if part not in tuned))
 
 
 def _print_end(printer: Console, outcomes: list[Outcome], folder: Path) -> None:
