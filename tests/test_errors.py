@@ -14,7 +14,7 @@ import torch
 from _helpers import line, spec_of
 
 import tvm_orient as to
-from tvm_orient import build, errors, launch, lower, nvrtc, ops, schedules, tvmkit
+from tvm_orient import build, checks, errors, launch, lower, nvrtc, ops, schedules, tvmkit
 from tvm_orient.device import arch_device, cpu_device, device_for
 from tvm_orient.lower import Choice
 from tvm_orient.taps import Taps
@@ -111,7 +111,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "conv_dw: plane": (lambda: ops.conv_dw(X, X[:, :, 1:], KEY, [1, 1], "zeros"), r"= 8 x 9 pixels, got \(7, 9\)"),
     "conv_dw: batch": (lambda: ops.conv_dw(X, X[:1], KEY, [1, 1], "zeros"), "x and dy must have the same N and C"),
     "conv_dw: stride": (lambda: ops.conv_dw(X, X, KEY, [1, 0], "zeros"), "stride must be"),
-    "conv_dw: devices": (lambda: ops.conv_dw(X, X.to("meta"), KEY, [1, 1], "zeros"), "one device, got cpu and meta"),
+    "conv_dw: devices": (lambda: checks.dw_operands(X, X.to("meta"), (1, 1)), "one device, got cpu and meta"),  # torch would run the fake
     "conv_dw: dtypes": (lambda: ops.conv_dw(X, X.double(), KEY, [1, 1], "zeros"), "one dtype"),
 }
 
@@ -125,10 +125,11 @@ def test_bad_arguments(case: str) -> None:
 
 def test_bad_arguments_under_compile() -> None:
     """Sizes are checked by the fake, so that compiling fails where calling would."""
-    for x, w in [(X, W[:4]), (X[0], W)]:
+    taps = line(0, k=5)
+    for x, w, said in [(X, W[:4], "6 channels, weight 4"), (X, torch.randn(6, 7), "5 taps, weight has 7")]:
         torch._dynamo.reset()
-        with pytest.raises(Exception, match="channels|shape"):
-            torch.compile(lambda x, w: to.tap_conv2d(x, w, line(0, k=5)), fullgraph=True, backend="eager")(x, w)
+        with pytest.raises(Exception, match=said):
+            torch.compile(lambda x, w: to.tap_conv2d(x, w, taps), fullgraph=True, backend="eager")(x, w)
 
 
 def test_operands_on_another_kind_of_device() -> None:
@@ -139,18 +140,18 @@ def test_operands_on_another_kind_of_device() -> None:
 
 
 def test_targets_and_archs() -> None:
-    with pytest.raises(to.InvalidArgument, match="unknown arch 'sm_12': choose one of sm_80.*sm_120"):
+    with pytest.raises(to.InvalidArgument, match=r"unknown arch 'sm_12': choose one of sm_80.*sm_120"):
         arch_device("sm_12")
     with pytest.raises(to.InvalidArgument, match="unknown arch 'sm_90q'"):
         device_for("sm_90q")
-    with pytest.raises(to.InvalidArgument, match="target must be auto, cpu, cuda or an arch.*got 'tpu'"):
+    with pytest.raises(to.InvalidArgument, match=r"target must be auto, cpu, cuda or an arch.*got 'tpu'"):
         device_for("tpu")
 
 
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_orient.device.cuda_devices", tuple)
     assert device_for("auto") == cpu_device()
-    with pytest.raises(to.EnvironmentProblem, match="no CUDA GPU on this machine: .*--target cpu.*--arch sm_90a"):
+    with pytest.raises(to.EnvironmentProblem, match=r"no CUDA GPU on this machine: .*--target cpu.*--arch sm_90a"):
         device_for("cuda")
 
 
@@ -207,6 +208,7 @@ _NO_TVM = """
 import sys
 sys.modules["tvm"] = None
 import tvm_orient as to, torch
+assert to.Taps.from_key("k3a0").kernel_size == 3
 try:
     to.oriented_conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 3), 0.0)
 except to.EnvironmentProblem as problem:
@@ -215,8 +217,17 @@ except to.EnvironmentProblem as problem:
 
 
 def test_no_compiler_at_hand(tmp_path: Any) -> None:
-    """Where tvm is missing: what to install, and keys, logs and shapes work all the same."""
+    """Where tvm is missing: what to install; keys work all the same."""
     assert "pip install 'tvm-orient[compile]'" in run(_NO_TVM, TVM_ORIENT_CACHE_DIR=str(tmp_path / "kernels"))
+
+
+def test_no_linker_at_hand(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tvm
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(to.EnvironmentProblem, match=r"needs a C[+][+] compiler.*install g[+][+]"):
+        lower.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "kernel.so")
 
 
 def test_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +254,7 @@ def test_no_cuda_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_compiler_says_is_kept(tmp_path: Any) -> None:
     import tvm
 
-    with pytest.raises(to.BuildFailed, match="refused the kernel: .+"):
+    with pytest.raises(to.BuildFailed, match=r"refused the kernel: .+"):
         lower.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "no" / "folder" / "kernel.so")
 
 
@@ -262,7 +273,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest
 
 
 def test_no_template_serves() -> None:
-    with pytest.raises(to.Unsupported, match="no template serves conv-.*for cpu only.*float32 only, got float64"):
+    with pytest.raises(to.Unsupported, match=r"no template serves conv-.*for cpu only.*float32 only, got float64"):
         schedules.default(spec_of("conv", 1, 8, 8, line(0, k=3), dtype="float64"), arch_device("sm_90a"))
 
 

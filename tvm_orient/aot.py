@@ -24,6 +24,7 @@ from .build import build_key, explain, make
 from .device import Device, arch_device, cuda_devices
 from .errors import BuildFailed, EnvironmentProblem
 from .lower import Choice, cuda_source, scheduled
+from .pool import compiler
 from .spec import ConvSpec
 
 # what libtvm_runtime_cuda.so wants of the driver; each answers CUDA_ERROR_NO_DEVICE
@@ -95,12 +96,9 @@ def _library(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
 
 def _stand_in_driver(folder: Path) -> None:
     """Load a libcuda.so.1 whose functions all answer that there is no device."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise EnvironmentProblem("making a loadable module needs a C compiler (cc, gcc or clang), and none is on the path: install one")
     source, library = folder / "libcuda.c", folder / "libcuda.so.1"
     source.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in _DRIVER))
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True, capture_output=True)
+    subprocess.run([compiler(), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True, capture_output=True)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 

@@ -98,6 +98,7 @@ def dw_operands(x: torch.Tensor, dy: torch.Tensor, stride: tuple[int, int]) -> N
 
 
 def _plane(dy: torch.Tensor, height: int, width: int, stride: tuple[int, int]) -> None:
+    stride = stride_pair(stride)
     want = (-(-height // stride[0]), -(-width // stride[1]))
     if dy.shape[2] != want[0] or dy.shape[3] != want[1]:
         raise InvalidArgument(f"dy must have ceil({height}/{stride[0]}) x ceil({width}/{stride[1]}) = {want[0]} x {want[1]} pixels, got {tuple(dy.shape[2:])}")

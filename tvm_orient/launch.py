@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import cache, paths
+from . import cache, paths, pool
 from .build import build
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, Unsupported
@@ -38,6 +38,8 @@ class Kernel:
         self.spec, self.device, self.path = spec, device, path
         self.module = tvm_ffi.load_module(str(path))
         self.function = self.module.get_function("main")
+        if device.kind == "cpu":
+            pool.adopt(path)
         facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
         bands, taps = _find(facts, "workspace") or (0, 0)
         self.workspace = (spec.channels, bands, taps)
@@ -56,8 +58,9 @@ class Kernel:
             out = first.new_empty((n, spec.channels, spec.height, spec.width))
         if n == 0:
             return out
-        if n * spec.channels * spec.height * spec.width > _LIMIT:
-            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * spec.channels * spec.height * spec.width}: split the batch")
+        most = n * spec.channels * max(spec.height * spec.width, self.workspace[1] * self.workspace[2])
+        if most > _LIMIT:
+            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {most}: split the batch")
         first, second = self._aligned(first), self._aligned(second)
         if spec.op == "conv_dw":
             self._run(first, second, first.new_empty((n, *self.workspace)), out)

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import schedules
 from .device import Device
-from .errors import BuildFailed
+from .errors import BuildFailed, EnvironmentProblem
 from .schedules.base import Decisions, Template
 from .spec import ConvSpec
 
@@ -54,17 +54,19 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
     """IRModule of the whole layer; N at run time unless batch is given."""
+    from .tvmkit import load_tvm
+
+    tvm = load_tvm()  # before any other import of it: says what is missing, and refuses what would crash
     from tvm import te
 
     from .merge import Group, merge
-    from .tvmkit import load_tvm
 
     n = te.var("n", "int32") if batch is None else batch
     groups = []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         func = schedule_part(part, stop - start, device, choice, n)
         groups.append(Group(func, tuple(_origin(spec.op, i, start, len(p.shape)) for i, p in enumerate(func.params))))
-    return load_tvm().IRModule({"main": merge(groups, _shapes(spec, groups, n), device.kind)})
+    return tvm.IRModule({"main": merge(groups, _shapes(spec, groups, n), device.kind)})
 
 
 def _origin(op: str, index: int, start: int, rank: int) -> tuple[int, ...]:
@@ -93,11 +95,15 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     """Compile a scheduled module to a shared library at path.
 
     Raises:
-        BuildFailed: the compiler refused it.
+        BuildFailed: the compiler refused it. EnvironmentProblem: nothing here links a library.
     """
     from .tvmkit import load_tvm, target
 
     tvm = load_tvm()
+    from tvm.support import cc
+
+    if cc.get_cc() is None:
+        raise EnvironmentProblem("building a kernel needs a C++ compiler to link it, and there is no g++, clang++ or cc on PATH: install g++, or set CXX")
     try:
         executable = tvm.compile(module, target=target(device))
         executable.export_library(str(path))

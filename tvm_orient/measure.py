@@ -129,6 +129,17 @@ def _device(request: dict[str, Any]) -> Any:
     return torch.device("cuda", request["index"]) if request["device"] == "cuda" else torch.device("cpu")
 
 
+def _function(request: dict[str, Any]) -> Any:
+    import tvm_ffi
+
+    from . import pool
+
+    function = tvm_ffi.load_module(request["kernel"]).get_function("main")
+    if request["device"] == "cpu":
+        pool.adopt(Path(request["kernel"]))
+    return function
+
+
 def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     clock(function, sets[0])
@@ -143,7 +154,6 @@ def _copies(size: int) -> int:
 
 def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
     import torch
-    import tvm_ffi
 
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
@@ -153,7 +163,7 @@ def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
         cache.clear()
         torch.manual_seed(0)
         cache[key] = [[torch.randn(shape, dtype=getattr(torch, spec.dtype), device=device) for shape in shapes] for _ in range(copies)]
-    return _median(tvm_ffi.load_module(request["kernel"]).get_function("main"), cache[key], device)
+    return _median(_function(request), cache[key], device)
 
 
 def _copy(request: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +176,6 @@ def _copy(request: dict[str, Any]) -> dict[str, Any]:
 
 def _verify(request: dict[str, Any]) -> dict[str, Any]:
     import torch
-    import tvm_ffi
 
     from . import reference
 
@@ -175,7 +184,7 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(1)
     first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype)) for shape in shapes[:2])
     outputs = [torch.full(shape, float("nan"), dtype=first.dtype, device=device) for shape in shapes[2:]]
-    tvm_ffi.load_module(request["kernel"]).get_function("main")(first.to(device), second.to(device), *outputs)
+    _function(request)(first.to(device), second.to(device), *outputs)
     want = reference.run(spec, first, second)
     error = float((outputs[-1].cpu().double() - want).abs().max()) if want.numel() else 0.0
     bound = reference.tolerance(spec, request["batch"], first, second)

@@ -70,7 +70,8 @@ class Taps:
         if anchor == "center" and kernel_size % 2 == 0:
             raise InvalidArgument(f'kernel_size must be odd so that a centre tap exists, got {kernel_size}: use {kernel_size + 1}, or anchor="start"')
         try:
-            angles = np.atleast_1d(np.asarray(theta, dtype=np.float64)).astype(np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
+                angles = np.atleast_1d(np.asarray(theta, dtype=np.float64)).astype(np.float32)
         except (TypeError, ValueError) as problem:
             raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
         if angles.ndim != 1 or angles.size == 0:

@@ -1,0 +1,318 @@
+"""The public operators on a CUDA GPU: what the serial form and the emulated blocks cannot show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _helpers import EIGHT, OPS, assert_close, line, operands, spec_of
+from test_cuda_schedules import CASES
+from torch import Tensor
+
+import tvm_orient as to
+from tvm_orient import launch, ops
+from tvm_orient.device import cuda_devices
+from tvm_orient.lower import default_choices
+from tvm_orient.spec import ConvSpec
+from tvm_orient.taps import Taps
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="this build of torch has no CUDA")]
+
+DEVICE = "cuda"
+THREE = (0.3, 1.2, 2.7)
+UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+SIZES = [(512, 14), (512, 28), (128, 56), (768, 7), (64, 112)]
+
+
+@pytest.fixture(autouse=True)
+def _settled() -> Iterator[None]:
+    """A fault of one test must show there, not in the next."""
+    yield
+    torch.cuda.synchronize()
+
+
+def poison(elements: int) -> None:
+    """Leave NaN in the memory that the allocator hands out next."""
+    blocks = [torch.full((elements,), math.nan, device=DEVICE) for _ in range(4)]
+    del blocks
+
+
+def run(spec: ConvSpec, first: Tensor, second: Tensor) -> Tensor:
+    """The op of the spec through torch, on operands wherever they are."""
+    plane = (spec.height, spec.width) if spec.op == "conv_dx" else ()
+    return getattr(ops, spec.op)(first, second, spec.taps.key, *plane, spec.stride, spec.padding_mode)
+
+
+def check(spec: ConvSpec, batch: int) -> None:
+    given = operands(spec, batch, seed=batch)
+    poison(batch * spec.channels * spec.height * spec.width)
+    out = run(spec, *(t.to(DEVICE) for t in given))
+    assert out.device.type == DEVICE
+    assert_close(out.cpu(), spec, given)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", CASES)
+def test_small_odd_and_thin(op: str, case: str) -> None:
+    for batch in (1, 3):
+        check(spec_of(op, *CASES[case]), batch)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("kernel_size", [7, 31])
+@pytest.mark.parametrize(("channels", "size"), SIZES, ids=str)
+def test_layers_of_eight_angles(op: str, kernel_size: int, channels: int, size: int) -> None:
+    check(spec_of(op, channels, size, size, Taps.oriented(EIGHT, kernel_size)), 4)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("degrees", [math.degrees(a) for a in EIGHT])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_angle(op: str, degrees: float, stride: int) -> None:
+    check(spec_of(op, 64, 56, 56, line(degrees, k=31), stride), 2)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_stem(op: str) -> None:
+    """224x224, stride 2: the largest planes and the widest tiles of the networks."""
+    check(spec_of(op, 64, 224, 224, Taps.oriented(EIGHT, 31), 2), 2)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_more_blocks_than_65535(op: str) -> None:
+    check(spec_of(op, 4096, 3, 3, Taps.oriented(EIGHT, 3)), 33)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_gigabyte(op: str) -> None:
+    """Index arithmetic at 2**28 elements; checked on the last image, where the largest indices are."""
+    spec = spec_of(op, 64, 128, 128, line(22.5, k=7))
+    first, second = (t.to(DEVICE) for t in operands(spec, 2))
+    if op == "conv_dw":
+        pytest.skip("its result is a sum over all images: see test_sums_of_a_large_batch")
+    out = run(spec, first.repeat(128, 1, 1, 1), second)
+    expected = run(spec, first, second)
+    assert torch.equal(out[-2:], expected)
+    assert torch.equal(out[126:128], expected)
+
+
+def test_sums_of_a_large_batch() -> None:
+    check(spec_of("conv_dw", 32, 28, 28, Taps.oriented(EIGHT, 7)), 128)
+
+
+# ---- agreement with the CPU and with torch ------------------------------------------------------
+
+
+def test_gradients_agree_with_the_cpu() -> None:
+    x, w, b = torch.randn(4, 64, 28, 30), torch.randn(64, 15), torch.randn(64)
+    dy = torch.randn(4, 64, 14, 30)
+    results = []
+    for device in ("cpu", DEVICE):
+        given = [t.to(device).detach().requires_grad_() for t in (x, w, b)]
+        y = to.oriented_conv2d(given[0], given[1], EIGHT, given[2], stride=(2, 1))
+        results.append([y, *torch.autograd.grad(y, given, dy.to(device))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-3)
+
+
+def test_second_derivatives_agree_with_the_cpu() -> None:
+    x, w = torch.randn(2, 6, 8, 9), torch.randn(6, 5)
+    results = []
+    for device in ("cpu", DEVICE):
+        given = [t.to(device).detach().requires_grad_() for t in (x, w)]
+        first = torch.autograd.grad(to.oriented_conv2d(given[0], given[1], THREE).tanh().sum(), given, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_axes_are_conv2d(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x, w = torch.randn(2, 64, 33, 40, device=DEVICE), torch.randn(64, 31, device=DEVICE)
+    torch.testing.assert_close(
+        to.oriented_conv2d(x, w, 0.0, stride=stride), F.conv2d(x, w[:, None, None], None, stride, (0, 15), groups=64), rtol=1e-4, atol=1e-4
+    )
+    down = to.oriented_conv2d(x, w, math.radians(-90), stride=stride)
+    torch.testing.assert_close(down, F.conv2d(x, w[:, None, :, None], None, stride, (15, 0), groups=64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_same_bits_every_time(op: str) -> None:
+    spec = spec_of(op, 64, 28, 28, Taps.oriented(EIGHT, 7))
+    given = [t.to(DEVICE) for t in operands(spec, 16)]
+    first = run(spec, *given)
+    assert all(torch.equal(run(spec, *given), first) for _ in range(20))
+
+
+# ---- every way to give operands -----------------------------------------------------------------
+
+
+def test_any_memory_layout() -> None:
+    x, w = torch.randn(2, 6, 8, 12, device=DEVICE), torch.randn(6, 5, device=DEVICE)
+    expected, key = to.oriented_conv2d(x, w, THREE), Taps.oriented(THREE, 5).key
+
+    def unaligned(t: Tensor) -> Tensor:
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    for other in (x.to(memory_format=torch.channels_last), unaligned(x), F.pad(x, (1, 2))[..., 1:-2]):
+        assert torch.equal(other, x)
+        assert torch.equal(to.oriented_conv2d(other, unaligned(w), THREE), expected)
+        assert torch.equal(ops.conv_dx(other, w, key, 8, 12, [1, 1], "zeros"), ops.conv_dx(x, w, key, 8, 12, [1, 1], "zeros"))
+        assert torch.equal(ops.conv_dw(other, other, key, [1, 1], "zeros"), ops.conv_dw(x, x, key, [1, 1], "zeros"))
+
+
+def test_empty_batch() -> None:
+    x, w = torch.randn(0, 6, 8, 9, device=DEVICE, requires_grad=True), torch.randn(6, 5, device=DEVICE, requires_grad=True)
+    y = to.oriented_conv2d(x, w, THREE)
+    dx, dw = torch.autograd.grad(y.sum(), (x, w))
+    assert (y.shape, dx.shape) == ((0, 6, 8, 9), (0, 6, 8, 9))
+    assert torch.equal(dw, torch.zeros_like(dw))
+
+
+def test_theta_on_the_gpu() -> None:
+    x, w = torch.randn(2, 6, 8, 9, device=DEVICE), torch.randn(6, 5, device=DEVICE)
+    assert torch.equal(to.oriented_conv2d(x, w, torch.tensor(THREE, device=DEVICE)), to.oriented_conv2d(x, w, THREE))
+
+
+def test_a_module_moves() -> None:
+    module = to.nn.OrientedConv2d(16, 7)
+    x = torch.randn(2, 16, 14, 14)
+    expected, taps = module(x), module.taps
+    torch.testing.assert_close(module.to(DEVICE)(x.to(DEVICE)).cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert module.taps is taps
+    assert module.theta.device.type == DEVICE
+
+
+def test_what_is_refused() -> None:
+    x, w = torch.randn(2, 6, 8, 9, device=DEVICE), torch.randn(6, 5, device=DEVICE)
+    with pytest.raises(to.InvalidArgument, match="one device, got cuda:0 and cpu"):
+        to.oriented_conv2d(x, w.cpu(), THREE)
+    with pytest.raises(to.InvalidArgument, match="one device, got cuda:0 and cpu"):
+        to.oriented_conv2d(x, w, THREE, torch.zeros(6))
+    with pytest.raises(to.Unsupported, match="float32 only, got float64"):
+        to.oriented_conv2d(x.double(), w.double(), THREE)
+
+
+# ---- streams, graphs, devices -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_current_stream(op: str) -> None:
+    """Behind a long wait and a copy on a side stream: a launch on another stream would read what was there before."""
+    spec = spec_of(op, 64, 28, 28, Taps.oriented(EIGHT, 7))
+    given = [t.to(DEVICE) for t in operands(spec, 8)]
+    expected, stale = run(spec, *given), torch.full_like(given[0], math.nan)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        stale.copy_(given[0])
+        out = run(spec, stale, given[1])
+    side.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cuda_graph(op: str) -> None:
+    spec = spec_of(op, 64, 14, 14, Taps.oriented(EIGHT, 7))
+    launch.forget()
+    to.warmup(spec, DEVICE)
+    held = [t.to(DEVICE) for t in operands(spec, 4)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(spec, *held)
+    for seed in (1, 2):
+        given = operands(spec, 4, seed)
+        for buffer, new in zip(held, given, strict=True):
+            buffer.copy_(new)
+        out.fill_(math.nan)
+        graph.replay()
+        assert_close(out.cpu(), spec, given)
+
+
+def test_nothing_is_compiled_inside_a_cuda_graph() -> None:
+    spec = spec_of("conv", 64, 14, 14, Taps.oriented(EIGHT, 7))
+    given = [t.to(DEVICE) for t in operands(spec, 4)]
+    launch.forget()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(to.EnvironmentProblem, match="CUDA graph is being captured: call tvm_orient.warmup first"), torch.cuda.graph(graph):
+        run(spec, *given)
+    assert_close(run(spec, *given).cpu(), spec, operands(spec, 4))
+
+
+def test_training_in_a_cuda_graph() -> None:
+    """make_graphed_callables captures forward and backward."""
+    module = to.nn.OrientedConv2d(16, 7).to(DEVICE)
+    sample = torch.randn(4, 16, 14, 14, device=DEVICE, requires_grad=True)
+    module(sample).sum().backward()  # loads all three kernels
+    graphed = torch.cuda.make_graphed_callables(module, (sample,))
+    x = torch.randn(4, 16, 14, 14, device=DEVICE)
+    torch.testing.assert_close(graphed(x), torch.func.functional_call(to.nn.OrientedConv2d(16, 7).to(DEVICE), dict(module.state_dict()), (x,)))
+
+
+@pytest.mark.skipif(len(cuda_devices()) < 2, reason="needs two CUDA GPUs")
+@pytest.mark.parametrize("op", OPS)
+def test_another_device_than_the_current_one(op: str) -> None:
+    spec = spec_of(op, 16, 14, 14, Taps.oriented(EIGHT, 7))
+    given = operands(spec, 2)
+    for index in (1, 0, 1):
+        out = run(spec, *(t.to(f"cuda:{index}") for t in given))
+        assert out.device.index == index
+        assert torch.cuda.current_device() == 0
+        assert_close(out.cpu(), spec, given)
+
+
+def test_backward_from_a_thread_of_its_own() -> None:
+    """Autograd runs CUDA backward on its own thread, with its own current device and stream."""
+    x = torch.randn(2, 16, 14, 14, device=DEVICE, requires_grad=True)
+    w = torch.randn(16, 7, device=DEVICE, requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        y = to.oriented_conv2d(x, w, EIGHT)
+        dx, dw = torch.autograd.grad(y.sum(), (x, w))
+    side.synchronize()
+    spec = spec_of("conv_dx", 16, 14, 14, Taps.oriented(EIGHT, 7))
+    assert_close(dx.cpu(), spec, (torch.ones(2, 16, 14, 14), w.detach().cpu()))
+    assert dw.isfinite().all()
+
+
+# ---- torch.library, torch.compile ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str) -> None:
+    spec = spec_of(op, 6, 9, 10, line(0, 67.5, 135, k=7), (2, 1))
+    first, second = (t.to(DEVICE).requires_grad_() for t in operands(spec, 2))
+    plane = (9, 10) if op == "conv_dx" else ()
+    given: tuple[Any, ...] = (first, second, spec.taps.key, *plane, [2, 1], "zeros")
+    assert torch.library.opcheck(getattr(ops, op), given, test_utils=UTILITIES) == dict.fromkeys(UTILITIES, "SUCCESS")
+
+
+def test_compiled_whole() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return to.oriented_conv2d(x.relu(), w, THREE).tanh()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True)
+    given = [t.to(DEVICE).requires_grad_() for t in (torch.randn(2, 6, 8, 9), torch.randn(6, 5))]
+    results = []
+    for call in (f, compiled):
+        y = call(*given)
+        results.append([y, *torch.autograd.grad(y.square().sum(), given)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernel_is_the_one_of_this_gpu() -> None:
+    device = cuda_devices()[0]
+    spec = spec_of("conv", 16, 14, 14, line(45, k=7))
+    kernel = launch.kernel(spec, device)
+    assert kernel.device is device
+    assert device.arch in (kernel.path.parent / "how.json").read_text()
+    assert default_choices(spec, device)[0].template in (kernel.path.parent / "how.json").read_text()
