@@ -41,7 +41,8 @@ def measured(op: str, kernel_size: int, height: int, angle: float) -> Row:
     decisions = dict(choices[0].decisions)
     outputs = decisions["patch_h"] * decisions["patch_w"]
     return {
-        "op": op, "height": height, "kernel_size": kernel_size, "angle": f"{angle:g}", "registers": kernel.registers, "spills": kernel.spills, "shared_bytes": kernel.shared,
+        "op": op, "height": height, "kernel_size": kernel_size, "angle": f"{angle:g}",
+        "registers": kernel.registers, "spills": kernel.spills, "shared_bytes": kernel.shared,
         "lds_per_output": f"{kernel.count('LDS') / outputs:.2f}", "fma_per_output": f"{kernel.count('FFMA', 'FMUL') / outputs:.1f}",
         "instructions_per_output": f"{kernel.instructions / outputs:.1f}", "decisions": " ".join(f"{name}={value}" for name, value in decisions.items()),
     }  # fmt: skip

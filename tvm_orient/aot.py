@@ -74,14 +74,21 @@ def _make_cuda(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder
     (folder / "kernel.cubin").write_bytes(cubin)
     facts: dict[str, Any] = _library(spec, device, choices, folder)
     facts["kernels"] = [
-        {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")} for k in sass.kernels(cubin)
+        {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
+        for k in sass.kernels(cubin)
     ]
     return facts
 
 
 def _library(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
     """kernel.so with the cubin inside, made here where there is a driver, else in a process with a stand-in for it."""
-    request = {"spec": spec.key, "arch": device.arch, "slug": device.slug, "choices": [[c.template, c.version, list(c.decisions), c.step] for c in choices], "folder": str(folder)}
+    request = {
+        "spec": spec.key,
+        "arch": device.arch,
+        "slug": device.slug,
+        "choices": [[c.template, c.version, list(c.decisions), c.step] for c in choices],
+        "folder": str(folder),
+    }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-m", "tvm_orient.aot"], input=json.dumps(request), capture_output=True, text=True, env=environment, check=False)
     answer = done.stdout.strip().splitlines()[-1:] or ["{}"]

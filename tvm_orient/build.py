@@ -53,7 +53,10 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
     for _, _, part in spec.parts():
         found = logs.lookup(part, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
         if found.step == "none":
-            raise Unsupported(f"no record may answer for {part} on {device.slug} (TVM_ORIENT_LOOKUP forbids the default): " + "; ".join(f"{step}: {why}" for step, why in found.tried))
+            raise Unsupported(
+                f"no record may answer for {part} on {device.slug} (TVM_ORIENT_LOOKUP forbids the default): "
+                + "; ".join(f"{step}: {why}" for step, why in found.tried)
+            )
         if found.record is None:
             choice = Choice.of(*schedules.default(part, device))
         else:
@@ -100,7 +103,8 @@ def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = Non
         return found
     if not compiling:
         raise EnvironmentProblem(
-            f"no kernel for {spec} on {device.slug} in {store.directory}, and compiling is off (TVM_ORIENT_BUILD=0): run `tvm-orient build --specs FILE`, or unset it"
+            f"no kernel for {spec} on {device.slug} in {store.directory}, and compiling is off (TVM_ORIENT_BUILD=0): "
+            "run `tvm-orient build --specs FILE`, or unset it"
         )
     return store.publish(key, lambda folder: make(spec, device, chosen, folder))
 
@@ -111,7 +115,10 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     module = scheduled(spec, device, choices)
     lowered = time.perf_counter()
     compile_library(module, device, folder / cache.KERNEL)
-    facts: dict[str, Any] = {"steps": [c.step for c in choices], "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)}}
+    facts: dict[str, Any] = {
+        "steps": [c.step for c in choices],
+        "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
+    }
     if spec.op == "conv_dw":
         facts["workspace"] = list(workspace_shape([module["main"]]))
     return facts

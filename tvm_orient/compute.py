@@ -53,7 +53,9 @@ def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> A
     """
     height, width = g.source
     if quad > 1 and (g.wrap or shape.phases > 1 or width % quad or shape.left % quad or shape.columns % quad):
-        raise InvalidArgument(f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns} must be multiples, and the stride 1")
+        raise InvalidArgument(
+            f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns} must be multiples, and the stride 1"
+        )
 
     def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
         row, col = i - shape.top, (j * quad + v) * shape.phases + b - shape.left
@@ -112,7 +114,9 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         products = []
         for t in terms:
             phase, shift = shape_of.place(t.col)
-            products.append(_total([weight[c, s] for s in t.taps]) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
+            products.append(
+                _total([weight[c, s] for s in t.taps]) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad]
+            )
         return _total(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import cache, logs, nvrtc, paths, tvmkit
+from . import cache, logs, nvrtc, paths, pool, sass, tvmkit
 from .device import cpu_device, cuda_devices
 from .errors import EnvironmentProblem, LogFileError, OrientError
 
@@ -37,10 +37,10 @@ class Check:
 
 Finding = tuple[State, str, str]  # state, detail, hint
 
-_GENERATE = ("apache-tvm-ffi", "apache-tvm", "LLVM")
+_GENERATE = ("apache-tvm-ffi", "apache-tvm", "LLVM", "C compiler")
 _CPU = ("torch", *_GENERATE)
-_CUDA = (*_GENERATE, "NVRTC or nvcc")
-_GPU = ("torch", *_CUDA, "libcuda", "GPU", "torch CUDA", "cudart 13")
+_CUDA = (*_GENERATE, "NVRTC", "nvdisasm", "cudart 13")
+_GPU = ("torch", *_GENERATE, "NVRTC or nvcc", "libcuda", "GPU", "torch CUDA", "cudart 13")
 _TUNE = ("xgboost", "psutil", "cloudpickle")
 
 # what can be done here, and the checks that it needs to be ok
@@ -63,6 +63,7 @@ def examine() -> list[Check]:
         _check("packages", "apache-tvm-ffi", _ffi),
         _check("packages", "apache-tvm", _tvm),
         _check("packages", "LLVM", _llvm),
+        _check("packages", "C compiler", _compiler),
     ]
     checks += [_check("packages", name, functools.partial(_package, name)) for name in _PACKAGES]
     checks += [
@@ -72,6 +73,7 @@ def examine() -> list[Check]:
         _check("devices", "torch CUDA", _torch_cuda),
         _check("devices", "cudart 13", _cudart),
         _check("CUDA compilers", "NVRTC", _nvrtc),
+        _check("CUDA compilers", "nvdisasm", _nvdisasm),
         _check("CUDA compilers", "nvcc", _nvcc),
         _check("files", "user logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
         _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
@@ -166,6 +168,17 @@ def _llvm() -> Finding:
     return "ok", f"{f'version {number()}, ' if number else ''}sees a {processor()}", ""
 
 
+def _compiler() -> Finding:
+    try:
+        found = pool.compiler()
+    except EnvironmentProblem as problem:
+        return "missing", str(problem), "install gcc or clang to make kernels that can be loaded"
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    if said.returncode:
+        return "broken", f"{found} --version failed: {said.stderr.strip()[:200]}", "reinstall it"
+    return "ok", f"{said.stdout.strip().splitlines()[0]}, {found}", ""
+
+
 def _package(name: str) -> Finding:
     module, distributions, extra, purpose = _PACKAGES[name]
     if importlib.util.find_spec(module) is None:
@@ -239,6 +252,15 @@ def _nvrtc() -> Finding:
     except OrientError as problem:
         return "missing", f"version {number}, but a kernel does not compile: {_first_line(problem)}", remedy
     return "ok", f"{number}, for {nvrtc.archs()[0]} to {nvrtc.archs()[-1]}", ""
+
+
+def _nvdisasm() -> Finding:
+    remedy = "pip install nvidia-cuda-nvdisasm to export CUDA kernels, with what their code does"
+    try:
+        sass.kernels(nvrtc.compile_cubin(_PROBE, "sm_90a"))
+    except OrientError as problem:
+        return "missing", _first_line(problem), remedy
+    return "ok", f"reads what NVRTC makes{'' if (number := _version('nvidia-cuda-nvdisasm')) is None else f', {number}'}", ""
 
 
 def _in_wheels(tail: str) -> list[Path]:

@@ -10,11 +10,13 @@ from typing import Any
 class Form:
     """How a template wants the stages laid out; never changes what is computed.
 
-    vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage). halo, pitch:
-    columns of the left halo, and of a staged row, are a multiple of this. quad: columns are staged in groups of
-    this many, loaded as one vector. reduce: sum over taps by a loop, so that taps can stand outside the patch.
-    rows: conv_dw sums bands of this
-    many rows apart (0: all). run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows. batch: a fixed N, a TVM variable, or None for a new one.
+    vector: sums are kept for rows rounded up to this many outputs (0: no "acc" stage).
+    halo, pitch: columns of the left halo, and of a staged row, are a multiple of this.
+    quad: columns are staged in groups of this many, loaded as one vector.
+    reduce: sum over taps by a loop, so that taps can stand outside the patch.
+    rows: conv_dw sums bands of this many rows apart (0: all).
+    run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
+    batch: a fixed N, a TVM variable, or None for a new one.
     """
 
     vector: int = 0

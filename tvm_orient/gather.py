@@ -49,7 +49,6 @@ class Gather:
         reach = max([0] + [(t.row, t.col)[axis] for t in self.every]) + (inner - 1) * self.step[axis]
         return max(0, reach - self.source[axis] + 1)
 
-
     def span(self) -> int:
         """Rows between the first and the last that one output row reads."""
         rows = [t.row for t in self.every] or [0]

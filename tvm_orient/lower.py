@@ -111,7 +111,6 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
         raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
 
 
-
 def cuda_source(module: Any, device: Device) -> str:
     """The CUDA source of a scheduled module; compiles nothing for the GPU.
 

@@ -57,7 +57,15 @@ class Worker:
 
     def verify(self, spec: ConvSpec, kernel: Path, workspace: tuple[int, int] | None) -> tuple[float | None, str]:
         """(largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
-        request = {"verify": True, "spec": spec.key, "batch": 2, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
+        request = {
+            "verify": True,
+            "spec": spec.key,
+            "batch": 2,
+            "kernel": str(kernel),
+            "workspace": workspace,
+            "device": self.device.kind,
+            "index": self.device.index,
+        }
         try:
             answer = self._ask(request)
         except (BrokenPipeError, EOFError, TimeoutError) as problem:
@@ -220,7 +228,7 @@ def _cuda_clock(function: Any, operands: list[Any]) -> float:
 
 def _serve() -> None:
     """Answer requests until standard input ends."""
-    import torch  # before tvm: it brings libcudart
+    import torch  # noqa: F401  (before tvm: it brings libcudart)
 
     from .tvmkit import load_tvm
 

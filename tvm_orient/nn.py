@@ -85,7 +85,8 @@ class OrientedConv2d(torch.nn.Module):
         return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
+        options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
+        return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, {options}"
 
 
 def _follow_theta(module: OrientedConv2d, _: object) -> None:  # not a lambda, which would not pickle

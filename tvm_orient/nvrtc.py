@@ -80,7 +80,7 @@ def compile_cubin(source: str, arch: str) -> bytes:
             lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or [str(status)]
             raise BuildFailed(f"NVRTC refused the kernel for {arch}: " + "; ".join(lines[:5]))
         _, size = nvrtc.nvrtcGetCUBINSize(program)
-        cubin = b" " * size
+        cubin: bytes = b" " * size
         nvrtc.nvrtcGetCUBIN(program, cubin)
         return cubin
     finally:

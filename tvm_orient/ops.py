@@ -23,7 +23,9 @@ _library.define("conv_dw(Tensor x, Tensor dy, str taps, int[2] stride, str paddi
 
 
 @functools.lru_cache(maxsize=4096)
-def _kernel(op: str, channels: int, height: int, width: int, taps: str, stride: tuple[int, int], padding_mode: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+def _kernel(
+    op: str, channels: int, height: int, width: int, taps: str, stride: tuple[int, int], padding_mode: str, dtype: torch.dtype, device: torch.device
+) -> Kernel:
     spec = ConvSpec(op, channels, height, width, Taps.from_key(taps), stride, padding_mode, checks.dtype_name(dtype))
     return launch.kernel(spec, launch.device_of(torch.empty(0, device=device)))
 
@@ -61,7 +63,9 @@ for _key in ("CPU", "CUDA"):
 
 
 def _fake_weight(image: torch.Tensor, weight: torch.Tensor, taps: str) -> None:
-    torch._check(weight.shape[0] == image.shape[1], lambda: f"depthwise needs one row of weights per channel: {image.shape[1]} channels, weight {weight.shape[0]}")
+    torch._check(
+        weight.shape[0] == image.shape[1], lambda: f"depthwise needs one row of weights per channel: {image.shape[1]} channels, weight {weight.shape[0]}"
+    )
     size = Taps.from_key(taps).kernel_size
     torch._check(weight.shape[1] == size, lambda: f"weight must have as many columns as there are taps: {size} taps, weight has {weight.shape[1]}")
 

@@ -80,7 +80,11 @@ def _openmp() -> tuple[int, int] | None:
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return None
-    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/lib" in line and any(name in line.rsplit("/", 1)[-1] for name in ("gomp", "iomp", "libomp"))}
+    paths = {
+        line.split()[-1]
+        for line in maps.read_text().splitlines()
+        if "/lib" in line and any(name in line.rsplit("/", 1)[-1] for name in ("gomp", "iomp", "libomp"))
+    }
     for path in sorted(paths):
         try:
             library = ctypes.CDLL(path)

@@ -24,7 +24,6 @@ import tvm.s_tir.meta_schedule as ms  # noqa: E402  (after the guard and the stu
 from tvm import te  # noqa: E402
 from tvm.ir.utils import derived_object  # noqa: E402
 from tvm.s_tir import Schedule  # noqa: E402
-from tvm.s_tir.schedule import Trace  # noqa: E402
 
 Decisions = dict[str, int]
 _PREFIX = "tvm_orient."
@@ -161,12 +160,24 @@ def search(
     logger = logging.getLogger("tvm_orient.search")
     generator = ms.space_generator.ScheduleFn(space, sch_rules=[], postprocs=[_Valid(valid)], mutator_probs={_MoveKnob(random.Random(seed)): 1.0})
     strategy = ms.search_strategy.EvolutionarySearch(
-        population_size=64, init_measured_ratio=0.2, init_min_unmeasured=round_size, genetic_num_iters=2, genetic_mutate_prob=0.85, genetic_max_fail_count=10, eps_greedy=0.1
+        population_size=64,
+        init_measured_ratio=0.2,
+        init_min_unmeasured=round_size,
+        genetic_num_iters=2,
+        genetic_mutate_prob=0.85,
+        genetic_max_fail_count=10,
+        eps_greedy=0.1,
     )
     model = ms.cost_model.XGBModel(extractor=_KnobFeatures(features), num_warmup_samples=round_size, num_tuning_cores=1)
     with tempfile.TemporaryDirectory() as work:
         context = ms.TuneContext(
-            load_tvm().IRModule({"main": _workload()}), target=target, space_generator=generator, search_strategy=strategy, rand_state=seed + 1, num_threads=1, logger=logger
+            load_tvm().IRModule({"main": _workload()}),
+            target=target,
+            space_generator=generator,
+            search_strategy=strategy,
+            rand_state=seed + 1,
+            num_threads=1,
+            logger=logger,
         )
         try:
             ms.tune_tasks(

@@ -37,7 +37,12 @@ class ConvSpec:
     layout: str = "nchw"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("op", self.op, OPS), ("dtype", self.dtype, tuple(DTYPES)), ("padding_mode", self.padding_mode, PADDING_MODES), ("layout", self.layout, LAYOUTS)):
+        for name, value, known in (
+            ("op", self.op, OPS),
+            ("dtype", self.dtype, tuple(DTYPES)),
+            ("padding_mode", self.padding_mode, PADDING_MODES),
+            ("layout", self.layout, LAYOUTS),
+        ):
             if value not in known:
                 raise InvalidArgument(f"{name} must be one of {', '.join(known)}, got {value!r}")
         for name in ("channels", "height", "width"):

@@ -222,12 +222,9 @@ class _Run:
         each = seconds / max(1, measured)
         left = each * (self.trials - len(self.done) + self.trials * (self.parts - self.position - 1))
         best = min((s for _, s in self.done if s is not None), default=None)
-        self.report(
-            Progress(
-                self.part, self.position, self.parts, len(self.done), self.trials, sum(s is None for _, s in self.done), _us(best), _us(self.default_seconds), seconds,
-                max(0.0, left) if measured else None,
-            )  # fmt: skip
-        )
+        failed = sum(s is None for _, s in self.done)
+        where = (self.position, self.parts, len(self.done), self.trials, failed)
+        self.report(Progress(self.part, *where, _us(best), _us(self.default_seconds), seconds, max(0.0, left) if measured else None))
 
     def _conclude(self, default: Choice) -> Outcome:
         """Verify the best, measure it against the default in turn, and record it where it wins by the margin."""
@@ -235,7 +232,10 @@ class _Run:
         note, record, best, base = "", None, None, self.default_seconds
         failures = sum(s is None for _, s in self.done)
         if not ranked and not self.interrupted:
-            raise TuningFailed(f"no candidate for {self.part} builds and runs on {self.device.slug}, not even the default: run `tvm-orient doctor`; the journal {self.journal.path} says why")
+            raise TuningFailed(
+                f"no candidate for {self.part} builds and runs on {self.device.slug}, not even the default: "
+                f"run `tvm-orient doctor`; the journal {self.journal.path} says why"
+            )
         for _, choice in ranked[:3]:
             if choice == default:
                 note = "the default is the best found"
@@ -264,7 +264,9 @@ class _Run:
         if error is None:
             return None, None, self.default_seconds, f"wrong: {dict(choice.decisions)}: {wrong}"
         base_kernel, base_workspace = self._build(default, folder / "b")
-        ours, theirs, spreads = [], [], []
+        ours: list[float] = []
+        theirs: list[float] = []
+        spreads: list[float] = []
         with self._stage("measure"):
             for _ in range(_FINAL_RUNS):
                 for kept, library, space in ((theirs, base_kernel, base_workspace), (ours, kernel, workspace)):
@@ -289,11 +291,17 @@ class _Run:
         )  # fmt: skip
 
     def _provenance(self) -> dict[str, Any]:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        versions = {name: _version(package) for name, package in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi"), ("version", "tvm-orient"), ("cuda", "nvidia-cuda-nvrtc"))}
+        packages = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "version": "tvm-orient", "cuda": "nvidia-cuda-nvrtc"}
         return {
-            "gpu": self.device.name, "cc": self.device.arch, "units": self.device.units, "date": now, "trials": len(self.done), "seed": self.seed, "batch": self.batch, **versions,
-        }  # fmt: skip
+            "gpu": self.device.name,
+            "cc": self.device.arch,
+            "units": self.device.units,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "trials": len(self.done),
+            "seed": self.seed,
+            "batch": self.batch,
+            **{name: _version(package) for name, package in packages.items()},
+        }
 
 
 class _Journal:
@@ -317,8 +325,9 @@ class _Journal:
         return self.known.get(self._key(choice))
 
     def add(self, choice: Choice, seconds: float | None, error: str) -> None:
-        entry = {"choice": self._key(choice), "seconds": seconds, **({"error": error[:500]} if error else {})}
-        self.known[entry["choice"]] = entry
+        key = self._key(choice)
+        entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
+        self.known[key] = entry
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:

@@ -25,7 +25,9 @@ def check_ffi() -> None:
     except importlib.metadata.PackageNotFoundError as missing:
         raise EnvironmentProblem("apache-tvm-ffi is not installed: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'") from missing
     if not version.startswith("0.1.14"):
-        raise EnvironmentProblem(f"apache-tvm-ffi must be 0.1.14.x (0.1.15 segfaults when IR is saved), got {version}: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'")
+        raise EnvironmentProblem(
+            f"apache-tvm-ffi must be 0.1.14.x (0.1.15 segfaults when IR is saved), got {version}: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+        )
 
 
 @functools.cache
@@ -41,7 +43,9 @@ def load_tvm() -> Any:
     except ImportError as missing:
         raise EnvironmentProblem(f"generating kernels needs apache-tvm, which is not installed ({missing}): pip install 'tvm-orient[compile]'") from missing
     if tvm.__version__ != TVM_VERSION.removesuffix(".post1") and tvm.__version__ != TVM_VERSION:
-        raise EnvironmentProblem(f"apache-tvm must be {TVM_VERSION} (its API changes between releases), got {tvm.__version__}: pip install 'apache-tvm=={TVM_VERSION}'")
+        raise EnvironmentProblem(
+            f"apache-tvm must be {TVM_VERSION} (its API changes between releases), got {tvm.__version__}: pip install 'apache-tvm=={TVM_VERSION}'"
+        )
     return tvm
 
 

@@ -68,7 +68,7 @@ class Rows(Template):
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
-        n, c, h, w = sch.get_loops(y)
+        n, c, h, _ = sch.get_loops(y)
         task = sch.fuse(n, c)
         band, patch, row = sch.split(h, [None, decisions["band_patches"], decisions["patch_h"]])
         sch.compute_at(acc, patch, preserve_unit_loops=True)

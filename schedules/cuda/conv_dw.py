@@ -56,7 +56,15 @@ class ConvDw(Template):
         for rows in knobs["rows"]:
             for row_lanes in knobs["row_lanes"]:
                 for planes in knobs["planes"]:
-                    trial = {"patch_h": patch_h, "patch_w": patch_w, "lanes": lanes, "rows": rows, "row_lanes": row_lanes, "planes": planes, "vector": knobs["vector"][0]}
+                    trial = {
+                        "patch_h": patch_h,
+                        "patch_w": patch_w,
+                        "lanes": lanes,
+                        "rows": rows,
+                        "row_lanes": row_lanes,
+                        "planes": planes,
+                        "vector": knobs["vector"][0],
+                    }
                     fits = rows <= max(height, patch_h) and spec.channels % planes == 0 and self._invalid(spec, device, trial) is None
                     if fits and self._score(spec, trial) > self._score(spec, best):
                         best = trial
@@ -69,7 +77,7 @@ class ConvDw(Template):
         staged = (rows - 1) * g.step[0] + g.span()
         padded = -(-height // rows) * rows
         work = min(1.0, rows / decisions["row_lanes"] / decisions["patch_h"] / 2)  # sums are reduced once a band
-        return (rows * g.step[0] / staged) ** 0.5 * height / padded * threads / round_up(threads, 32) * min(1.0, threads / 128) ** 0.5 * work**0.25
+        return float((rows * g.step[0] / staged) ** 0.5 * height / padded * threads / round_up(threads, 32) * min(1.0, threads / 128) ** 0.5 * work**0.25)
 
     def _threads(self, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["lanes"] * decisions["row_lanes"]

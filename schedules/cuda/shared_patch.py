@@ -48,20 +48,34 @@ class SharedPatch(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14), "planes": (1, 2, 4, 8, 16), "vector": quads(spec), "weights_shared": (0, 1)}
+        return {
+            "patch_h": heights,
+            "patch_w": widths,
+            "row_patches": (1, 2, 4, 7, 8, 14),
+            "planes": (1, 2, 4, 8, 16),
+            "vector": quads(spec),
+            "weights_shared": (0, 1),
+        }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
         patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(math.log(p / 4))))
         aim = 7 if g.span() > 20 and height % 7 == 0 else 4  # steep lines share rows: a taller patch reads each once
-        patch_h = min((p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim))))
+        patch_h = min(
+            (p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim)))
+        )
         decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
         best = decisions
         for row_patches in knobs["row_patches"]:
             for planes in knobs["planes"]:
                 trial = {**decisions, "row_patches": row_patches, "planes": planes}
-                if row_patches * patch_h < height + patch_h and spec.channels % planes == 0 and self._invalid(spec, device, trial) is None and self._score(spec, trial) > self._score(spec, best):
+                if (
+                    row_patches * patch_h < height + patch_h
+                    and spec.channels % planes == 0
+                    and self._invalid(spec, device, trial) is None
+                    and self._score(spec, trial) > self._score(spec, best)
+                ):
                     best = trial
         return best
 
@@ -73,7 +87,7 @@ class SharedPatch(Template):
         threads = self._threads(spec, decisions)
         lanes = threads / round_up(threads, 32)
         crowd = min(1.0, threads / 128) * min(1.0, 49152 / 2 / self._shared(spec, decisions))
-        return (rows * g.step[0] / staged) ** 0.5 * lanes * crowd**0.5
+        return float((rows * g.step[0] / staged) ** 0.5 * lanes * crowd**0.5)
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])

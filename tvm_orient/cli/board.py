@@ -1,10 +1,11 @@
-"""The board of a tuning run: a live table in a terminal, now and then a line elsewhere."""
+"""The board of a tuning run: a live table in a terminal, now and then a line elsewhere, and a gentle Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,40 +15,62 @@ from rich.table import Table
 from rich.text import Text
 
 from ..spec import ConvSpec
+from .base import complain
 from .output import angle, duration, microseconds, speedup, table
 
 if TYPE_CHECKING:
     from ..tune import Progress
 
 _QUIET = 10.0  # seconds between lines where there is no terminal
+_STOPPING = "stopping after this trial; Ctrl-C again stops at once"
 
 
 class Board:
-    """Shows each Progress that `report` is given for these parts of a spec; a context that owns the terminal while it lasts."""
+    """Shows each Progress that `report` is given for these parts of a spec; a context that owns the terminal while it lasts.
+
+    There the first Ctrl-C makes the next report raise KeyboardInterrupt, so that the trial that is running is kept, and so that
+    the interrupt does not come up inside TVM or an import, which make other errors of it; the second one raises at once.
+    """
 
     def __init__(self, parts: Sequence[ConvSpec], printer: Console) -> None:
         self.parts, self.printer = parts, printer
         self.latest: dict[ConvSpec, Progress] = {}
         self.current: Progress | None = None
         self.said = 0.0
+        self.stopping = False
         self.live = Live(get_renderable=self.table, console=printer, refresh_per_second=4, transient=True) if printer.is_terminal else None
 
     def __enter__(self) -> Board:
+        self.before = signal.signal(signal.SIGINT, self._interrupted)
         if self.live:
             self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        signal.signal(signal.SIGINT, self.before)
         if self.live:
             self.live.stop()
 
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.live is None:
+            complain(_STOPPING)
+
     def report(self, progress: Progress) -> None:
-        """Takes in what a tuning run says."""
+        """Takes in what a tuning run says.
+
+        Raises:
+            KeyboardInterrupt: somebody pressed Ctrl-C before.
+        """
         new, done = progress.part not in self.latest, progress.trial >= progress.trials
         self.latest[progress.part] = self.current = progress
         if self.live is None and (new or done or time.monotonic() - self.said > _QUIET):
             self.said = time.monotonic()
             self.printer.print(_line(progress), soft_wrap=True)
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def table(self) -> Table:
         """One row per angle."""
@@ -70,8 +93,9 @@ class Board:
                 Text(speedup(seen.default_us, seen.best_us), style="green" if better else ""),
                 duration(seen.seconds),
             )
-        if self.current is not None and self.current.seconds_left is not None:
-            rows.caption = Text(f"about {duration(self.current.seconds_left)} left", style="dim")
+        left = None if self.current is None else self.current.seconds_left
+        if self.stopping or left is not None:
+            rows.caption = Text(_STOPPING) if self.stopping else Text(f"about {duration(left)} left", style="dim")
             rows.caption_justify = "right"
         return rows
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..paths import LOOKUP_MODES
 from ..spec import ConvSpec
+from . import machine_code
 from .base import app, examples
 from .output import Json, angle, console, degrees, layer, microseconds, print_json, speedup, table
 from .problem import Arch, Target, chosen_device, takes_problem
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from ..build import Explained
 
 
-@app.command(epilog=examples("explain --channels 512 --height 56 --width 56 --kernel-size 31", "explain --specs keys.txt --arch sm_90a --json"))
+@app.command(epilog=examples("explain --channels 512 --height 56 --width 56 --kernel-size 31", "explain --specs keys.txt --arch sm_90a --sass"))
 @takes_problem
 def explain(
     specs: list[ConvSpec],
     target: Target = None,
     arch: Arch = None,
     mode: Annotated[str | None, typer.Option(metavar="|".join(LOOKUP_MODES), help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP")] = None,
+    sass: Annotated[bool, typer.Option("--sass", help="Compile each angle for the GPU and count what the code does; needs no GPU.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not."""
@@ -33,18 +35,23 @@ def explain(
 
     device = chosen_device(target, arch)
     answers = [(spec, explained(spec, device, mode)) for spec in specs]
+    code = [[machine_code.read(part, device) for part in parts] if sass else [] for _, parts in answers]
     if as_json:
-        print_json({"device": dataclasses.asdict(device), "specs": [{"spec": spec.key, "parts": _plain(spec, parts)} for spec, parts in answers]})
+        plain = [{"spec": spec.key, "parts": _plain(spec, parts, facts)} for (spec, parts), facts in zip(answers, code, strict=True)]
+        print_json({"device": dataclasses.asdict(device), "specs": plain})
         return
     printer = console()
-    for number, (spec, parts) in enumerate(answers):
+    for number, ((spec, parts), facts) in enumerate(zip(answers, code, strict=True)):
         if number:
             printer.print()
         _print(printer, spec, parts, device.slug)
+        if sass:
+            printer.print("\nmachine code", style="bold")
+            printer.print(machine_code.shown(parts, facts))
 
 
-def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
-    return [
+def _plain(spec: ConvSpec, parts: list[Explained], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
         {
             "spec": part.part.key,
             "degrees": degrees(part.part.taps),
@@ -59,6 +66,9 @@ def _plain(spec: ConvSpec, parts: list[Explained]) -> list[dict[str, Any]]:
         }
         for (first, stop, _), part in zip(spec.parts(), parts, strict=True)
     ]
+    for row, kernels in zip(rows, facts, strict=False):  # empty without --sass
+        row["sass"] = kernels
+    return rows
 
 
 def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str) -> None:

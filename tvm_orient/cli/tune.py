@@ -50,14 +50,17 @@ def tune(
         try:
             with board:
                 found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir)
-        except KeyboardInterrupt:
-            interrupted = True
-            printer.print(board.table())
-            printer.print()
-            break
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
             failures[spec.key] = str(problem)
             complain(str(problem))
+        except BaseException as problem:
+            if not board.stopping and not isinstance(problem, KeyboardInterrupt):
+                raise
+            interrupted = True
+            board.stopping = False
+            printer.print(board.table())
+            printer.print()
+            break
         else:
             printer.print(_table(found))
             outcomes += found
