@@ -25,9 +25,9 @@ COLUMNS = ("spec", "device", "batch", "trials", "failed", "stage", "seconds", "s
 SPEC = ConvSpec("conv", 128, 56, 56, Taps.oriented(math.radians(22.5), 31))
 TRIALS, BATCH = 32, 8
 WORDS = {
-    "start": "start: import the compiler, start the process that measures",
-    "build": "build: schedule and compile every candidate",
-    "measure": "measure: run them with cold caches, and the winner and the default in turn",
+    "start": "start: wait until no other run holds the device",
+    "build": "build: import the compiler, then schedule and compile every candidate",
+    "measure": "measure: start the process that measures, run candidates with cold caches, then the winner and the default in turn",
     "verify": "verify: the winner against the float64 reference",
     "search": "search: propose candidates, fit the cost model, write the journal",
 }

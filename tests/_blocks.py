@@ -11,6 +11,7 @@ import ctypes
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tvm_orient.device import Device
 
 _DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
 _SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?float (\w+)\[(\d+)\];")
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _WALL = 64
 _FAULTS = {
     1: "a barrier that only some threads of a block reach",
@@ -215,3 +217,50 @@ def body_of(source: str, start: int) -> str:
         depth += {"{": 1, "}": -1}.get(source[i], 0)
         i += 1
     return source[start : i - 1]
+
+
+# ---- what the text of a kernel shows ------------------------------------------------------------
+
+
+def launches(source: str) -> list[tuple[str, int]]:
+    """(name, launch bound) of every kernel that a source defines."""
+    return [(name, int(bound or 1024)) for bound, name, _ in _DEFINITION.findall(source)]
+
+
+def walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every line of a kernel with the headers (if, else, for) that it stands under."""
+    headers: list[str] = []
+    for raw in body.splitlines():
+        text = raw.strip()
+        closed = headers.pop() if text.startswith("}") else ""
+        yield tuple(headers), text
+        if text.endswith("{"):
+            headers.append(f"{closed} {text}" if text.startswith("} else") else text)
+
+
+def thread_dependent(body: str) -> set[str]:
+    """Names that may differ between the threads of a block: computed from threadIdx, or set where threads have parted."""
+    names, before = {"threadIdx"}, 0
+    while len(names) > before:
+        before = len(names)
+        for headers, text in walk(body):
+            assigned = re.match(r"(?:const )?(?:[\w*]+ )?(\w+)(?:\[.*?\])? = (.*)", text)
+            if assigned and any(mentions(part, names) for part in (*headers, assigned[2])):
+                names.add(assigned[1])
+    return names
+
+
+def mentions(text: str, names: set[str]) -> bool:
+    return not names.isdisjoint(_WORD.findall(text))
+
+
+def divergent(source: str) -> list[str]:
+    """Barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on."""
+    found = []
+    for start in _DEFINITION.finditer(source):
+        body = body_of(source, start.end())
+        names = thread_dependent(body)
+        for headers, text in walk(body):
+            if re.search(r"__syncthreads|\b(return|break|continue|goto)\b", text) and any(mentions(header, names) for header in headers):
+                found.append(" > ".join([*headers, text]))
+    return found

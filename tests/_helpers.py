@@ -133,11 +133,12 @@ def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batche
 
 def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch: str = "sm_90a") -> None:
     """The generated CUDA source, block by block with its barriers, in two orders of threads, against the oracle."""
-    from _blocks import Blocks
+    from _blocks import Blocks, divergent
 
     device = arch_device(arch)
     module = lower.scheduled(spec, device, choices, batch)
     blocks, given = Blocks(module, device), operands(spec, batch)
+    assert divergent(blocks.source) == []
     results = []
     for backwards in (False, True):
         run = functools.partial(blocks, names=PARAMETERS[spec.op], backwards=backwards)

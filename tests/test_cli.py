@@ -620,15 +620,12 @@ def test_tune_board_in_a_terminal() -> None:
     ]
 
 
-def test_tune_for_real_and_resume(user_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_for_real(user_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the lock of the device: whoever else tunes here is not waited for
-    args = ("tune", "--target", "cpu", *TINY, "--kernel-size", 5, "--angles", "45,135", "--trials", 4, "--batch", 1)
-    (outcome,) = printed_json(*args)["outcomes"]  # 135 is the mirror image of 45
-    assert (outcome["degrees"], outcome["trials"], outcome["resumed"]) == ([45.0], 4, 0)
-    assert outcome["best_us"] > 0
-    again = orient(*args).stdout
-    assert "135° use the records of their mirror images" in again
-    assert re.search(r"45° +4 +\d +[1-4] ", again), again  # four trials, some of them known from before
+    said = orient("tune", "--target", "cpu", *TINY, "--kernel-size", 5, "--angles", "45,135", "--trials", 4, "--batch", 1).stdout
+    assert "conv 45° (1 of 1): trial 4/4, best" in said
+    assert re.search(r"45° +4 +0 +0 +[\d.]+ us +[\d.]+ us +[\d.]+x ", said), said
+    assert "135° use the records of their mirror images" in said
 
 
 def test_bench_prints_and_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

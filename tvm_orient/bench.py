@@ -28,7 +28,7 @@ from .device import Device, cuda_devices
 from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupported
 from .spec import ConvSpec
 from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
-from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy, share_cores
+from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy
 
 Call = Callable[..., torch.Tensor]
 Report = Callable[[str], None]
@@ -90,7 +90,6 @@ def bench(
             raise InvalidArgument(f"{what} must be among {', '.join(known)}, got {unknown[0]!r}")
     if device.kind == "cuda" and device not in cuda_devices():
         raise EnvironmentProblem(f"timing needs the device itself, and {device.slug} is not in this machine: run this where it is, or bench the CPU")
-    share_cores()
     launch.forget()  # records may have been written since a kernel was loaded
     rows = []
     for number, spec in enumerate(specs, 1):

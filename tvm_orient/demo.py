@@ -33,7 +33,6 @@ from .paths import user_log_dir
 from .spec import ConvSpec
 from .speeds import DEFAULT, TUNED, Row
 from .taps import Taps, angles_between
-from .timers import share_cores
 from .tune import Outcome, distinct_parts, tune
 from .tune import Progress as Step
 
@@ -67,7 +66,6 @@ def run(out: Path, trials: int, console: Console) -> int:
     if out.exists() and not out.is_dir():
         raise InvalidArgument(f"the pictures go to a folder, got {str(out)!r}, which is a file: name another with -o")
     out.mkdir(parents=True, exist_ok=True)
-    share_cores()
     device = cuda_devices()[0] if torch.cuda.is_available() and cuda_devices() else cpu_device()
     photograph = _photograph()
     x, weight = (tensor.to("cuda" if device.kind == "cuda" else "cpu") for tensor in (_bands(photograph), _weights()))

@@ -6,6 +6,7 @@ The compiler is imported inside the functions that need it: choosing a kernel th
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import schedules
 from .device import Device
-from .errors import BuildFailed, EnvironmentProblem
+from .errors import BuildFailed, EnvironmentProblem, OrientError
 from .schedules.base import Decisions, Template
 from .spec import ConvSpec
 
@@ -97,6 +98,7 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     Raises:
         BuildFailed: the compiler refused it. EnvironmentProblem: nothing here links a library.
     """
+    from .pool import launcher_object
     from .tvmkit import load_tvm, target
 
     tvm = load_tvm()
@@ -106,7 +108,11 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
         raise EnvironmentProblem("building a kernel needs a C++ compiler to link it, and there is no g++, clang++ or cc on PATH: install g++, or set CXX")
     try:
         executable = tvm.compile(module, target=target(device))
-        executable.export_library(str(path))
+        with tempfile.TemporaryDirectory() as folder:
+            extra = [str(launcher_object(Path(folder)))] if device.kind == "cpu" else []
+            executable.export_library(str(path), addons=extra)
+    except OrientError:
+        raise
     except Exception as problem:
         raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
 

@@ -169,6 +169,9 @@ def search(
         eps_greedy=0.1,
     )
     model = ms.cost_model.XGBModel(extractor=_KnobFeatures(features), num_warmup_samples=round_size, num_tuning_cores=1)
+    # before it is warm the model draws from numpy's global generator; a run must repeat, or it could not resume
+    state = np.random.get_state()
+    np.random.seed(seed)
     with tempfile.TemporaryDirectory() as work:
         context = ms.TuneContext(
             load_tvm().IRModule({"main": _workload()}),
@@ -190,3 +193,5 @@ def search(
             if stopped or isinstance(problem, KeyboardInterrupt) or "KeyboardInterrupt" in repr(problem):
                 raise Stopped from problem
             raise
+        finally:
+            np.random.set_state(state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +15,6 @@ import torch
 from .device import Device
 
 _QUEUE_CYCLES = 1_000_000  # the GPU waits so long before a timed call that the host has queued all of it
-
-
-def share_cores() -> None:
-    """Lets PyTorch's threads have the cores that TVM's idle workers would spin on; call it before the first kernel runs."""
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import statistics
@@ -69,6 +70,7 @@ class Outcome:
     note: str
 
 
+_log = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
 
 
@@ -112,8 +114,16 @@ def tune(
 def _device_lock(device: Device) -> Any:
     """One tuner a device at a time: two would measure each other."""
     path = Path(tempfile.gettempdir()) / f"tvm_orient-{os.getuid()}-{device.slug}-{device.index}.lock"
-    with filelock.FileLock(path, timeout=3600):
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        _log.warning("another process is tuning on %s (it holds %s): waiting for it", device.slug, path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -140,17 +150,26 @@ class _Run:
         self.journal = _Journal(self.directory, self.device, self.part, self.batch)
         default = Choice.of(*schedules.default(self.part, self.device))
         try:
+            self._resume(templates)
             self.default_seconds = self._trial(default)
-            share = max(1, (self.trials - 1) // len(templates))
             for i, template in enumerate(templates):
-                budget = self.trials - 1 - share * (len(templates) - 1) if i == 0 else share
-                if budget > 0:
-                    self._search(template, budget)
+                self._search(template, (self.trials - len(self.done)) // (len(templates) - i))
         except KeyboardInterrupt:
             self.interrupted = True
         return self._conclude(default)
 
+    def _resume(self, templates: Sequence[Template]) -> None:
+        """Take over the trials of earlier runs that are still valid."""
+        for name, version, decisions, seconds in self.journal.entries():
+            template = next((t for t in templates if (t.name, t.version) == (name, version)), None)
+            if template is not None and template.invalid(self.part, self.device, decisions) is None:
+                self.done.append((Choice.of(template, decisions), seconds))
+        self.resumed = len(self.done)
+
     def _search(self, template: Template, budget: int) -> None:
+        """Measure up to `budget` candidates that are new; the model learns from the old ones as the search meets them."""
+        if budget < 1:
+            return
         from . import search
         from .tvmkit import target
 
@@ -160,28 +179,28 @@ class _Run:
         def features(decisions: dict[str, int]) -> Sequence[float]:
             return [math.log2(1 + value) for _, value in sorted(decisions.items())]
 
+        enough = len(self.done) + budget
+
         def measure(decisions: dict[str, int]) -> float | None:
+            if len(self.done) >= enough:
+                raise search.Stopped
             return self._trial(Choice.of(template, decisions))
 
         knobs = template.knobs(self.part, self.device)
         try:
-            search.search(knobs, valid, features, measure, target=target(self.device), trials=budget, round_size=_ROUND, seed=self.seed)
+            search.search(knobs, valid, features, measure, target=target(self.device), trials=enough + _ROUND, round_size=_ROUND, seed=self.seed)
         except search.Stopped as stopped:
-            raise KeyboardInterrupt from stopped
+            if len(self.done) < enough:
+                raise KeyboardInterrupt from stopped
 
     def _trial(self, choice: Choice) -> float | None:
         """Seconds of a choice: from this run, from the journal, or measured now; None where it fails."""
         known = next((seconds for c, seconds in self.done if c == choice), math.nan)
         if known is None or not math.isnan(known):
             return known
-        kept = self.journal.find(choice)
-        if kept is not None:
-            self.resumed += 1
-            seconds = kept.get("seconds")
-        else:
-            with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
-                seconds, error = self._measure(choice, Path(folder))
-            self.journal.add(choice, seconds, error)
+        with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
+            seconds, error = self._measure(choice, Path(folder))
+        self.journal.add(choice, seconds, error)
         self.done.append((choice, seconds))
         self._tell()
         return seconds
@@ -310,24 +329,22 @@ class _Journal:
     def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
         name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
         self.path = directory / ".trials" / device.slug / f"{part.op}-{name}.jsonl"
-        self.known: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            for line in self.path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    self.known[entry["choice"]] = entry
 
-    @staticmethod
-    def _key(choice: Choice) -> str:
-        return json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
-
-    def find(self, choice: Choice) -> dict[str, Any] | None:
-        return self.known.get(self._key(choice))
+    def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
+        """(template, version, decisions, seconds or None) of every readable trial, each choice once."""
+        found: dict[str, tuple[str, int, dict[str, int], float | None]] = {}
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short
+                entry = json.loads(line)
+                name, version, decisions = json.loads(entry["choice"])
+                found[entry["choice"]] = (name, int(version), {k: int(v) for k, v in decisions.items()}, entry["seconds"])
+        return list(found.values())
 
     def add(self, choice: Choice, seconds: float | None, error: str) -> None:
-        key = self._key(choice)
+        """Append one trial."""
+        key = json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
         entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
-        self.known[key] = entry
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:

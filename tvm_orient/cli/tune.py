@@ -57,8 +57,9 @@ def tune(
             if not board.stopping and not isinstance(problem, KeyboardInterrupt):
                 raise
             interrupted = True
-            board.stopping = False
-            printer.print(board.table())
+            reached = board.table()
+            reached.caption = None
+            printer.print(reached)
             printer.print()
             break
         else:
