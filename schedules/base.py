@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm_orient.device import Device
 from tvm_orient.form import Form
+from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]
@@ -77,3 +78,20 @@ def divisors(value: int, most: int) -> tuple[int, ...]:
 def most_dividing(value: int, most: int) -> int:
     """The largest divisor of value that is <= most."""
     return divisors(value, most)[-1]
+
+
+def quads(spec: ConvSpec) -> tuple[int, ...]:
+    """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
+    g = gather(spec)
+    return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+
+
+def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
+    """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
+    sch.set_scope(block, 0, "shared")
+    *loops, last = sch.get_loops(block)[1:]
+    loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
+    _, thread = sch.split(loop, [None, threads])
+    sch.bind(thread, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(last)

@@ -19,10 +19,10 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors paths taps",
-            "spec device",
-            "reference compute merge peers timers tvmkit nvrtc",
+            "spec device form",
+            "reference gather compute merge serial peers timers tvmkit nvrtc sass pool",
             "schedules",
-            "logs lower",
+            "logs lower search",
             "tune build cache measure",
             "checks launch ops speeds",
             "functional nn aot bench plots demo doctor __init__",
@@ -36,6 +36,10 @@ SAME_FLOOR = {
     ("paths", "errors"),
     ("taps", "errors"),
     ("compute", "tvmkit"),
+    ("compute", "gather"),
+    ("serial", "tvmkit"),
+    ("build", "cache"),
+    ("tune", "measure"),
     ("merge", "tvmkit"),
     ("launch", "checks"),
     ("ops", "checks"),
@@ -51,7 +55,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
 }
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
-MAY_IMPORT_TVM = {"compute", "merge", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
+MAY_IMPORT_TVM = {"compute", "merge", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
 LOWEST_WITH_TORCH_OR_TVM = 2
 MOST_LINES = 400
 

@@ -14,8 +14,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up
 from tvm_orient.spec import ConvSpec
 
-from ..base import Decisions, Template, most_dividing
-from .shared_patch import cooperate, quads
+from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4
 _MOST_SHARED = 36864  # bytes of one angle: merged angles add the largest of each buffer, and a kernel may have 48 KiB

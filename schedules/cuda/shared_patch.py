@@ -15,17 +15,11 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up
 from tvm_orient.spec import ConvSpec
 
-from ..base import Decisions, Template, most_dividing
+from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
-
-
-def quads(spec: ConvSpec) -> tuple[int, ...]:
-    """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
-    g = gather(spec)
-    return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
 
 
 class SharedPatch(Template):
@@ -133,17 +127,6 @@ class SharedPatch(Template):
             cooperate(sch, weights, threads, 1)
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
-
-
-def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
-    """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
-    sch.set_scope(block, 0, "shared")
-    *loops, last = sch.get_loops(block)[1:]
-    loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
-    _, thread = sch.split(loop, [None, threads])
-    sch.bind(thread, "threadIdx.x")
-    if vector > 1:
-        sch.vectorize(last)
 
 
 TEMPLATE = SharedPatch()
