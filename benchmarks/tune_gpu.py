@@ -51,7 +51,7 @@ def main(
         grids = [table(device.kind, quick), *([networks(quick)] if device.kind == "cuda" else [])]
         # a problem of eight angles tunes each of them, so those of one angle would add nothing
         jobs = [(spec, batch or grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1][:first]
-        say(f"{len(jobs)} problems on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
+        say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
         outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes)
         prune(directory, device)
         console.print(report(outcomes))

@@ -174,7 +174,7 @@ def check_te(spec: ConvSpec, form: Form, **rest: Any) -> None:
 
 @pytest.mark.parametrize(("op", "form"), [(op, form) for op, _, form in CASES], ids=[f"{op}-{name}" for op, name, _ in CASES])
 def test_every_form_computes_the_same(op: str, form: Form) -> None:
-    for stride, padding in STEPS:
+    for stride, padding in STEPS if op != "conv_dw" else STEPS[::2]:
         check_te(spec_of(op, 2, 5, 7, FREE, stride, padding), form, batches=(2,))
 
 

@@ -146,7 +146,7 @@ def _tune(spec: ConvSpec, device: Device, trials: int, batch: int, console: Cons
     _say(console, "tune", f"{angles} of {_DIRECTIONS} angles (mirrored ones share a record), {trials} candidates each, on {device.slug}")
     columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=angles * trials)
 
         def report(step: Step) -> None:
