@@ -34,11 +34,13 @@ def draw(rows: list[Row], path: Path) -> Path:
 
 def panel(axis, op: str, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def]
     """Bars of one op; the line at 100 % is the floor."""
+    widest = 100.0
     for index, group in enumerate(groups):
         own = {row.method: row for row in group if row.cache == "cold"}
         found = (own.get(TUNED), own.get(DEFAULT), pick(group, "cold"))
         for place, ((label, colour), row) in enumerate(zip(_SERIES, found, strict=True)):
             percent = 100 * row.floor_ratio if row is not None and row.floor_ratio else 0.0
+            widest = max(widest, percent)
             axis.barh(index + 0.27 * (place - 1), percent, height=0.25, color=colour, label=label if index == 0 else None)
             if percent:
                 name = f"  {row.method}" if place == 2 and row is not None else ""
@@ -48,7 +50,7 @@ def panel(axis, op: str, groups: list[list[Row]]) -> None:  # type: ignore[no-un
     floor = pick(groups[0], "cold", floor=True)
     axis.axvline(100, color="#d55e00", linewidth=1)
     axis.set_yticks(range(len(groups)), [group[0].problem.partition(" ")[2].rpartition(" N=")[0] for group in groups], fontsize=7.5)
-    axis.set(ylim=(len(groups) - 0.5, -0.5), xlim=(0, 125))
+    axis.set(ylim=(len(groups) - 0.5, -0.5), xlim=(0, 1.25 * widest))
     axis.set_xlabel(f"{op}: percent of the speed of {'a copy' if floor and floor.method == 'copy' else 'a dot product'} of the same bytes", fontsize=8.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)

@@ -14,7 +14,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "re
 
 _SLOW_S = 3.0  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
 _FEWEST = 5
+_LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
 _SETTLE_S = 0.01  # between turns on a CPU: the threads of the method before stop waiting for more work
 _MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
 _MOST_SETS = 4096
@@ -53,6 +54,7 @@ class _Run:
     calls: list[Call] = field(default_factory=list)
     results: list[torch.Tensor | None] = field(default_factory=list)
     times: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
     error: float | None = None
     note: str = ""
     failed: bool = False
@@ -227,7 +229,7 @@ class _Cell:
         difference = float((result.double() - self.expected).abs().max()) if result.numel() else 0.0
         run.error = max(run.error or 0.0, difference / (float(self.expected.abs().max()) or 1.0))
         if not difference <= self.bound:  # NaN is not
-            run.fail(f"wrong: off by {difference:.3g}, where rounding allows {self.bound:.3g}; so it was not timed")
+            run.fail(f"wrong: off by {difference:.3g}, where rounding allows {self.bound:.3g}; no time is given")
 
     # ---- turns ----------------------------------------------------------------------------------
 
@@ -236,19 +238,9 @@ class _Cell:
         sets = itertools.cycle(range(self.count if state == "cold" else 1))
         shares = {}
         for run in runs:
-            self.say(f"{state}: {run.name}")
-            spent = 0.0
-            for _ in range(self.count if state == "cold" else 2):  # every set and every place for a result has been touched
-                call, operands = self._call(run, index := next(sets))
-                start = time.perf_counter()
-                run.results[index] = call(*operands)
-                finish(self.device)
-                once = time.perf_counter() - start
-                spent += once
-                if spent > _SLOW_S:
-                    break
-            shares[run.name] = min(repeats, max(_FEWEST, int(_SLOW_S / (2 * once + _SETTLE_S))))
-            run.times[state] = []
+            self._touch(run, sets, state)
+            shares[run.name] = min(repeats, max(_FEWEST, int(_SLOW_S / (2 * run.seconds + _SETTLE_S))))
+        runs = [run for run in runs if not run.failed]
         order, shuffled = list(runs), random.Random(0)
         with no_collector():
             for turn in range(repeats):
@@ -261,12 +253,31 @@ class _Cell:
         for run in runs:
             run.results = []
 
+    def _touch(self, run: _Run, sets: Iterator[int], state: str) -> None:
+        """Calls a method with every set, so that all memory has been touched, for a few seconds at most; sets run.seconds of a call."""
+        self.say(f"{state}: {run.name}")
+        spent, run.times[state] = 0.0, []
+        for index in itertools.islice(sets, self.count if state == "cold" else 2):
+            try:
+                call, operands = self._call(run, index)
+                start = time.perf_counter()
+                run.results[index] = call(*operands)
+                finish(self.device)
+            except Exception as problem:  # of a peer: out of memory, say
+                run.fail(f"failed: {_last_line(problem)}")
+                return
+            run.seconds = time.perf_counter() - start
+            spent += run.seconds
+            if spent > _SLOW_S:
+                return
+
     def _turn(self, run: _Run, before: int, index: int) -> float:
         """Seconds of one timed call, after one that is not timed."""
         if self.device.kind == "cpu":
             time.sleep(_SETTLE_S)
-        call, operands = self._call(run, before)
-        run.results[before] = call(*operands)
+        if run.seconds < _LONG_S:
+            call, operands = self._call(run, before)
+            run.results[before] = call(*operands)
         call, operands = self._call(run, index)
         if self.device.kind == "cuda":
             seconds, run.results[index] = on_device(self.where, call, operands)
