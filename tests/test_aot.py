@@ -22,7 +22,8 @@ def test_cuda_export_holds_the_cubin(op: str, tmp_path: Path) -> None:
     assert cubin in library, "the module holds source, which the receiver would have to compile"
     assert b"__global__" not in library
     how = json.loads((folder / "how.json").read_text())
-    assert how["spec"] == spec.key and how["arch"] == "sm_90a"
+    assert how["spec"] == spec.key
+    assert how["arch"] == "sm_90a"
     assert [k["name"] for k in how["kernels"]] == [k.name for k in sass.kernels(cubin)]
     assert all(k["spills"] == 0 and k["registers"] > 0 for k in how["kernels"])
     assert ("workspace" in how) == (op == "conv_dw")

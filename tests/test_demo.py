@@ -49,7 +49,7 @@ def test_the_steps(tmp_path: Path, printed: Console, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "_PEERS", ("grouped_raster",))  # the compiled ones take a minute
     assert demo.run(tmp_path / "new" / "pictures", 2, printed) == 0
     said = text(printed)
-    for word in ("(4, 8, 32, 32)", "10 candidates measured", "0 of 5 angles beat", "right", "the same bits", "a dense kernel per angle", "not tuned"):
+    for word in ("(3, 8, 32, 32)", "10 candidates measured", "0 of 5 angles beat", "right", "the same bits", "a dense kernel per angle", "kept the default"):
         assert word in said
     for name in ("montage.png", "speed.png"):
         assert (tmp_path / "new" / "pictures" / name).stat().st_size > 10_000
@@ -67,7 +67,7 @@ def test_a_wrong_result_is_said(tmp_path: Path, printed: Console, monkeypatch: p
 
 def test_lines_stand_out_in_their_direction() -> None:
     x, weight = demo._bands(small_photograph()), demo._weights()
-    assert x.shape == (4, 8, 32, 32)
+    assert x.shape == (3, 8, 32, 32)
     assert torch.equal(weight.sum(1), weight.sum(1)[:1].expand(8))
     y = reference.conv(x, weight, Taps.oriented(angles_between(8), 31)).sum(0)
     along = torch.arange(8, 24)

@@ -38,7 +38,7 @@ __all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "re
 _SLOW_S = 3.0  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
 _FEWEST = 5
 _LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
-_SETTLE_S = 0.01  # between turns on a CPU: the threads of the method before stop waiting for more work
+_SETTLE_S = 0.002  # between turns on a CPU: other pools of threads than the coming one stop waiting for work
 _MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
 _MOST_SETS = 4096
 

@@ -2,7 +2,7 @@
 
 Blocks: "stage" (source padded with its halo, columns parted
 by stride), "acc" (sums, rows rounded up to whole vectors, where the form asks), "y". conv_dw has "stage", "dys"
-(dy padded to whole vectors), "part" (per image), "total" and "y".
+(dy padded to whole vectors), "lanes" (partial sums), "part" (per image and band) and "y".
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     zero = tirx.const(0, spec.dtype)
 
     def value(a: Any, c: Any, i: Any, j: Any, terms: Sequence[Term]) -> Any:
+        if not g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
+            return te.if_then_else(a < 0, stage[a, c, 0, 0, 0, 0], zero)
         products = []
         for t in terms:
             phase, shift = shape_of.place(t.col)
@@ -184,14 +186,13 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     rl = te.reduce_axis((0, v * form.row_lanes), "rl")
     part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
     rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
-    total = te.compute((channels, count), lambda c, t: te.sum(part[rn, c, rb, t], axis=[rn, rb]), name="total")
     home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    taps = [home.get(s) for s in range(spec.kernel_size)]
-    dead = {s for s, i in enumerate(taps) if i is None}
+    places = _integers([home.get(s, 0) for s in range(spec.kernel_size)])
+    alive = _integers([int(s in home) for s in range(spec.kernel_size)])
 
-    def spread(c: Any, s: Any) -> Any:
-        value = total[c, _pick(s, _integers([i or 0 for i in taps]))]
-        return tirx.Select(_pick(s, _integers([int(k in dead) for k in range(len(taps))])) == 1, zero, value) if dead else value
+    def total(c: Any, s: Any) -> Any:
+        value = part[rn, c, rb, _pick(s, places)]
+        return te.sum(value if len(home) == spec.kernel_size else tirx.Select(_pick(s, alive) == 1, value, zero), axis=[rn, rb])
 
-    out = te.compute((channels, spec.kernel_size), spread, name="y")
+    out = te.compute((channels, spec.kernel_size), total, name="y")
     return te.create_prim_func([source, dy, part, out])

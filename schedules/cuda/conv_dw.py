@@ -34,8 +34,7 @@ class ConvDw(Template):
             taps = len(gather(spec).every)
             if taps > _MOST_TAPS:
                 return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
-            if self._shared(spec, {"patch_h": 1, "patch_w": 1, "rows": 1, "row_lanes": 1, "planes": 1, "lanes": 1}) > _MOST_SHARED:
-                return f"one row with its halo needs more shared memory than {_MOST_SHARED} bytes"
+            return self._invalid(spec, device, self._least(spec, device))
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -51,7 +50,7 @@ class ConvDw(Template):
         patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(math.log(p / 4))))
         patch_h = min((p for p in knobs["patch_h"] if p * patch_w <= 16 or p == 1), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / 4))))
         lanes = max(n for n in knobs["lanes"] if n <= -(-width // patch_w))
-        best = {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "rows": 1, "row_lanes": 1, "planes": 1, "vector": knobs["vector"][0]}
+        best = self._least(spec, device)
         for rows in knobs["rows"]:
             for row_lanes in knobs["row_lanes"]:
                 for planes in knobs["planes"]:
@@ -68,6 +67,11 @@ class ConvDw(Template):
                     if fits and self._score(spec, trial) > self._score(spec, best):
                         best = trial
         return best
+
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
+        """The decisions that need the least of everything: valid wherever any are."""
+        knobs = self.knobs(spec, device)
+        return {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "rows": 1, "row_lanes": 1, "planes": 1, "vector": knobs["vector"][0]}
 
     def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
         """Useful share of the staged rows, of the padded rows and of the lanes, for blocks of at least four warps."""
@@ -145,16 +149,11 @@ class ConvDw(Template):
             sch.unroll(loop)
 
     def _second_pass(self, sch: Any) -> None:
-        """Sums over images and bands, eight lanes to a weight, in a fixed order."""
-        total, y = sch.get_sblock("total"), sch.get_sblock("y")
-        weight = sch.fuse(*sch.get_loops(y))
-        outer, inner = sch.split(weight, [None, 32])
+        """A thread a weight sums over images and bands in order: a cross-thread reduction would not survive the merge of angles."""
+        channel, tap, *_ = sch.get_loops(sch.get_sblock("y"))
+        outer, inner = sch.split(sch.fuse(channel, tap), [None, 64])
         sch.bind(outer, "blockIdx.x")
         sch.bind(inner, "threadIdx.x")
-        sch.compute_at(total, inner, preserve_unit_loops=True)
-        images, bands = sch.get_loops(total)[-2:]
-        _, lane = sch.split(sch.fuse(images, bands), [None, 8])
-        sch.bind(lane, "threadIdx.y")
 
 
 TEMPLATE = ConvDw()

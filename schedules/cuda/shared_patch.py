@@ -34,8 +34,7 @@ class SharedPatch(Template):
             terms = max(len(t) for t in gather(spec).terms.values())
             if terms > _MOST_TERMS:
                 return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
-            if self._shared(spec, {"row_patches": 1, "patch_h": gather(spec).phases[0], "planes": 1}) > device.shared_memory:
-                return f"one row with its halo needs more shared memory than the {device.shared_memory} bytes of a block"
+            return self._invalid(spec, device, self._least(spec, device))
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -60,7 +59,7 @@ class SharedPatch(Template):
             (p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim)))
         )
         decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
-        best = decisions
+        best = decisions if self._invalid(spec, device, decisions) is None else self._least(spec, device)
         for row_patches in knobs["row_patches"]:
             for planes in knobs["planes"]:
                 trial = {**decisions, "row_patches": row_patches, "planes": planes}
@@ -72,6 +71,13 @@ class SharedPatch(Template):
                 ):
                     best = trial
         return best
+
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
+        """The decisions that need the least of everything: valid wherever any are."""
+        knobs = self.knobs(spec, device)
+        patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
+        narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
+        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
 
     def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
         """Useful share of what a block loads and runs: staged rows that are not halo, times lanes that are not idle."""
