@@ -82,7 +82,7 @@ class Rows(Template):
         sch.unroll(row)
         if tap:
             init = sch.decompose_reduction(acc, tap[0])
-            *unrolled, last = sch.get_loops(init)[4:]
+            *unrolled, last = sch.get_loops(init)[-4:]
             for loop in unrolled:
                 sch.unroll(loop)
             sch.vectorize(last)
