@@ -34,7 +34,10 @@ class SharedPatch(Template):
             terms = max(len(t) for t in gather(spec).terms.values())
             if terms > _MOST_TERMS:
                 return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
-            return self._invalid(spec, device, self._least(spec, device))
+            least = self._least(spec, device)
+            if self._shared(spec, least) > min(device.shared_memory, 49152):
+                return f"one row with its halo needs more shared memory than the {min(device.shared_memory, 49152)} bytes of a block"
+            return self._invalid(spec, device, least)
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
