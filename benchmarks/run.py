@@ -18,7 +18,7 @@ import torch
 import typer
 from grids import Grid, networks, table
 from plot import draw
-from rich.console import Console
+from terminal import console, say
 
 from tvm_orient.bench import bench, losses, markdown, read_csv, write_csv
 from tvm_orient.bench import table as sheet
@@ -28,14 +28,6 @@ from tvm_orient.spec import ConvSpec
 from tvm_orient.speeds import Row, cells, pick
 
 RESULTS = Path(__file__).resolve().parent / "results"
-console = Console(markup=False, emoji=False, highlight=False)
-if not console.is_terminal:
-    console.width = 120
-
-
-def say(text: str) -> None:
-    """One line, however long."""
-    console.print(text, soft_wrap=True)
 
 
 def main(

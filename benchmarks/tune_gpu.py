@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 from grids import networks, table
-from rich.console import Console
 from rich.table import Table
+from terminal import console, say
 
 from tvm_orient import logs
 from tvm_orient.device import Device, device_for
@@ -26,14 +26,6 @@ from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.tune import Outcome, Progress, tune
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
-console = Console(markup=False, emoji=False, highlight=False)
-if not console.is_terminal:
-    console.width = 120
-
-
-def say(text: str) -> None:
-    """One line, however long."""
-    console.print(text, soft_wrap=True)
 
 
 def main(

@@ -1,0 +1,14 @@
+"""The console that the benchmark scripts print to."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console(markup=False, emoji=False, highlight=False)
+if not console.is_terminal:
+    console.width = 120
+
+
+def say(text: str) -> None:
+    """One line, however long."""
+    console.print(text, soft_wrap=True)
