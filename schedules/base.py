@@ -69,6 +69,10 @@ class Template(ABC):
         parallel; CUDA: bound to blockIdx.x).
         """
 
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        """The scheduled function with what schedule primitives cannot express."""
+        return func
+
 
 def divisors(value: int, most: int) -> tuple[int, ...]:
     """Divisors of value up to `most`, ascending."""

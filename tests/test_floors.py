@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form",
-            "reference gather compute merge serial peers timers tvmkit nvrtc sass pool",
+            "reference gather compute merge rewrite serial peers timers tvmkit nvrtc sass pool",
             "schedules",
             "logs lower search",
             "tune build cache measure",
@@ -41,6 +41,7 @@ SAME_FLOOR = {
     ("build", "cache"),
     ("tune", "measure"),
     ("merge", "tvmkit"),
+    ("rewrite", "tvmkit"),
     ("launch", "checks"),
     ("ops", "checks"),
     ("ops", "launch"),
@@ -55,7 +56,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
 }
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
-MAY_IMPORT_TVM = {"compute", "merge", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
+MAY_IMPORT_TVM = {"compute", "merge", "rewrite", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
 LOWEST_WITH_TORCH_OR_TVM = 2
 MOST_LINES = 400
 

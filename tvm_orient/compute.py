@@ -135,7 +135,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         return te.create_prim_func([source, weight, y])
     v, rows_of = form.vector, (n, channels, g.output[0], g.phases[1], columns // form.vector, form.vector)
     if form.reduce and g.every and g.phases == (1, 1):
-        terms = g.terms[0, 0]
+        terms = sorted(g.terms[0, 0], key=lambda t: (t.row, t.col % v, t.col))  # neighbours share vectors
         where = [shape_of.place(t.col) for t in terms]
         rows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
         folded = te.compute((channels, len(terms)), lambda c, t: _pick(t, [_total([weight[c, s] for s in term.taps]) for term in terms]), name="folded")

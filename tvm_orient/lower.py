@@ -50,7 +50,7 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
     form = dataclasses.replace(template.form(part, decisions), batch=batch)
     sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, form)}))
     template.apply(sch, part, device, decisions)
-    return sch.mod["main"]
+    return template.finish(sch.mod["main"], part, decisions)
 
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:

@@ -6,10 +6,13 @@ test; a patch of rows and vectors is kept in registers while the taps pass over 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm_orient.device import Device
 from tvm_orient.form import Form
+from tvm_orient.gather import gather, round_up
+from tvm_orient.rewrite import AHEAD, ahead, cut
 from tvm_orient.spec import ConvSpec
 
 from ..base import Decisions, Template
@@ -31,10 +34,15 @@ def _rows(spec: ConvSpec) -> int:
     return spec.out_height if spec.op != "conv_dx" else spec.height
 
 
+def _ahead(spec: ConvSpec) -> int:
+    """Planes ahead that are fetched without tuning: for a plane of few lines it costs more than it brings."""
+    return int(spec.height * spec.width * spec.itemsize >= 2048)
+
+
 class Rows(Template):
     """conv and conv_dx."""
 
-    name, version, kind, ops = "cpu_rows", 1, "cpu", ("conv", "conv_dx")
+    name, version, kind, ops = "cpu_rows", 2, "cpu", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:
@@ -46,7 +54,14 @@ class Rows(Template):
         rows = _rows(spec)
         patch = tuple(p for p in (1, 2, 3, 4, 6, 7, 8) if p % phases == 0 and p <= max(phases, rows)) or (phases,)
         bands = tuple(sorted({-(-rows // p) for p in (1, 2, 4, 7, 8, 16)}))
-        return {"vector": _vectors(spec, device), "patch_h": patch, "patch_v": (1, 2, 3, 4, 7), "band_patches": bands, "tap_outer": (1, 0)}
+        return {
+            "vector": _vectors(spec, device),
+            "patch_h": patch,
+            "patch_v": (1, 2, 3, 4, 7),
+            "band_patches": bands,
+            "tap_outer": (1, 0),
+            "ahead": (0, 1, 2, 4),
+        }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs = self.knobs(spec, device)
@@ -54,7 +69,14 @@ class Rows(Template):
         across = -(-_columns(spec) // vector)
         patch_v = max(p for p in knobs["patch_v"] if p <= across and (p <= 2 or across % p == 0))
         rows = [p for p in knobs["patch_h"] if p * patch_v <= 8 and _rows(spec) % p == 0] or [knobs["patch_h"][0]]
-        decisions = {"vector": vector, "patch_h": rows[-1], "patch_v": patch_v, "band_patches": knobs["band_patches"][-1], "tap_outer": 1}
+        decisions = {
+            "vector": vector,
+            "patch_h": rows[-1],
+            "patch_v": patch_v,
+            "band_patches": min(b for b in knobs["band_patches"] if b * rows[-1] >= _rows(spec)),
+            "tap_outer": 1,
+            "ahead": _ahead(spec),
+        }
         return decisions if self._invalid(spec, device, decisions) is None else {**decisions, "patch_h": knobs["patch_h"][0], "patch_v": 1}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
@@ -80,6 +102,8 @@ class Rows(Template):
             sch.unroll(loop)
         sch.vectorize(lane)
         sch.unroll(row)
+        if decisions["ahead"]:
+            sch.annotate(patch, AHEAD, 1)
         if tap:
             init = sch.decompose_reduction(acc, tap[0])
             *unrolled, last = sch.get_loops(init)[-4:]
@@ -90,11 +114,39 @@ class Rows(Template):
             sch.compute_at(folded, task, preserve_unit_loops=True)
             sch.unroll(sch.get_loops(folded)[-1])
 
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        g, vector = gather(spec), decisions["vector"]
+        if g.phases[1] == 1:
+            func = cut(func, "y", 3, (0, g.output[1]), vector)
+        func = _cut_stage(func, spec, decisions)
+        source, _, y = func.params
+
+        def fetched(loops: Sequence[Any]) -> list[tuple[Any, int, bool]]:
+            task, band, patch = loops
+            n, c = task // y.shape[1], task % y.shape[1] + decisions["ahead"]
+            row, rows = (band * decisions["band_patches"] + patch) * decisions["patch_h"], decisions["patch_h"]
+            first = row * g.step[0] // g.phases[0]
+            count = -(-rows * g.step[0] // g.phases[0])
+            return [(source[n, c, first, 0], count * g.source[1], False), (y[n, c, row, 0], rows * g.output[1], True)]
+
+        return ahead(func, spec.itemsize, fetched)
+
+
+def _cut_stage(func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+    """Staging by whole vectors, where columns are not parted by a stride."""
+    g, vector = gather(spec), decisions["vector"]
+    if g.step[1] > 1:
+        return func
+    stage = g.stage(round_up(-(-g.output[1] // g.phases[1]), vector), vector, vector)
+    width = g.source[1]
+    ends = range(stage.left % width, stage.columns, width) if g.wrap else (stage.left, stage.left + width)
+    return cut(func, "stage", 4, (0, *(e for e in ends if 0 < e < stage.columns), stage.columns), vector)
+
 
 class RowsDw(Template):
     """conv_dw: a task is one plane, sums of a block of taps stay in vector registers; a second pass adds the images in order."""
 
-    name, version, kind, ops = "cpu_rows_dw", 1, "cpu", ("conv_dw",)
+    name, version, kind, ops = "cpu_rows_dw", 2, "cpu", ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:
@@ -102,11 +154,11 @@ class RowsDw(Template):
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"vector": _vectors(spec, device), "taps": (4, 8, 16, 24, 32)}
+        return {"vector": _vectors(spec, device), "taps": (4, 8, 16, 24, 32), "ahead": (0, 1, 2, 4)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         vectors = _vectors(spec, device)
-        return {"vector": vectors[0] if _columns(spec) > vectors[-1] else vectors[-1], "taps": 16}
+        return {"vector": vectors[0] if _columns(spec) > vectors[-1] else vectors[-1], "taps": 16, "ahead": _ahead(spec)}
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
@@ -127,6 +179,22 @@ class RowsDw(Template):
         sch.unroll(sch.get_loops(init)[-2])
         sch.vectorize(sch.get_loops(init)[-1])
         sch.unroll(sch.get_loops(y)[1])  # one tap a statement: its place among the sums is then a constant
+        if decisions["ahead"]:
+            sch.annotate(row, AHEAD, 1)
+
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        g, vector = gather(spec), decisions["vector"]
+        func = _cut_stage(func, spec, decisions)
+        columns = round_up(spec.out_width, vector)
+        func = cut(func, "dys", 3, sorted({0, spec.out_width, columns}), vector)
+        x, dy, *_ = func.params
+
+        def fetched(loops: Sequence[Any]) -> list[tuple[Any, int, bool]]:
+            task, *_, row = loops
+            n, c = task // dy.shape[1], task % dy.shape[1] + decisions["ahead"]
+            return [(x[n, c, row * g.step[0], 0], g.step[0] * spec.width, False), (dy[n, c, row, 0], spec.out_width, False)]
+
+        return ahead(func, spec.itemsize, fetched)
 
 
 TEMPLATE, DW_TEMPLATE = Rows(), RowsDw()
