@@ -6,11 +6,14 @@ from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.spec import ConvSpec
 
-from .base import Decisions, Template
+from .base import Decisions, Generic, Template
+from .cpu import generic as cpu_generic
 from .cpu import rows
 from .cuda import conv_dw, shared_patch
+from .cuda import generic as cuda_generic
 
 TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE, shared_patch.TEMPLATE, conv_dw.TEMPLATE)
+GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
 
 def candidates(spec: ConvSpec, device: Device) -> tuple[list[Template], dict[str, str]]:
@@ -45,5 +48,6 @@ def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     """
     serve, declined = candidates(spec, device)
     if not serve:
-        raise Unsupported(f"no template serves {spec} on {device.slug}: " + "; ".join(f"{name}: {why}" for name, why in declined.items()))
+        near = {t.name for t in TEMPLATES if t.kind == device.kind and spec.op in t.ops} or set(declined)
+        raise Unsupported(f"no template serves {spec} on {device.slug}: " + "; ".join(f"{name}: {why}" for name, why in declined.items() if name in near))
     return serve[0], serve[0].default(spec, device)

@@ -74,6 +74,18 @@ class Template(ABC):
         return func
 
 
+class Generic(ABC):
+    """Kernels that take sizes and offsets at run time (`anysize.plan` gives them): one serves every spec of its op, mode and dtype."""
+
+    name: str
+    version: int
+    kind: str
+
+    @abstractmethod
+    def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
+        """The scheduled PrimFunc."""
+
+
 def divisors(value: int, most: int) -> tuple[int, ...]:
     """Divisors of value up to `most`, ascending."""
     return tuple(d for d in range(1, min(value, most) + 1) if value % d == 0)

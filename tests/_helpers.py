@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvm_orient import lower, reference, schedules
+from tvm_orient import anysize, lower, reference, schedules
+from tvm_orient.anysize import Plan
 from tvm_orient.device import Device, arch_device, cpu_device
 from tvm_orient.lower import Choice
 from tvm_orient.schedules.base import Decisions, Template
@@ -54,8 +55,11 @@ def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return inside, buffer
 
 
-def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: Tensor, workspace: tuple[int, int] | None) -> Tensor:
-    """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand."""
+def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: Tensor, workspace: tuple[int, int] | None, plan: Plan | None = None) -> Tensor:
+    """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand.
+
+    plan: what a generic kernel is told.
+    """
     batch, nan = first.shape[0], math.nan
     shape = {
         "conv": (batch, spec.channels, spec.out_height, spec.out_width),
@@ -67,7 +71,8 @@ def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: T
     if spec.op == "conv_dw":
         assert workspace is not None
         outputs.insert(0, walled(first.new_full((batch, spec.channels, *workspace), nan)))
-    function(*(tensor for tensor, _ in inputs + outputs))
+    tables = [torch.from_numpy(table) for table in plan.tables] if plan else []
+    function(*(tensor for tensor, _ in inputs), *tables, *(tensor for tensor, _ in outputs), *(plan.numbers if plan else ()))
     for tensor, buffer in inputs + outputs:
         walls = torch.cat([buffer[:_WALL], buffer[_WALL + tensor.numel() :]])
         assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
@@ -97,6 +102,26 @@ def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] 
     for batch in batches:
         given = operands(spec, batch, seed=batch)
         assert_close(call(spec, function, *given, workspace), spec, given, note=f"N={batch} {note}")
+
+
+@functools.cache
+def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Callable[..., None]:
+    """The generic kernel for the CPU here, or that for a GPU in its serial form."""
+    from tvm_orient.serial import serial_form
+    from tvm_orient.tvmkit import target
+
+    spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), cpu_device() if kind == "cpu" else arch_device("sm_90a")
+    module = lower.scheduled(spec, device, lower.generic_choices(spec, device))
+    return compiled(module, target(device)) if kind == "cpu" else serial_form(module)
+
+
+def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
+    """The spec by the generic kernel of a kind of device against the oracle."""
+    plan = anysize.plan(spec, kind, cpu_device().vector_bytes // spec.itemsize)
+    function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
+    for batch in batches:
+        given = operands(spec, batch, seed=batch)
+        assert_close(call(spec, function, *given, plan.workspace, plan), spec, given, note=f"N={batch} generic, {kind}")
 
 
 def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from tvm_orient import ConvSpec, Taps, angles_between, build, launch, logs, peers, reference, speeds
 from tvm_orient import bench as module
 from tvm_orient.bench import bench, losses, markdown, read_csv, table, write_csv
-from tvm_orient.device import Device, arch_device, cpu_device
+from tvm_orient.device import arch_device, cpu_device
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.peers import Peer
 from tvm_orient.speeds import DEFAULT, TUNED, Row
@@ -192,11 +192,18 @@ def test_a_device_that_is_elsewhere() -> None:
         bench([TINY], arch_device("sm_90a"), batch=1)
 
 
-def test_a_device_without_a_template() -> None:
-    odd = Device("cpu", "odd", "odd", "odd", 1, 0, 16)
+def test_a_spec_that_only_the_generic_kernel_serves() -> None:
     spec = dataclasses.replace(TINY, taps=Taps.oriented([0.0], 301))
-    rows = bench([spec], odd, batch=1, peers=False, repeats=5, states=["warm"])
-    assert [row.note[:7] for row in rows if row.ours] == ["failed:", "failed:"]
+    rows = [row for row in bench([spec], CPU, batch=1, peers=False, repeats=5, states=["warm"]) if row.ours]
+    assert rows[0].note.startswith("not tuned")
+    assert rows[1].checked
+    assert rows[1].median_ms
+
+
+def test_untuned_kernels_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_ORIENT_LOOKUP", "strict")
+    rows = [row for row in bench([TINY], CPU, batch=1, peers=False, repeats=5, states=["warm"]) if row.ours]
+    assert rows[0].note.startswith("failed:")
 
 
 # ---- rows as data -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form",
-            "reference gather compute merge rewrite serial peers timers tvmkit nvrtc sass pool",
+            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass pool",
             "schedules",
             "logs lower search",
             "tune build cache measure",
@@ -42,6 +42,7 @@ SAME_FLOOR = {
     ("tune", "measure"),
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),
+    ("anysize", "gather"),
     ("launch", "checks"),
     ("ops", "checks"),
     ("ops", "launch"),

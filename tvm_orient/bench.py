@@ -178,7 +178,7 @@ class _Cell:
 
     def _untuned(self) -> Call:
         spec, device = self.spec, self.device
-        return launch.Kernel(spec, device, build.build(spec, device, build.defaults(spec, device), compiling=paths.building_allowed()))
+        return launch.load(spec, device, build.defaults(spec, device), compiling=paths.building_allowed())
 
     def _theirs(self, among: Sequence[ways.Peer], wanted: Collection[str]) -> list[_Run]:
         runs = []

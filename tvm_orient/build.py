@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cache, logs, schedules
+from . import anysize, cache, logs, schedules
 from .device import Device
 from .errors import EnvironmentProblem, Unsupported
-from .lower import Choice, compile_library, default_choices, scheduled, workspace_shape
+from .lower import Choice, compile_library, default_choices, generic_choices, is_generic, scheduled, workspace_shape
 from .spec import ConvSpec
 
 # environment variables that change what TVM's CUDA compiler does
@@ -46,8 +46,10 @@ def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
 def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:
     """How each angle group of a spec would be built here, and why; compiles nothing.
 
+    Where no template serves one of them, all are given to the generic kernel, which runs the whole layer.
+
     Raises:
-        Unsupported: no template serves the spec on this device, or the lookup mode forbids untuned kernels.
+        Unsupported: the lookup mode forbids untuned kernels.
     """
     answers = []
     for _, _, part in spec.parts():
@@ -58,12 +60,20 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
                 + "; ".join(f"{step}: {why}" for step, why in found.tried)
             )
         if found.record is None:
-            choice = Choice.of(*schedules.default(part, device))
+            try:
+                choice = Choice.of(*schedules.default(part, device))
+            except Unsupported as reason:
+                return _all_generic(spec, device, found.tried, str(reason))
         else:
             decisions = tuple(sorted((k, v) for k, v in found.record.decisions.items() if isinstance(v, int)))
             choice = Choice(found.record.template, found.record.template_version, decisions, found.step)
         answers.append(Explained(part, choice, found.record, found.source, found.tried))
     return answers
+
+
+def _all_generic(spec: ConvSpec, device: Device, tried: tuple[tuple[str, str], ...], reason: str) -> list[Explained]:
+    choices = generic_choices(spec, device)
+    return [Explained(part, choice, None, None, (*tried, ("default", reason))) for (_, _, part), choice in zip(spec.parts(), choices, strict=True)]
 
 
 def toolchain() -> tuple[tuple[str, str], ...]:
@@ -80,8 +90,9 @@ def toolchain() -> tuple[tuple[str, str], ...]:
 def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> cache.BuildKey:
     """The cache key of a spec with the given choices."""
     flags = tuple((name, os.environ[name]) for name in _FLAGS if name in os.environ)
-    chosen = tuple((c.template, c.version, c.decisions) for c in choices)
-    return cache.BuildKey(spec.key, chosen, device.slug, device.arch, toolchain(), cache.source_hash(), flags)
+    one = is_generic(choices)  # whatever the layer
+    chosen = tuple((c.template, c.version, c.decisions) for c in (choices[:1] if one else choices))
+    return cache.BuildKey(anysize.key(spec) if one else spec.key, chosen, device.slug, device.arch, toolchain(), cache.source_hash(), flags)
 
 
 def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None, store: cache.KernelCache | None = None, *, compiling: bool = True) -> Path:
@@ -116,10 +127,10 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     lowered = time.perf_counter()
     compile_library(module, device, folder / cache.KERNEL)
     facts: dict[str, Any] = {
-        "steps": [c.step for c in choices],
+        "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
         "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
     }
-    if spec.op == "conv_dw":
+    if spec.op == "conv_dw" and not is_generic(choices):
         facts["workspace"] = list(workspace_shape([module["main"]]))
     return facts
 

@@ -78,13 +78,13 @@ class Stage:
         return (col + self.left) % self.phases, (col + self.left) // self.phases
 
 
-def _nearest(value: int, period: int) -> int:
+def nearest(value: int, period: int) -> int:
     """The representative of value modulo period that lies nearest to 0."""
     value %= period
     return value - period if value > period // 2 else value
 
 
-def _alive(offset: int, count: int, step: int, size: int) -> bool:
+def alive(offset: int, count: int, step: int, size: int) -> bool:
     return any(0 <= i * step + offset < size for i in range(count))
 
 
@@ -103,8 +103,8 @@ def gather(spec: ConvSpec) -> Gather:
     wrap = spec.padding_mode == "circular"
     if spec.op != "conv_dx":
         if wrap:
-            pairs = [((_nearest(h, plane[0]), _nearest(w, plane[1])), taps) for (h, w), taps in pairs]
-        live = [t for t in _fold(pairs) if wrap or (_alive(t.row, out[0], stride[0], plane[0]) and _alive(t.col, out[1], stride[1], plane[1]))]
+            pairs = [((nearest(h, plane[0]), nearest(w, plane[1])), taps) for (h, w), taps in pairs]
+        live = [t for t in _fold(pairs) if wrap or (alive(t.row, out[0], stride[0], plane[0]) and alive(t.col, out[1], stride[1], plane[1]))]
         return Gather(plane, out, stride, (1, 1), {(0, 0): tuple(live)}, wrap)
     if wrap and (plane[0] % stride[0] or plane[1] % stride[1]):
         # the wrapped plane does not tile by the stride: every wrap becomes a tap of its own, and the rest is zeros
@@ -115,8 +115,8 @@ def gather(spec: ConvSpec) -> Gather:
             rows, cols = -(-(plane[0] - a) // stride[0]), -(-(plane[1] - b) // stride[1])
             here = [(((a - h) // stride[0], (b - w) // stride[1]), taps) for (h, w), taps in pairs if (a - h) % stride[0] == 0 and (b - w) % stride[1] == 0]
             if wrap:
-                here = [((_nearest(i, out[0]), _nearest(j, out[1])), taps) for (i, j), taps in here]
-            terms[a, b] = tuple(t for t in _fold(here) if wrap or (_alive(t.row, rows, 1, out[0]) and _alive(t.col, cols, 1, out[1])))
+                here = [((nearest(i, out[0]), nearest(j, out[1])), taps) for (i, j), taps in here]
+            terms[a, b] = tuple(t for t in _fold(here) if wrap or (alive(t.row, rows, 1, out[0]) and alive(t.col, cols, 1, out[1])))
     return Gather(out, plane, (1, 1), stride, terms, wrap)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import importlib.util
 import json
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import cache, paths, pool
-from .build import build
+from . import anysize, cache, paths, pool
+from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, Unsupported
+from .lower import Choice, generic_choices, is_generic
 from .spec import ConvSpec
 from .tvmkit import check_ffi
 
@@ -29,19 +33,24 @@ _log = logging.getLogger(__name__)
 
 
 class Kernel:
-    """A loaded kernel of one spec on one device; call it with the operands, get the result."""
+    """A loaded kernel of one spec on one device; call it with the operands, get the result.
 
-    def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
-        import tvm_ffi
+    generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+    """
 
-        _load_runtime(device.kind)
+    def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
         self.spec, self.device, self.path = spec, device, path
-        self.module = tvm_ffi.load_module(str(path))
-        self.function = self.module.get_function("main")
-        if device.kind == "cpu":
-            pool.adopt(path)
-        facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
-        bands, taps = _find(facts, "workspace") or (0, 0)
+        self.module, self.function = _loaded(str(path), device.kind)
+        self.tables: tuple[torch.Tensor, ...] = ()
+        self.numbers: tuple[int, ...] = ()
+        if generic:
+            plan = anysize.plan(spec, device.kind, device.vector_bytes // spec.itemsize)
+            where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
+            self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
+            bands, taps = plan.workspace
+        else:
+            facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
+            bands, taps = _find(facts, "workspace") or (0, 0)
         self.workspace = (spec.channels, bands, taps)
         self.alignment = _ALIGNMENT[device.kind]
 
@@ -63,20 +72,32 @@ class Kernel:
             raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {most}: split the batch")
         first, second = self._aligned(first), self._aligned(second)
         if spec.op == "conv_dw":
-            self._run(first, second, first.new_empty((n, *self.workspace)), out)
+            self._run(first, second, *self.tables, first.new_empty((n, *self.workspace)), out, *self.numbers)
         else:
-            self._run(first, second, out)
+            self._run(first, second, *self.tables, out, *self.numbers)
         return out
 
     def _aligned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
 
-    def _run(self, *tensors: torch.Tensor) -> None:
+    def _run(self, *arguments: torch.Tensor | int) -> None:
         if self.device.kind == "cuda" and torch.cuda.current_device() != self.device.index:
             with torch.cuda.device(self.device.index):  # TVM's host stub sets the device and does not restore it
-                self.function(*tensors)
+                self.function(*arguments)
         else:
-            self.function(*tensors)
+            self.function(*arguments)
+
+
+@functools.lru_cache(maxsize=4096)
+def _loaded(path: str, kind: str) -> tuple[Any, Any]:
+    """(module, function) of a kernel library, loaded once: specs share the generic one."""
+    import tvm_ffi
+
+    _load_runtime(kind)
+    module = tvm_ffi.load_module(path)
+    if kind == "cpu":
+        pool.adopt(Path(path))
+    return module, module.get_function("main")
 
 
 def _find(facts: Any, name: str) -> Any:
@@ -129,8 +150,35 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel:
             if found is None:
                 if device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
                     raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
-                found = Kernel(spec, device, build(spec, device, compiling=paths.building_allowed()))
-                _kernels[key] = found
+                found = _kernels[key] = _serve(spec, device, compiling=paths.building_allowed())
+    return found
+
+
+def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True) -> Kernel:
+    """The kernel that the choices make: from the cache, or compiled now.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+    """
+    return Kernel(spec, device, build(spec, device, choices, compiling=compiling), generic=is_generic(choices))
+
+
+def _serve(spec: ConvSpec, device: Device, *, compiling: bool) -> Kernel:
+    """The kernel that the logs choose; the generic one where there is no other and none may be compiled."""
+    choices = [part.choice for part in explain(spec, device)]
+    found: Kernel | None = None
+    try:
+        found = load(spec, device, choices, compiling=compiling)
+    except EnvironmentProblem:
+        if compiling or is_generic(choices):
+            raise
+        choices = list(generic_choices(spec, device))
+        with contextlib.suppress(EnvironmentProblem):  # the first one says more
+            found = load(spec, device, choices, compiling=False)
+        if found is None:
+            raise
+    if is_generic(choices):
+        _log.info("%s runs on the generic kernel: `tvm-orient explain` says why; `tvm-orient build` or `tune` make it one of its own", spec)
     return found
 
 
@@ -138,6 +186,7 @@ def forget() -> None:
     """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
     with _lock:
         _kernels.clear()
+        _loaded.cache_clear()
     _forget_callbacks()
 
 

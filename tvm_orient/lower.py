@@ -14,7 +14,7 @@ from typing import Any
 
 from . import schedules
 from .device import Device
-from .errors import BuildFailed, EnvironmentProblem, OrientError
+from .errors import BuildFailed, EnvironmentProblem, OrientError, Unsupported
 from .schedules.base import Decisions, Template
 from .spec import ConvSpec
 
@@ -35,8 +35,22 @@ class Choice:
 
 
 def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
-    """The analytic choice for each part of a spec."""
-    return tuple(Choice.of(*schedules.default(part, device)) for _, _, part in spec.parts())
+    """The analytic choice for each part of a spec; the generic kernel for all where one part has no template."""
+    try:
+        return tuple(Choice.of(*schedules.default(part, device)) for _, _, part in spec.parts())
+    except Unsupported:
+        return generic_choices(spec, device)
+
+
+def generic_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
+    """The generic kernel, for every part of a spec: one kernel runs a whole layer."""
+    generic = schedules.GENERIC[device.kind]
+    return tuple(Choice(generic.name, generic.version, ()) for _ in spec.parts())
+
+
+def is_generic(choices: Sequence[Choice]) -> bool:
+    """Whether choices ask for the generic kernel."""
+    return any(choice.template == generic.name for choice in choices for generic in schedules.GENERIC.values())
 
 
 def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
@@ -54,7 +68,7 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
 
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
-    """IRModule of the whole layer; N at run time unless batch is given."""
+    """IRModule of the whole layer; N at run time unless batch is given (the generic kernel takes it at run time always)."""
     from .tvmkit import load_tvm
 
     tvm = load_tvm()  # before any other import of it: says what is missing, and refuses what would crash
@@ -62,6 +76,9 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
 
     from .merge import Group, merge
 
+    if is_generic(choices):
+        func = schedules.GENERIC[device.kind].func(spec.op, spec.padding_mode, spec.dtype, device)
+        return tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     n = te.var("n", "int32") if batch is None else batch
     groups = []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):

@@ -53,7 +53,7 @@ class Rows(Template):
         phases = spec.stride[0] if spec.op == "conv_dx" else 1
         rows = _rows(spec)
         patch = tuple(p for p in (1, 2, 3, 4, 6, 7, 8) if p % phases == 0 and p <= max(phases, rows)) or (phases,)
-        bands = tuple(sorted({-(-rows // p) for p in (1, 2, 4, 7, 8, 16)}))
+        bands = tuple(sorted({-(-rows // p) for p in (1, 2, 4, 7, 8, 16, 32, 64, 128)}))
         return {
             "vector": _vectors(spec, device),
             "patch_h": patch,

@@ -96,12 +96,15 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
 def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
     """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
     from ..logs import STEPS
+    from ..lower import is_generic
 
     said: dict[tuple[str, str], list[str]] = {}
     for part in parts:
         name, tried = angle(part.part.taps), dict(part.tried)
         for step in STEPS:
-            if step in tried:
+            if step == part.choice.step and is_generic([part.choice]):
+                said.setdefault((step, f"answered by the generic kernel: {tried[step]}"), []).append(name)
+            elif step in tried:
                 said.setdefault((step, tried[step]), []).append(name)
             elif step == part.choice.step:
                 answer = f"answered, from {part.source}" if part.source else "answered: the template's own choice, untuned (see `tvm-orient tune`)"

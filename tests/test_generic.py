@@ -1,0 +1,130 @@
+"""The generic kernels: any size, any taps, told at run time; and when a layer is given to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
+from test_cpu_schedules import CASES as CPU_CASES
+from test_cuda_schedules import CASES as CUDA_CASES
+
+import tvm_orient as to
+from tvm_orient import anysize, build, cache, launch, lower, paths
+from tvm_orient.device import arch_device, cpu_device
+from tvm_orient.spec import ConvSpec
+from tvm_orient.taps import Taps
+
+CPU, GPU = cpu_device(), arch_device("sm_90a")
+LONG: tuple[Any, ...] = (3, 40, 37, line(0, 22.5, 90, k=511))
+FAR = Taps.from_offsets([[[32768, 0], [0, -32768], [1, 1]]])
+MORE = {
+    "K=511": LONG,
+    "K=511, circular": (*LONG, 1, "circular"),
+    "two bands and a rest": (2, 71, 9, line(67.5, k=31)),
+    "bands, stride 3": (2, 200, 10, line(112.5, k=31), (3, 2)),
+    "eight angles, 13 channels": (13, 20, 33, Taps.oriented(EIGHT, 15)),
+    "taps as far as they go": (2, 5, 6, FAR),
+    "taps as far as they go, circular": (2, 5, 6, FAR, 1, "circular"),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", [*CPU_CASES, *MORE])
+def test_cpu(op: str, case: str) -> None:
+    check_generic(spec_of(op, *{**CPU_CASES, **MORE}[case]), "cpu")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", [*CUDA_CASES, *MORE])
+def test_cuda(op: str, case: str) -> None:
+    check_generic(spec_of(op, *{**CUDA_CASES, **MORE}[case]), "cuda", (2,))
+
+
+@pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"])
+def test_cuda_compiles_without_spills(arch: str) -> None:
+    from tvm_orient import nvrtc, sass
+
+    device = arch_device(arch)
+    for op in OPS:
+        spec = spec_of(op, 1, 1, 1, line(0, k=1))
+        kernels = sass.kernels(nvrtc.compile_cubin(lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device), arch))
+        assert len(kernels) == (2 if op == "conv_dw" else 1)
+        assert all(kernel.spills == 0 for kernel in kernels)
+
+
+def test_one_kernel_serves_every_size() -> None:
+    specs = [spec_of("conv", c, h, w, line(45, k=k)) for c, h, w, k in ((3, 8, 9, 5), (5, 40, 7, 9))]
+    kernels = [launch.load(spec, CPU, lower.generic_choices(spec, CPU)) for spec in specs]
+    assert kernels[0].path == kernels[1].path
+    for kernel, spec in zip(kernels, specs, strict=True):
+        for batch in (0, 1, 3):
+            given = operands(spec, batch)
+            assert_close(kernel(*given), spec, given)
+
+
+def test_a_layer_that_no_template_serves_runs_on_it(caplog: pytest.LogCaptureFixture) -> None:
+    """K=301 at four angles, forward and backward, through the public function."""
+    taps = line(0, 45, 90, 135, k=301)
+    x, w = torch.randn(2, 6, 20, 21, requires_grad=True), torch.randn(6, 301, requires_grad=True)
+    with caplog.at_level(logging.INFO, "tvm_orient"):
+        y = to.tap_conv2d(x, w, taps)
+        y.backward(dy := torch.randn_like(y))
+        to.tap_conv2d(x, w, taps)
+    assert caplog.text.count("conv-c6h20w21-s1-zeros-float32-nchw-k301a0_45_90_135 runs on the generic kernel") == 1
+    for op, result, given in (("conv", y, (x, w)), ("conv_dx", x.grad, (dy, w)), ("conv_dw", w.grad, (x, dy))):
+        assert result is not None
+        assert_close(result.detach(), spec_of(op, 6, 20, 21, taps), [t.detach() for t in given])
+
+
+def test_one_angle_that_needs_it_takes_the_layer_with_it() -> None:
+    """Each line of a long kernel is alone too long on a GPU only where it lies inside the plane."""
+    spec = spec_of("conv", 64, 224, 224, line(0, 90, k=301))
+    parts = build.explain(spec, GPU)
+    assert {part.choice.template for part in parts} == {"generic"}
+    assert all("unrolls at most" in dict(part.tried)["default"] for part in parts)
+    key = build.build_key(spec, GPU, [part.choice for part in parts])
+    assert key.spec == "conv-generic-zeros-float32-nchw"
+    assert len(key.choices) == 1
+
+
+def test_where_compiling_is_off_it_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
+    spec = spec_of("conv", 3, 11, 12, line(45, k=5))
+    given = operands(spec, 2)
+    launch.forget()
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
+    with pytest.raises(to.EnvironmentProblem, match=r"no kernel for conv-c3h11w12"):
+        to.tap_conv2d(*given, spec.taps)
+    path = build.build(spec, CPU, lower.generic_choices(spec, CPU))
+    assert json.loads((path.parent / cache.HOW).read_text())["key"]["spec"] == anysize.key(spec)
+    assert not paths.building_allowed()
+    assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
+    build.build(spec, CPU)
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
+    launch.forget()
+    assert launch.kernel(spec, CPU).path != path, "its own kernel comes first"
+    launch.forget()
+
+
+def test_a_band_too_large_for_32_bits() -> None:
+    spec = ConvSpec("conv", 1, 2**20, 2**20, line(90, k=4095))
+    with pytest.raises(to.Unsupported, match=r"a band of conv-c1h1048576w1048576.*cut the plane into tiles"):
+        anysize.plan(spec, "cpu", 16)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_plans_are_int32_and_complete(kind: str, mode: str) -> None:
+    for op in OPS:
+        plan = anysize.plan(spec_of(op, 2, 5, 6, FAR, 2, mode), kind, 8)
+        assert all(table.dtype == np.int32 and table.flags.c_contiguous for table in plan.tables)
+        assert all(type(number) is int and abs(number) < 2**31 for number in plan.numbers)
+        assert (plan.workspace[1] > 0) == (op == "conv_dw")
