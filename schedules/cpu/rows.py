@@ -17,6 +17,7 @@ from tvm_orient.spec import ConvSpec
 
 from ..base import Decisions, Template
 
+_FEW = 12  # taps: the cost is in moving rows, not in multiply-adds
 _MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
 
 
@@ -34,9 +35,14 @@ def _rows(spec: ConvSpec) -> int:
     return spec.out_height if spec.op != "conv_dx" else spec.height
 
 
+def _narrow(vectors: Sequence[int], spec: ConvSpec) -> int:
+    """Vectors of 32 bytes: unaligned ones straddle cache lines half as often as those of 64, and waste less of a short row."""
+    return max(v for v in vectors if v * spec.itemsize <= 32 or v == vectors[-1])
+
+
 def _ahead(spec: ConvSpec) -> int:
-    """Planes ahead that are fetched without tuning: for a plane of few lines it costs more than it brings."""
-    return int(spec.height * spec.width * spec.itemsize >= 2048)
+    """Planes ahead that are fetched without tuning: none where a plane is a few lines."""
+    return int(spec.height * spec.width * spec.itemsize >= 512)
 
 
 class Rows(Template):
@@ -64,19 +70,15 @@ class Rows(Template):
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs = self.knobs(spec, device)
-        vector = knobs["vector"][0] if _columns(spec) > knobs["vector"][-1] else knobs["vector"][-1]
+        knobs, few = self.knobs(spec, device), len(spec.taps.distinct(0)) <= _FEW
+        vector = _narrow(knobs["vector"], spec) if few or _columns(spec) <= 16 else knobs["vector"][0]
         across = -(-_columns(spec) // vector)
-        patch_v = max(p for p in knobs["patch_v"] if p <= across and (p <= 2 or across % p == 0))
-        rows = [p for p in knobs["patch_h"] if p * patch_v <= 8 and _rows(spec) % p == 0] or [knobs["patch_h"][0]]
-        decisions = {
-            "vector": vector,
-            "patch_h": rows[-1],
-            "patch_v": patch_v,
-            "band_patches": min(b for b in knobs["band_patches"] if b * rows[-1] >= _rows(spec)),
-            "tap_outer": 1,
-            "ahead": _ahead(spec),
-        }
+        patch_v = max(p for p in knobs["patch_v"] if p <= min(across, 4) and (p <= 2 or across % p == 0))
+        most = 2 if few else 8 // patch_v
+        heights = [p for p in knobs["patch_h"] if p <= most and _rows(spec) % p == 0] or [knobs["patch_h"][0]]
+        whole = next(b for b in knobs["band_patches"] if b * heights[-1] >= _rows(spec))
+        band = min(knobs["band_patches"], key=lambda b: (abs(b - 2), b)) if few else whole  # few taps, little halo: what was staged is still near
+        decisions = {"vector": vector, "patch_h": heights[-1], "patch_v": patch_v, "band_patches": band, "tap_outer": int(not few), "ahead": _ahead(spec)}
         return decisions if self._invalid(spec, device, decisions) is None else {**decisions, "patch_h": knobs["patch_h"][0], "patch_v": 1}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
@@ -157,8 +159,7 @@ class RowsDw(Template):
         return {"vector": _vectors(spec, device), "taps": (4, 8, 16, 24, 32), "ahead": (0, 1, 2, 4)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        vectors = _vectors(spec, device)
-        return {"vector": vectors[0] if _columns(spec) > vectors[-1] else vectors[-1], "taps": 16, "ahead": _ahead(spec)}
+        return {"vector": _narrow(_vectors(spec, device), spec), "taps": 16, "ahead": _ahead(spec)}
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
