@@ -17,7 +17,7 @@ from tvm_orient.anysize import Plan
 from tvm_orient.device import Device, arch_device, cpu_device
 from tvm_orient.lower import Choice
 from tvm_orient.schedules.base import Decisions, Template
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec
 from tvm_orient.taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
@@ -66,11 +66,11 @@ def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: T
         "conv_dx": (batch, spec.channels, spec.height, spec.width),
         "conv_dw": (spec.channels, spec.kernel_size),
     }[spec.op]
-    inputs = [walled(first), walled(second)]
-    outputs = [walled(first.new_full(shape, nan))]
+    inputs, kept = [walled(first), walled(second)], getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
+    outputs = [walled(first.new_full(shape, nan, dtype=kept))]
     if spec.op == "conv_dw":
         assert workspace is not None
-        outputs.insert(0, walled(first.new_full((batch, spec.channels, *workspace), nan)))
+        outputs.insert(0, walled(first.new_full((batch, spec.channels, *workspace), nan, dtype=kept)))
     tables = [torch.from_numpy(table) for table in plan.tables] if plan else []
     function(*(tensor for tensor, _ in inputs), *tables, *(tensor for tensor, _ in outputs), *(plan.numbers if plan else ()))
     for tensor, buffer in inputs + outputs:
@@ -78,7 +78,7 @@ def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: T
         assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
     assert torch.equal(inputs[0][0], first), f"{spec}: changed an operand"
     assert torch.equal(inputs[1][0], second), f"{spec}: changed an operand"
-    return outputs[-1][0]
+    return outputs[-1][0].to(first.dtype)
 
 
 def assert_close(out: Tensor, spec: ConvSpec, given: Sequence[Tensor], *, note: Any = "") -> None:
@@ -117,7 +117,7 @@ def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Calla
 
 def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
     """The spec by the generic kernel of a kind of device against the oracle."""
-    plan = anysize.plan(spec, kind, cpu_device().vector_bytes // spec.itemsize)
+    plan = anysize.plan(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
     function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
     for batch in batches:
         given = operands(spec, batch, seed=batch)

@@ -25,7 +25,7 @@ FLOORS = {
             "logs lower search",
             "tune build cache measure",
             "checks launch ops speeds",
-            "functional nn aot bench plots demo doctor __init__",
+            "functional nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
         )
     )
@@ -47,6 +47,7 @@ SAME_FLOOR = {
     ("ops", "checks"),
     ("ops", "launch"),
     ("nn", "functional"),
+    ("functional", "transforms"),
     ("demo", "functional"),
     ("demo", "nn"),
     ("demo", "bench"),

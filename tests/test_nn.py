@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient.nn import OrientedConv2d
+from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
 from tvm_orient.taps import Taps, angles_between
 
 
@@ -145,7 +145,7 @@ def test_training_finds_the_kernel_that_made_the_picture() -> None:
 
 def test_it_prints_what_it_is() -> None:
     text = str(OrientedConv2d(6, 5, [0.0, math.pi / 4], stride=2, padding_mode="circular"))
-    assert text == "OrientedConv2d(6, kernel_size=5, taps=k5a0_45, stride=(2, 2), padding_mode='circular', bias=True)"
+    assert text == "OrientedConv2d(6, kernel_size=5, taps=k5a0_45, stride=(2, 2), padding_mode='circular', bias=True, residual=False)"
 
 
 @pytest.mark.parametrize(
@@ -191,3 +191,79 @@ def test_meta_to_empty() -> None:
     real = OrientedConv2d(6, 5, 3)
     module.load_state_dict(real.state_dict())
     assert module.taps == real.taps
+
+
+# ---- the residual option and the published module -----------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("anchor", ["center", "start"])
+def test_residual_adds_the_image(stride: Any, dtype: torch.dtype, anchor: Any) -> None:
+    plain = OrientedConv2d(6, 5, 3, stride=stride, anchor=anchor, dtype=dtype)
+    module = OrientedConv2d(6, 5, 3, stride=stride, anchor=anchor, dtype=dtype, residual=True)
+    module.load_state_dict(plain.state_dict())
+    x = image().to(dtype)
+    down, across = module.stride
+    want = plain(x).double() + x[:, :, ::down, ::across].double()
+    assert float((module(x).double() - want).detach().abs().max()) <= 4 * torch.finfo(dtype).eps * float(want.detach().abs().max())
+    assert torch.equal(to.oriented_conv2d(x, module.weight, module.theta, module.bias, stride=stride, anchor=anchor, residual=True), module(x))
+
+
+def test_residual_gradients_are_those_of_the_sum() -> None:
+    module, x = OrientedConv2d(6, 5, 3, stride=2, dtype=torch.float64, residual=True), image().double().requires_grad_()
+    dy = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    dx, dw = torch.autograd.grad(module(x), (x, module.weight), dy)
+    module.residual = False
+    plain_dx, plain_dw = torch.autograd.grad(module(x), (x, module.weight), dy)
+    plain_dx[:, :, ::2, ::2] += dy
+    torch.testing.assert_close(dx, plain_dx)
+    torch.testing.assert_close(dw, plain_dw)
+
+
+@pytest.mark.parametrize("angle", [0.7, [0.1, 0.1, 0.5, 0.5, 2.0, 3.0]], ids=["one angle", "six angles"])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2}, {"resid": True}, {"nhwc": True, "resid": True}, {"bias": False, "padding": 3, "arbitrary_size": True}], ids=str
+)
+def test_the_published_module(angle: Any, options: dict[str, Any]) -> None:
+    module = DepthwiseOrientedConv1d(6, 6, 5, groups=6, angle=angle, **options)
+    assert module.weight.shape == (6, 1, 1, 5)
+    x = image()
+    y = module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if options.get("nhwc") else module(x)
+    angles = [angle] * 6 if isinstance(angle, float) else angle
+    want = to.oriented_conv2d(x, module.weight, angles, module.bias, stride=options.get("stride", 1), residual=options.get("resid", False))
+    torch.testing.assert_close(y, want)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+@pytest.mark.parametrize("angle", [0.0, [0.0] * 6])
+def test_published_state_dicts_load(shape: tuple[int, ...], angle: Any) -> None:
+    """theta came as (C, 1) from one angle and as (C,) from a list; the taps follow what is loaded."""
+    theirs = {"weight": torch.randn(6, 1, 1, 5), "bias": torch.randn(6), "theta": torch.linspace(0, 2, 6).reshape(shape)}
+    module = DepthwiseOrientedConv1d(6, 6, 5, groups=6, angle=angle)
+    own = module.theta.shape
+    module.load_state_dict(theirs)
+    assert module.theta.shape == own
+    assert module.taps == Taps.oriented(theirs["theta"].flatten().tolist(), 5)
+    x = image()
+    assert torch.equal(module(x), to.oriented_conv2d(x, theirs["weight"], theirs["theta"].flatten(), theirs["bias"]))
+
+
+def test_one_angle_is_one_group() -> None:
+    assert DepthwiseOrientedConv1d(6, 6, 5, angle=0.7).taps == Taps.oriented(0.7, 5)
+    assert DepthwiseOrientedConv1d(6, 6, 5, angle=0.7).theta.shape == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ((6, 8, 5), "in_channels = out_channels = groups, got 6, 8 and None"),
+        ((6, 6, 4), "odd"),
+        ((6, 6, 5, [0.1, 0.2]), "one for each of 6 channels, got 2"),
+    ],
+)
+def test_what_the_published_module_refuses(given: tuple[Any, ...], rule: str) -> None:
+    with pytest.raises(to.InvalidArgument, match=rule):
+        DepthwiseOrientedConv1d(*given[:3], angle=given[3] if len(given) > 3 else 0.0)
+    with pytest.raises(to.InvalidArgument, match="and 3"):
+        DepthwiseOrientedConv1d(6, 6, 5, groups=3)

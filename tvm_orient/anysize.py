@@ -38,7 +38,7 @@ def key(spec: ConvSpec) -> str:
 
 
 def plan(spec: ConvSpec, kind: str, lanes: int = 1) -> Plan:
-    """The arguments for a spec; lanes: elements of a CPU's vector.
+    """The arguments for a spec; lanes: sums in a CPU's vector.
 
     Raises:
         Unsupported: a staged band would need more than 2^31 elements.

@@ -121,6 +121,7 @@ def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:
     Raises:
         InvalidArgument: a rule is broken.
     """
+    _image(x, "x")
     if bias.dim() != 1 or bias.shape[0] != x.shape[1]:
         raise InvalidArgument(f"bias must have shape ({x.shape[1]},), one value per channel, got {tuple(bias.shape)}")
     _same(x, bias, "x and bias")

@@ -60,13 +60,13 @@ def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> A
     def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
         row, col = i - shape.top, (j * quad + v) * shape.phases + b - shape.left
         if g.wrap:
-            return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)]
+            return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)].astype(spec.sums)
         inside = [] if shape.rows == height and shape.top == 0 else [row >= 0, row < height]
         if quad > 1:
             inside += [j >= shape.left // quad, j < (shape.left + width) // quad]
         else:
             inside += [col >= 0, col < width]
-        return te.if_then_else(te.all(*inside), source[n, c, row, col], tirx.const(0, spec.dtype))
+        return te.if_then_else(te.all(*inside), source[n, c, row, col].astype(spec.sums), tirx.const(0, spec.sums))
 
     return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns // quad, quad), padded, name="stage")
 
@@ -79,7 +79,7 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     """PrimFunc of a single-group spec over `channels` channels, in the given form.
 
     Parameters: conv (x, w, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
-    workspace of the caller.
+    workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
     func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
     return _whole_rows(func).with_attr("global_symbol", "main")
@@ -108,7 +108,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     columns = round_up(inner, max(1, form.vector))
     shape_of = g.stage(columns, form.halo, form.pitch)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
-    zero = tirx.const(0, spec.dtype)
+    zero = tirx.const(0, spec.sums)
 
     def value(a: Any, c: Any, i: Any, j: Any, terms: Sequence[Term]) -> Any:
         if not g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
@@ -117,7 +117,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         for t in terms:
             phase, shift = shape_of.place(t.col)
             products.append(
-                _total([weight[c, s] for s in t.taps]) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad]
+                _total([weight[c, s].astype(spec.sums) for s in t.taps])
+                * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad]
             )
         return _total(products) if products else zero
 
@@ -131,14 +132,16 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
 
     shape = (n, channels, *g.output)
     if not form.vector:
-        y = te.compute(shape, lambda a, c, h, w: by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), name="y")
+        y = te.compute(shape, lambda a, c, h, w: by_phase(a, c, h, w % g.phases[1], w // g.phases[1]).astype(spec.dtype), name="y")
         return te.create_prim_func([source, weight, y])
     v, rows_of = form.vector, (n, channels, g.output[0], g.phases[1], columns // form.vector, form.vector)
     if form.reduce and g.every and g.phases == (1, 1):
         terms = sorted(g.terms[0, 0], key=lambda t: (t.row, t.col % v, t.col))  # neighbours share vectors
         where = [shape_of.place(t.col) for t in terms]
         rows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
-        folded = te.compute((channels, len(terms)), lambda c, t: _pick(t, [_total([weight[c, s] for s in term.taps]) for term in terms]), name="folded")
+        folded = te.compute(
+            (channels, len(terms)), lambda c, t: _pick(t, [_total([weight[c, s].astype(spec.sums) for s in term.taps]) for term in terms]), name="folded"
+        )
         tap = te.reduce_axis((0, len(terms)), "tap")
 
         def summed(a: Any, c: Any, h: Any, b: Any, jo: Any, ji: Any) -> Any:
@@ -148,7 +151,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         acc = te.compute(rows_of, summed, name="acc")
     else:
         acc = te.compute(rows_of, lambda a, c, h, b, jo, ji: by_phase(a, c, h, b, jo * v + ji), name="acc")
-    y = te.compute(shape, lambda a, c, h, w: acc[a, c, h, w % g.phases[1], w // g.phases[1] // v, w // g.phases[1] % v], name="y")
+    y = te.compute(shape, lambda a, c, h, w: acc[a, c, h, w % g.phases[1], w // g.phases[1] // v, w // g.phases[1] % v].astype(spec.dtype), name="y")
     return te.create_prim_func([source, weight, y])
 
 
@@ -165,11 +168,12 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
-    zero = tirx.const(0, spec.dtype)
+    zero = tirx.const(0, spec.sums)
     tall = bands * rows
 
     def padded(a: Any, c: Any, p: Any, q: Any) -> Any:
-        return te.if_then_else(te.all(p < height, q < width), dy[a, c, p, q], zero) if tall != height or columns != width else dy[a, c, p, q]
+        value = dy[a, c, p, q].astype(spec.sums)
+        return te.if_then_else(te.all(p < height, q < width), value, zero) if tall != height or columns != width else value
 
     dys = te.compute((n, channels, tall, columns), padded, name="dys")
     rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from . import checks, launch, ops
+from . import checks, launch, ops, transforms
 from .errors import InvalidArgument
 from .spec import ConvSpec
 from .taps import Anchor, Taps
+
+_RUN_ON = ("cpu", "cuda")  # devices whose implementation checks its operands itself
 
 
 def oriented_conv2d(
@@ -23,6 +26,7 @@ def oriented_conv2d(
     dilation: int = 1,
     padding_mode: str = "zeros",
     anchor: Anchor = "center",
+    residual: bool = False,
 ) -> torch.Tensor:
     """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023).
 
@@ -30,7 +34,8 @@ def oriented_conv2d(
     dh = trunc(-sin(theta) * k) and dw = trunc(cos(theta) * k); x~ is x padded without bound.
 
     Args:
-        x: (N, C, H, W), float32 (float64 on a CPU).
+        x: (N, C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
+            operands are cast to its dtype, float64 apart.
         weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
         theta: radians, counter-clockwise with y up: a number, (G,), (C,) or (C, 1). With G angles channel c takes angle
             (G*(c+1) - 1) // C. Under torch.compile theta must be numbers, not a tensor.
@@ -39,6 +44,7 @@ def oriented_conv2d(
         dilation: multiplies k before truncation.
         padding_mode: "zeros" or "circular".
         anchor: "center" (k = s - K//2) or "start" (k = s).
+        residual: add x (its pixels at multiples of the stride) to the result, as if the tap at k = 0 weighed one more.
 
     Returns:
         (N, C, ceil(H/stride), ceil(W/stride)), contiguous.
@@ -57,7 +63,9 @@ def oriented_conv2d(
             )
         theta = checks.angles(theta, x.shape[1])
     key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
-    return _apply(x, matrix, key, bias, stride, padding_mode)
+    if not residual:
+        return _apply(x, matrix, key, bias, stride, padding_mode)
+    return with_residual(x, matrix, Taps.from_key(key), bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0)
 
 
 def tap_conv2d(
@@ -75,18 +83,51 @@ def tap_conv2d(
     return _apply(x, checks.weight_matrix(weight), taps.key, bias, stride, padding_mode)
 
 
+def with_residual(
+    x: torch.Tensor, weight: torch.Tensor, taps: Taps, bias: torch.Tensor | None, stride: int | tuple[int, int], padding_mode: str, centre: int
+) -> torch.Tensor:
+    """tap_conv2d(x) + x, whose tap `centre` has offset (0, 0): by a weight where adding one to it is exact enough, else by a sum."""
+    if weight.dtype.itemsize >= 4 and _autocast(x)[0] is x:
+        one = (torch.arange(weight.shape[-1], device=weight.device) == centre).to(weight.dtype)
+        return tap_conv2d(x, weight + one, taps, bias, stride=stride, padding_mode=padding_mode)
+    y = tap_conv2d(x, weight, taps, bias, stride=stride, padding_mode=padding_mode)
+    down, across = checks.options(stride, padding_mode)
+    return y + x[:, :, ::down, ::across].to(y.dtype)
+
+
 @torch.compiler.assume_constant_result
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
+    given = tuple(theta) if isinstance(theta, list | tuple) else (theta,)
+    if not all(type(angle) is float for angle in given):  # what may change in place, or is no angle at all
+        given = checks.angles(theta, channels)
+    return _known_line(given, kernel_size, dilation, anchor, channels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_line(theta: tuple[float, ...], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
     return checks.line_taps(checks.angles(theta, channels), kernel_size, dilation, anchor, channels).key
 
 
-def _apply(x: torch.Tensor, weight: torch.Tensor, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str) -> torch.Tensor:
+def _autocast(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Operands in the dtype of the autocast region that x is in, if any; float64 is left alone, as PyTorch does."""
+    kind = x.device.type
+    if kind not in _RUN_ON or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return [x, *others]
+    dtype = torch.get_autocast_dtype(kind)
+    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, *others)]
+
+
+def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str) -> torch.Tensor:
     pair = checks.options(stride, padding_mode)
+    if isinstance(x, torch.Tensor):
+        x, weight, bias = _autocast(x, weight, bias)
     if not torch.compiler.is_compiling():
-        checks.conv_operands(x, weight, Taps.from_key(key))
+        if not isinstance(x, torch.Tensor) or x.device != weight.device or x.device.type not in _RUN_ON:  # what dispatch would say is less clear
+            checks.conv_operands(x, weight, Taps.from_key(key))
         if bias is not None:
             checks.bias_vector(bias, x)
-    y = ops.conv(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
+    apply = transforms.Conv.apply if transforms.active() else ops.conv
+    y: torch.Tensor = apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 

@@ -21,7 +21,7 @@ from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, Unsupported
 from .lower import Choice, generic_choices, is_generic
-from .spec import ConvSpec
+from .spec import DTYPES, ConvSpec
 from .tvmkit import check_ffi
 
 _ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
@@ -44,7 +44,7 @@ class Kernel:
         self.tables: tuple[torch.Tensor, ...] = ()
         self.numbers: tuple[int, ...] = ()
         if generic:
-            plan = anysize.plan(spec, device.kind, device.vector_bytes // spec.itemsize)
+            plan = anysize.plan(spec, device.kind, device.vector_bytes // DTYPES[spec.sums])
             where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
             self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
             bands, taps = plan.workspace
@@ -53,28 +53,24 @@ class Kernel:
             bands, taps = _find(facts, "workspace") or (0, 0)
         self.workspace = (spec.channels, bands, taps)
         self.alignment = _ALIGNMENT[device.kind]
+        self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
+        plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)
+        self.result = (spec.channels, spec.kernel_size) if self.sums_up else (spec.channels, *plane)
+        self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Operands of spec.op, contiguous and on the device: (x, w) -> y, (dy, w) -> dx or (x, dy) -> dw."""
-        spec, n = self.spec, first.shape[0]
-        if spec.op == "conv_dw":
-            out = first.new_empty((spec.channels, spec.kernel_size))
-            if n == 0:
-                return out.zero_()
-        elif spec.op == "conv":
-            out = first.new_empty((n, spec.channels, spec.out_height, spec.out_width))
-        else:
-            out = first.new_empty((n, spec.channels, spec.height, spec.width))
+        n = first.shape[0]
+        out = first.new_empty(self.result, dtype=self.sums) if self.sums_up else first.new_empty((n, *self.result))
         if n == 0:
-            return out
-        most = n * spec.channels * max(spec.height * spec.width, self.workspace[1] * self.workspace[2])
-        if most > _LIMIT:
-            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {most}: split the batch")
+            return out.zero_().to(first.dtype)
+        if n * self.each > _LIMIT:
+            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
         first, second = self._aligned(first), self._aligned(second)
-        if spec.op == "conv_dw":
-            self._run(first, second, *self.tables, first.new_empty((n, *self.workspace)), out, *self.numbers)
-        else:
-            self._run(first, second, *self.tables, out, *self.numbers)
+        if self.sums_up:
+            self._run(first, second, *self.tables, first.new_empty((n, *self.workspace), dtype=self.sums), out, *self.numbers)
+            return out.to(first.dtype)
+        self._run(first, second, *self.tables, out, *self.numbers)
         return out
 
     def _aligned(self, tensor: torch.Tensor) -> torch.Tensor:

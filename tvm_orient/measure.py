@@ -119,7 +119,7 @@ class Worker:
 
 
 def operand_shapes(spec: ConvSpec, batch: int, workspace: tuple[int, int] | None) -> list[tuple[int, ...]]:
-    """Shapes of a kernel's parameters, in order."""
+    """Shapes of a kernel's parameters, in order; conv_dw's last two are of spec.sums, all others of spec.dtype."""
     x, y = (batch, spec.channels, spec.height, spec.width), (batch, spec.channels, spec.out_height, spec.out_width)
     w = (spec.channels, spec.kernel_size)
     if spec.op == "conv_dw":
@@ -166,11 +166,12 @@ def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
     copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes))
-    key = (str(shapes), copies)
+    key = (str(shapes), spec.dtype, copies)
     if key not in cache:
         cache.clear()
         torch.manual_seed(0)
-        cache[key] = [[torch.randn(shape, dtype=getattr(torch, spec.dtype), device=device) for shape in shapes] for _ in range(copies)]
+        dtypes = [getattr(torch, spec.sums if spec.op == "conv_dw" and i > 1 else spec.dtype) for i in range(len(shapes))]
+        cache[key] = [[torch.randn(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)] for _ in range(copies)]
     return _median(_function(request), cache[key], device)
 
 
@@ -191,10 +192,11 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
     torch.manual_seed(1)
     first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype)) for shape in shapes[:2])
-    outputs = [torch.full(shape, float("nan"), dtype=first.dtype, device=device) for shape in shapes[2:]]
+    kind = getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
+    outputs = [torch.full(shape, float("nan"), dtype=kind, device=device) for shape in shapes[2:]]
     _function(request)(first.to(device), second.to(device), *outputs)
     want = reference.run(spec, first, second)
-    error = float((outputs[-1].cpu().double() - want).abs().max()) if want.numel() else 0.0
+    error = float((outputs[-1].cpu().to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
     bound = reference.tolerance(spec, request["batch"], first, second)
     if not error <= bound:  # NaN fails too
         return {"error": f"differs from the reference by {error:.3g}, at most {bound:.3g}"}

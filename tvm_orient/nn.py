@@ -9,7 +9,7 @@ import torch
 
 from . import checks
 from .errors import InvalidArgument
-from .functional import tap_conv2d
+from .functional import tap_conv2d, with_residual
 from .spec import stride_pair
 from .taps import Anchor, angles_between
 
@@ -21,7 +21,7 @@ class OrientedConv2d(torch.nn.Module):
         channels: C.
         kernel_size: K, odd.
         theta: an int for that many directions spread over 180 degrees from 0, or radians: a float, (G,), (C,) or (C, 1).
-        stride, dilation, padding_mode, anchor, bias: as `oriented_conv2d`.
+        stride, dilation, padding_mode, anchor, bias, residual: as `oriented_conv2d`.
 
     Parameters: weight (C, K), bias (C,). theta is a float32 buffer in the state dict, never cast by .half() or .to(dtype); the
     taps follow it when a state dict is loaded.
@@ -43,6 +43,7 @@ class OrientedConv2d(torch.nn.Module):
         padding_mode: str = "zeros",
         anchor: Anchor = "center",
         bias: bool = True,
+        residual: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class OrientedConv2d(torch.nn.Module):
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise InvalidArgument(f"channels must be a whole number >= 1, got {channels!r}")
         self.channels, self.kernel_size, self.dilation, self.anchor = channels, kernel_size, dilation, anchor
-        self.stride, self.padding_mode = stride_pair(stride), padding_mode
+        self.stride, self.padding_mode, self.residual = stride_pair(stride), padding_mode, residual
         checks.options(stride, padding_mode)
         directions = angles_between(theta).tolist() if isinstance(theta, int) and not isinstance(theta, bool) else checks.angles(theta, channels)
         self.register_buffer("theta", torch.tensor(directions, dtype=torch.float32, device=device))
@@ -82,11 +83,84 @@ class OrientedConv2d(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
+        if self.residual:
+            centre = self.kernel_size // 2 if self.anchor == "center" else 0
+            return with_residual(x, self.weight, self.taps, self.bias, self.stride, self.padding_mode, centre)
         return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:
-        options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}"
+        options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"
         return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, {options}"
+
+
+class DepthwiseOrientedConv1d(OrientedConv2d):
+    """The published module (Kirchmeyer & Deng, ICCV 2023), with its names, its state dict and its numbers, on any size, dtype and device.
+
+    Args:
+        in_channels, out_channels, groups: C, three times; groups may be left out.
+        kernel_size: K, odd.
+        stride: the same for both axes, or (vertical, horizontal).
+        padding: accepted and ignored, as published: the output has ceil(H/stride) x ceil(W/stride) pixels.
+        angle: radians: a number for all channels, or one for each.
+        nhwc: operands and results are (N, H, W, C).
+        resid: adds x to the result, as `residual` of `oriented_conv2d`.
+        arbitrary_size: accepted; every size works.
+
+    Parameters: weight (C, 1, 1, K), bias (C,). theta, a buffer here, is (C,) or (C, 1); a state dict may hold either.
+
+    Raises:
+        InvalidArgument: a rule is broken.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        groups: int | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: object = 0,
+        bias: bool = True,
+        angle: float | Sequence[float] | torch.Tensor = 0.0,
+        nhwc: bool = False,
+        resid: bool = False,
+        arbitrary_size: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if in_channels != out_channels or groups not in (None, in_channels):
+            raise InvalidArgument(
+                f"a depthwise convolution has in_channels = out_channels = groups, got {in_channels}, {out_channels} and {groups}: add a pointwise convolution"
+            )
+        angles = checks.angles(angle, in_channels)
+        if len(angles) not in (1, in_channels):
+            raise InvalidArgument(f"angle must be a number or one for each of {in_channels} channels, got {len(angles)}: OrientedConv2d takes one per group")
+        one = len(angles) == 1
+        super().__init__(
+            in_channels, kernel_size, list(angles) * in_channels if one else angles, stride=stride, bias=bias, residual=resid, device=device, dtype=dtype
+        )
+        self.nhwc = nhwc
+        if one:
+            self.theta = self.theta.view(-1, 1)
+            self._read_theta()
+        self.weight = torch.nn.Parameter(self.weight.detach().view(in_channels, 1, 1, kernel_size))
+
+    def _read_theta(self) -> None:
+        """One group of channels where all angles are the same, so that one kernel serves them."""
+        super()._read_theta()
+        if len(set(self.taps.table)) == 1:
+            self.taps = self.taps.group(0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
+        theta = state_dict.get(f"{prefix}theta")
+        if theta is not None and theta.numel() == self.theta.numel():
+            state_dict[f"{prefix}theta"] = theta.reshape(self.theta.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else super().forward(x)
 
 
 def _follow_theta(module: OrientedConv2d, _: object) -> None:  # not a lambda, which would not pickle

@@ -6,7 +6,7 @@ implementation, where sizes are plain ints, so that torch.compile adds no guards
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,35 +22,47 @@ _library.define("conv_dx(Tensor dy, Tensor weight, str taps, SymInt height, SymI
 _library.define("conv_dw(Tensor x, Tensor dy, str taps, int[2] stride, str padding_mode) -> Tensor")
 
 
-@functools.lru_cache(maxsize=4096)
-def _kernel(
-    op: str, channels: int, height: int, width: int, taps: str, stride: tuple[int, int], padding_mode: str, dtype: torch.dtype, device: torch.device
-) -> Kernel:
-    spec = ConvSpec(op, channels, height, width, Taps.from_key(taps), stride, padding_mode, checks.dtype_name(dtype))
-    return launch.kernel(spec, launch.device_of(torch.empty(0, device=device)))
+# what a call has been checked and built for: everything about its operands but N, the values and the strides
+_ready: dict[tuple[Any, ...], Kernel] = {}
+_MOST = 4096
+launch.on_forget(_ready.clear)
 
 
-launch.on_forget(_kernel.cache_clear)
+def _prepared(key: tuple[Any, ...], op: str, image: torch.Tensor, plane: Sequence[int], taps: str, stride: Sequence[int], padding_mode: str) -> Kernel:
+    """The kernel of a call that has just been checked, kept for the calls like it. plane: height and width of x."""
+    spec = ConvSpec(op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode, checks.dtype_name(image.dtype))  # type: ignore[arg-type]
+    kernel = launch.kernel(spec, launch.device_of(image))
+    if len(_ready) >= _MOST:
+        _ready.clear()
+    _ready[key] = kernel
+    return kernel
 
 
 def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    pair = (stride[0], stride[1])
-    checks.conv_operands(x, weight, Taps.from_key(taps))
-    _, c, h, w = x.shape
-    return _kernel("conv", c, h, w, taps, pair, padding_mode, x.dtype, x.device)(x.contiguous(), weight.contiguous())
+    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device)
+    kernel = _ready.get(key)
+    if kernel is None:
+        checks.conv_operands(x, weight, Taps.from_key(taps))
+        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode)
+    return kernel(x.contiguous(), weight.contiguous())
 
 
 def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
-    pair = (stride[0], stride[1])
-    checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, pair)
-    return _kernel("conv_dx", dy.shape[1], height, width, taps, pair, padding_mode, dy.dtype, dy.device)(dy.contiguous(), weight.contiguous())
+    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, dy.dtype, weight.dtype, dy.device, weight.device)
+    kernel = _ready.get(key)
+    if kernel is None:
+        checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, (stride[0], stride[1]))
+        kernel = _prepared(key, "conv_dx", dy, (height, width), taps, stride, padding_mode)
+    return kernel(dy.contiguous(), weight.contiguous())
 
 
 def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    pair = (stride[0], stride[1])
-    checks.dw_operands(x, dy, pair)
-    _, c, h, w = x.shape
-    return _kernel("conv_dw", c, h, w, taps, pair, padding_mode, x.dtype, x.device)(x.contiguous(), dy.contiguous())
+    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, x.dtype, dy.dtype, x.device, dy.device)
+    kernel = _ready.get(key)
+    if kernel is None:
+        checks.dw_operands(x, dy, (stride[0], stride[1]))
+        kernel = _prepared(key, "conv_dw", x, x.shape[2:], taps, stride, padding_mode)
+    return kernel(x.contiguous(), dy.contiguous())
 
 
 for _key in ("CPU", "CUDA"):
@@ -128,3 +140,28 @@ def _conv_dw_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("tvm_orient::conv", _conv_backward, setup_context=_save, lib=_library)
 torch.library.register_autograd("tvm_orient::conv_dx", _conv_dx_backward, setup_context=_save, lib=_library)
 torch.library.register_autograd("tvm_orient::conv_dw", _conv_dw_backward, setup_context=_save, lib=_library)
+
+
+# ---- vmap: images fold into N; weights of their own, and sums over N, are one call each -----------
+
+
+def _moved(tensors: Sequence[torch.Tensor], dims: Sequence[int | None], size: int) -> list[torch.Tensor]:
+    """Both operands with the mapped dimension first, expanded where an operand is not mapped."""
+    return [t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
+
+
+def mapped(op: Any, foldable: bool) -> Any:
+    """The vmap rule of an op (a callable). foldable: its first operand is a batch of images, and so is its result."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], first: torch.Tensor, second: torch.Tensor, *options: Any) -> tuple[torch.Tensor, int]:
+        firsts, seconds = _moved((first, second), in_dims[:2], info.batch_size)
+        if foldable and in_dims[1] is None:
+            return op(firsts.flatten(0, 1), second, *options).unflatten(0, firsts.shape[:2]), 0
+        return torch.stack([op(a, b, *options) for a, b in zip(firsts.unbind(), seconds.unbind(), strict=True)]), 0
+
+    return rule
+
+
+torch.library.register_vmap("tvm_orient::conv", mapped(conv, True), lib=_library)
+torch.library.register_vmap("tvm_orient::conv_dx", mapped(conv_dx, True), lib=_library)
+torch.library.register_vmap("tvm_orient::conv_dw", mapped(conv_dw, False), lib=_library)

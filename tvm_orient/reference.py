@@ -98,22 +98,25 @@ def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
     """Largest absolute error that rounding alone may put into a kernel's result for these operands.
 
     A sum of n products in any order, fused or not, errs by at most gamma_n * sum |a_i b_i|, gamma_n = n*u/(1 - n*u)
-    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5); u is the unit roundoff of spec.dtype.
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5); u is the unit roundoff of spec.sums.
     n is K for conv and conv_dx: a kernel that adds colliding weights first has no longer chain than that. n is N*P*Q
     for conv_dw, where the worst case is out of reach of any real kernel, so the depth is min(n, 6*sqrt(n)): rounding
     errors that are independent with mean zero, as random operands make them, exceed it with probability 3e-8 an
     output (Higham & Mary, A new approach to probabilistic rounding error analysis, 2019). sum |a_i b_i| is the
     reference on absolute values, at its largest output. The float64 reference's own error is added, and n results
-    below the smallest normal number may be flushed to zero. A result that holds one wrong product of ordinary size
+    below the smallest normal number may be flushed to zero. A half-precision result is rounded once more.
+    A result that holds one wrong product of ordinary size
     lies far outside for conv and conv_dx; conv_dw of a large batch hides small faults, so check it on small ones too.
     """
     depth = spec.kernel_size if spec.op != "conv_dw" else batch * spec.out_height * spec.out_width
     sums = run(spec, *(operand.double().abs() for operand in operands))
     if depth == 0 or sums.numel() == 0:
         return 0.0
-    kind = torch.finfo(getattr(torch, spec.dtype))
+    kind, stored = torch.finfo(getattr(torch, spec.sums)), torch.finfo(getattr(torch, spec.dtype))
     bound = _gamma(depth, kind.eps / 2) + _gamma(depth, torch.finfo(torch.float64).eps / 2)
-    return bound * float(sums.max()) + depth * kind.tiny
+    most = float(sums.max())
+    rounding = 0.0 if spec.sums == spec.dtype else stored.eps / 2 * (1 + bound) * most + stored.tiny * stored.eps
+    return bound * most + depth * kind.tiny + rounding
 
 
 def _gamma(depth: int, u: float) -> float:

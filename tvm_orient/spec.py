@@ -12,7 +12,7 @@ from .errors import InvalidArgument
 from .taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
-DTYPES = {"float64": 8, "float32": 4}
+DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PADDING_MODES = ("zeros", "circular")
 LAYOUTS = ("nchw",)
 _KEY = re.compile(r"(conv|conv_dx|conv_dw)-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
@@ -72,6 +72,11 @@ class ConvSpec:
     def itemsize(self) -> int:
         """Bytes of one element."""
         return DTYPES[self.dtype]
+
+    @property
+    def sums(self) -> str:
+        """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
+        return self.dtype if self.itemsize >= 4 else "float32"
 
     def bytes_moved(self, batch: int) -> int:
         """Least DRAM traffic in bytes: every operand read or written once."""

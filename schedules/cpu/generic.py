@@ -24,11 +24,12 @@ class CpuGeneric(Generic):
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
-        lanes, circular = device.vector_bytes // DTYPES[dtype], padding_mode == "circular"
-        return _dw(dtype, lanes, circular) if op == "conv_dw" else _gather(dtype, lanes, circular, op == "conv_dx")
+        sums, circular = "float32" if DTYPES[dtype] < 4 else dtype, padding_mode == "circular"
+        lanes = device.vector_bytes // DTYPES[sums]
+        return _dw(dtype, sums, lanes, circular) if op == "conv_dw" else _gather(dtype, sums, lanes, circular, op == "conv_dx")
 
 
-def _stage(dtype: str, circular: bool) -> Any:
+def _stage(sums: str, circular: bool) -> Any:
     """Macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
     from tvm.script import tirx as T
 
@@ -37,29 +38,33 @@ def _stage(dtype: str, circular: bool) -> Any:
         @T.inline
         def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
             for r, phase, j in T.grid(rows, across, columns):
-                stage[(r * across + phase) * columns + j] = T.Cast(dtype, 0)
+                stage[(r * across + phase) * columns + j] = T.Cast(sums, 0)
                 if (first + r) % height % hole_h == 0 and (j * across + phase - left) % width % hole_w == 0:
-                    stage[(r * across + phase) * columns + j] = source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
+                    stage[(r * across + phase) * columns + j] = T.Cast(
+                        sums, source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
+                    )
     else:
 
         @T.inline
         def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
             for j in T.serial(rows * across * columns):
-                stage[j] = T.Cast(dtype, 0)
+                stage[j] = T.Cast(sums, 0)
             for r in T.serial(T.max(0, -first), T.min(rows, height - first)):
                 if (first + r) % hole_h == 0:
                     for phase in T.serial(across):
                         for j in T.serial(((width - phase + across - 1) // across + hole_w - 1) // hole_w):
-                            stage[(r * across + phase) * columns + left // across + j * hole_w] = source[a, b, (first + r) // hole_h, j * across + phase]
+                            stage[(r * across + phase) * columns + left // across + j * hole_w] = T.Cast(
+                                sums, source[a, b, (first + r) // hole_h, j * across + phase]
+                            )
 
     return fill
 
 
-def _gather(dtype: str, lanes: int, circular: bool, spread: bool) -> Any:
+def _gather(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
     """conv; or conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
     from tvm.script import tirx as T
 
-    fill = _stage(dtype, circular)
+    fill = _stage(sums, circular)
 
     def plane(source: Any, result: Any) -> Any:
         return result if spread else source
@@ -80,33 +85,34 @@ def _gather(dtype: str, lanes: int, circular: bool, spread: bool) -> Any:
             a = T.bind(task // c)
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), dtype)
+            stage = T.alloc_buffer((rows * across * columns,), sums)
             for band in T.serial((p + BAND - 1) // BAND):
                 fill(stage, source, a, b, band * BAND * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w)
                 for patch, block in T.grid(T.min(BAND // PATCH, (p - band * BAND + PATCH - 1) // PATCH), (q + lanes - 1) // lanes):
-                    acc = T.alloc_buffer((PATCH * lanes,), dtype)
+                    acc = T.alloc_buffer((PATCH * lanes,), sums)
                     for i in T.unroll(PATCH):
                         for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(dtype, 0)
+                            acc[i * lanes + v] = T.Cast(sums, 0)
                     for t in T.serial(count[group]):
                         offset = T.bind(table[group, t, 0] + block * lanes)
                         for i in T.unroll(PATCH):
                             for v in T.vectorized(lanes):
                                 acc[i * lanes + v] = (
-                                    acc[i * lanes + v] + w[b, table[group, t, 1]] * stage[(patch * PATCH + i) * down * across * columns + offset + v]
+                                    acc[i * lanes + v]
+                                    + T.Cast(sums, w[b, table[group, t, 1]]) * stage[(patch * PATCH + i) * down * across * columns + offset + v]
                                 )
                     for i in T.unroll(PATCH):
                         if band * BAND + patch * PATCH + i < p:
                             for v in T.serial(T.min(lanes, q - block * lanes)):
-                                out[a, b, band * BAND + patch * PATCH + i, block * lanes + v] = acc[i * lanes + v]
+                                out[a, b, band * BAND + patch * PATCH + i, block * lanes + v] = T.Cast(dtype, acc[i * lanes + v])
 
     return main
 
 
-def _dw(dtype: str, lanes: int, circular: bool) -> Any:
+def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
     from tvm.script import tirx as T
 
-    fill = _stage(dtype, circular)
+    fill = _stage(sums, circular)
 
     @T.prim_func
     def main(
@@ -119,25 +125,25 @@ def _dw(dtype: str, lanes: int, circular: bool) -> Any:
         dy = T.match_buffer(dy_, (n, c, p, q), dtype)
         table = T.match_buffer(table_, (g, most, 2), "int32")
         count = T.match_buffer(count_, (g,), "int32")
-        part = T.match_buffer(part_, (n, c, bands, most), dtype)
-        dw = T.match_buffer(dw_, (c, k), dtype)
+        part = T.match_buffer(part_, (n, c, bands, most), sums)
+        dw = T.match_buffer(dw_, (c, k), sums)
         for task in T.parallel(n * c):
             a = T.bind(task // c)
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), dtype)
+            stage = T.alloc_buffer((rows * across * columns,), sums)
             wide = T.bind((q + lanes - 1) // lanes * lanes)
-            dys = T.alloc_buffer((BAND * wide,), dtype)
+            dys = T.alloc_buffer((BAND * wide,), sums)
             for band in T.serial(bands):
                 high = T.bind(T.min(BAND, p - band * BAND))
                 fill(stage, x, a, b, band * BAND * down - top, rows, height, width, across, columns, left, 1, 1)
                 for r, j in T.grid(high, wide):
-                    dys[r * wide + j] = T.if_then_else(j < q, dy[a, b, band * BAND + r, j], T.Cast(dtype, 0))
+                    dys[r * wide + j] = T.if_then_else(j < q, T.Cast(sums, dy[a, b, band * BAND + r, j]), T.Cast(sums, 0))
                 for block in T.serial((count[group] + PATCH - 1) // PATCH):
-                    acc = T.alloc_buffer((PATCH * lanes,), dtype)
+                    acc = T.alloc_buffer((PATCH * lanes,), sums)
                     for i in T.unroll(PATCH):
                         for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(dtype, 0)
+                            acc[i * lanes + v] = T.Cast(sums, 0)
                     for r, j in T.grid(high, wide // lanes):
                         for i in T.unroll(PATCH):
                             for v in T.vectorized(lanes):
@@ -146,13 +152,13 @@ def _dw(dtype: str, lanes: int, circular: bool) -> Any:
                                     + dys[r * wide + j * lanes + v] * stage[r * down * across * columns + j * lanes + table[group, block * PATCH + i, 0] + v]
                                 )
                     for i in T.serial(PATCH):
-                        part[a, b, band, block * PATCH + i] = T.Cast(dtype, 0)
+                        part[a, b, band, block * PATCH + i] = T.Cast(sums, 0)
                         for v in T.serial(lanes):
                             part[a, b, band, block * PATCH + i] = part[a, b, band, block * PATCH + i] + acc[i * lanes + v]
         for channel in T.parallel(c):
             line = T.bind((g * (channel + 1) - 1) // c)
             for s in T.serial(k):
-                dw[channel, s] = T.Cast(dtype, 0)
+                dw[channel, s] = T.Cast(sums, 0)
             for t, image, band in T.grid(count[line], n, bands):
                 dw[channel, table[line, t, 1]] = dw[channel, table[line, t, 1]] + part[image, channel, band, t]
 

@@ -13,7 +13,7 @@ from tvm_orient.device import Device
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up
 from tvm_orient.rewrite import AHEAD, ahead, cut
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template
 
@@ -22,7 +22,7 @@ _MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds 
 
 
 def _vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
-    widest = device.vector_bytes // spec.itemsize
+    widest = device.vector_bytes // DTYPES[spec.sums]
     return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)
 
 
@@ -37,7 +37,7 @@ def _rows(spec: ConvSpec) -> int:
 
 def _narrow(vectors: Sequence[int], spec: ConvSpec) -> int:
     """Vectors of 32 bytes: unaligned ones straddle cache lines half as often as those of 64, and waste less of a short row."""
-    return max(v for v in vectors if v * spec.itemsize <= 32 or v == vectors[-1])
+    return max(v for v in vectors if v * DTYPES[spec.sums] <= 32 or v == vectors[-1])
 
 
 def _ahead(spec: ConvSpec) -> int:

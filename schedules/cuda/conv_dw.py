@@ -17,6 +17,7 @@ from tvm_orient.spec import ConvSpec
 from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4
+_SUM = 4  # bytes of a staged value, float32 whatever the operands are
 _MOST_SHARED = 36864  # bytes of one angle: merged angles add the largest of each buffer, and a kernel may have 48 KiB
 _MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 2048  # multiply-adds of one patch
@@ -28,8 +29,8 @@ class ConvDw(Template):
     name, version, kind, ops = "two_pass_dw", 1, "cuda", ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.dtype != "float32":
-            return f"for float32 only, got {spec.dtype}"
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
         if spec.taps.groups == 1:
             taps = len(gather(spec).every)
             if taps > _MOST_TAPS:
@@ -92,7 +93,7 @@ class ConvDw(Template):
         stage = g.stage(columns, _VECTOR, _VECTOR)
         rows = min((decisions["rows"] - 1) * g.step[0] + g.span(), stage.rows)
         sums = len(g.every) * decisions["lanes"] * decisions["row_lanes"]
-        return decisions["planes"] * (rows * stage.phases * stage.columns + decisions["rows"] * columns + sums) * spec.itemsize
+        return decisions["planes"] * (rows * stage.phases * stage.columns + decisions["rows"] * columns + sums) * _SUM
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(decisions), self._shared(spec, decisions)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm_orient.anysize import BAND
 from tvm_orient.device import Device
+from tvm_orient.spec import DTYPES
 from tvm_orient.tvmkit import load_tvm
 
 from ..base import Generic
@@ -28,8 +29,8 @@ class CudaGeneric(Generic):
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
-        circular = padding_mode == "circular"
-        return _dw(dtype, circular) if op == "conv_dw" else _gather(dtype, circular, op == "conv_dx")
+        sums, circular = "float32" if DTYPES[dtype] < 4 else dtype, padding_mode == "circular"
+        return _dw(dtype, sums, circular) if op == "conv_dw" else _gather(dtype, sums, circular, op == "conv_dx")
 
 
 def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -41,7 +42,7 @@ def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return lambda i, size: i, lambda i, size: tirx.all(i >= 0, i < size)
 
 
-def _gather(dtype: str, circular: bool, spread: bool) -> Any:
+def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
     """conv; or conv_dx (spread), which is conv of stride 1 on dy spread out by the stride."""
     from tvm import tirx
     from tvm.script import tirx as T
@@ -70,7 +71,7 @@ def _gather(dtype: str, circular: bool, spread: bool) -> Any:
         w = T.match_buffer(w_, (c, k), dtype)
         table = T.match_buffer(table_, (g, k, 2), "int32")
         out = T.match_buffer(out_, (n, c, p, q), dtype)
-        acc = T.alloc_buffer((_ROWS,), dtype, scope="local")
+        acc = T.alloc_buffer((_ROWS,), sums, scope="local")
         for block in T.thread_binding(n * c * (((p + _ROWS - 1) // _ROWS * q + _THREADS - 1) // _THREADS), thread="blockIdx.x"):
             for thread in T.thread_binding(_THREADS, thread="threadIdx.x"):
                 blocks: T.int32 = div(div(p + _ROWS - 1, _ROWS) * q + _THREADS - 1, _THREADS)
@@ -81,22 +82,22 @@ def _gather(dtype: str, circular: bool, spread: bool) -> Any:
                 j: T.int32 = mod(mod(block, blocks) * _THREADS + thread, q)
                 if first < p:
                     for i in T.unroll(_ROWS):
-                        acc[i] = T.Cast(dtype, 0)
+                        acc[i] = T.Cast(sums, 0)
                     for t in T.serial(k):
                         col: T.int32 = place(j * step(across) + table[group, t, 1], plane(width, q))
                         if lands(col, plane(width, q), across):
                             for i in T.unroll(_ROWS):
                                 row: T.int32 = place((first + i) * step(down) + table[group, t, 0], plane(height, p))
                                 if tirx.all(first + i < p, lands(row, plane(height, p), down)):
-                                    acc[i] = acc[i] + w[b, t] * source[a, b, home(row, down), home(col, across)]
+                                    acc[i] = acc[i] + T.Cast(sums, w[b, t]) * T.Cast(sums, source[a, b, home(row, down), home(col, across)])
                     for i in T.unroll(_ROWS):
                         if first + i < p:
-                            out[a, b, first + i, j] = acc[i]
+                            out[a, b, first + i, j] = T.Cast(dtype, acc[i])
 
     return main
 
 
-def _dw(dtype: str, circular: bool) -> Any:
+def _dw(dtype: str, sums: str, circular: bool) -> Any:
     """First pass: a block sums a band of rows of one plane, a tap a thread. Second: a weight a thread, images and bands in order."""
     from tvm import tirx
     from tvm.script import tirx as T
@@ -111,10 +112,10 @@ def _dw(dtype: str, circular: bool) -> Any:
         x = T.match_buffer(x_, (n, c, height, width), dtype)
         dy = T.match_buffer(dy_, (n, c, p, q), dtype)
         table = T.match_buffer(table_, (g, k, 2), "int32")
-        part = T.match_buffer(part_, (n, c, bands, k), dtype)
-        dw = T.match_buffer(dw_, (c, k), dtype)
-        acc = T.alloc_buffer((1,), dtype, scope="local")
-        total = T.alloc_buffer((1,), dtype, scope="local")
+        part = T.match_buffer(part_, (n, c, bands, k), sums)
+        dw = T.match_buffer(dw_, (c, k), sums)
+        acc = T.alloc_buffer((1,), sums, scope="local")
+        total = T.alloc_buffer((1,), sums, scope="local")
         for block in T.thread_binding(n * c * bands * ((k + _TAPS - 1) // _TAPS), thread="blockIdx.x"):
             for thread in T.thread_binding(_TAPS, thread="threadIdx.x"):
                 chunks: T.int32 = div(k + _TAPS - 1, _TAPS)
@@ -124,18 +125,18 @@ def _dw(dtype: str, circular: bool) -> Any:
                 a: T.int32 = div(div(div(block, chunks), bands), c)
                 group: T.int32 = div(g * (b + 1) - 1, c)
                 if t < k:
-                    acc[0] = T.Cast(dtype, 0)
+                    acc[0] = T.Cast(sums, 0)
                     for r, j in T.grid(T.min(BAND, p - band * BAND), q):
                         row: T.int32 = place((band * BAND + r) * down + table[group, t, 0], height)
                         col: T.int32 = place(j * across + table[group, t, 1], width)
                         if tirx.all(inside(row, height), inside(col, width)):
-                            acc[0] = acc[0] + dy[a, b, band * BAND + r, j] * x[a, b, row, col]
+                            acc[0] = acc[0] + T.Cast(sums, dy[a, b, band * BAND + r, j]) * T.Cast(sums, x[a, b, row, col])
                     part[a, b, band, t] = acc[0]
         for block in T.thread_binding((c * k + _TAPS - 1) // _TAPS, thread="blockIdx.x"):
             for thread in T.thread_binding(_TAPS, thread="threadIdx.x"):
                 weight: T.int32 = block * _TAPS + thread
                 if weight < c * k:
-                    total[0] = T.Cast(dtype, 0)
+                    total[0] = T.Cast(sums, 0)
                     for image, band in T.grid(n, bands):
                         total[0] = total[0] + part[image, div(weight, k), band, mod(weight, k)]
                     dw[div(weight, k), mod(weight, k)] = total[0]

@@ -18,6 +18,7 @@ from tvm_orient.spec import ConvSpec
 from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4  # floats in a 16-byte load
+_SUM = 4  # bytes of a staged value, float32 whatever the operands are
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 
@@ -28,8 +29,8 @@ class SharedPatch(Template):
     name, version, kind, ops = "shared_patch", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.dtype != "float32":
-            return f"for float32 only, got {spec.dtype}"
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
         if spec.taps.groups == 1:
             terms = max(len(t) for t in gather(spec).terms.values())
             if terms > _MOST_TERMS:
@@ -100,7 +101,7 @@ class SharedPatch(Template):
         g = gather(spec)
         stage = g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * spec.itemsize
+        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * _SUM
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
