@@ -129,7 +129,7 @@ def test_specs_file(tmp_path: Path) -> None:
         (("--angles", "0;45"), "got '0;45'"),
         (("--stride", "0"), "--stride takes a whole number >= 1, or two of them (vertical x horizontal), got '0'"),
         (("--stride", "1x2x3"), "got '1x2x3'"),
-        (("--dtype", "int8"), "dtype must be one of float64, float32, got 'int8'"),
+        (("--dtype", "int8"), "dtype must be one of float64, float32, float16, bfloat16, got 'int8'"),
         (("--op", "pool"), "op must be one of conv, conv_dx, conv_dw, got 'pool'"),
         (("--padding-mode", "mirror"), "padding_mode must be one of zeros, circular, got 'mirror'"),
         (("--arch", "sm_77"), "unknown arch 'sm_77'"),
@@ -157,7 +157,7 @@ def test_missing_options_are_named() -> None:
         (b"\xff\xfe\0", "it is not UTF-8 text"),
         (b"# nothing\n", "got none in"),
         (b"\nconv-c8h6w5-s1-zeros-float32-nchw-k3a0\nconv-c8\n", "keys.txt, line 3: not a spec key: 'conv-c8'"),
-        (b"conv-c8h6w5-s1-zeros-int8-nchw-k3a0", "keys.txt, line 1: dtype must be one of float64, float32, got 'int8'"),
+        (b"conv-c8h6w5-s1-zeros-int8-nchw-k3a0", "keys.txt, line 1: dtype must be one of float64, float32, float16, bfloat16, got 'int8'"),
     ],
 )
 def test_bad_specs_files_are_named(content: bytes | None, says: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tvm_orient import ConvSpec, Taps, angles_between, demo, reference
+from tvm_orient import ConvSpec, Taps, angles_between, demo, paths, reference
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.tune import Outcome, Progress, distinct_parts
 
@@ -45,6 +45,7 @@ def text(console: Console) -> str:
 
 def test_the_steps(tmp_path: Path, printed: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_photograph", small_photograph)
+    monkeypatch.setattr(paths, "shipped_log_dir", lambda: tmp_path / "none shipped")  # whose records might answer for a near shape
     monkeypatch.setattr(demo, "tune", finds_nothing)
     monkeypatch.setattr(demo, "_PEERS", ("grouped_raster",))  # the compiled ones take a minute
     assert demo.run(tmp_path / "new" / "pictures", 2, printed) == 0

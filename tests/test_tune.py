@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvm_orient import build, launch, logs, reference, search, tune
+from tvm_orient import build, launch, logs, reference, search, timers, tune
 from tvm_orient.device import cpu_device
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.lower import Choice
@@ -31,6 +31,13 @@ def _search(measure, trials: int, seed: int = 0) -> None:
         return [math.log2(d["a"]), math.log2(d["b"]), float(d["c"])]
 
     search.search(knobs, lambda d: d["a"] * d["b"] <= 128, features, measure, target=target(cpu_device()), trials=trials, round_size=8, seed=seed)
+
+
+@pytest.mark.parametrize(("busy", "told"), [(0.4, True), (0.05, False), (None, False)])
+def test_a_busy_machine_is_told(busy: float | None, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(timers, "others_busy", lambda: busy)
+    tune._warn_if_busy(cpu_device())
+    assert ("other work uses 40 % of this machine" in caplog.text) == told
 
 
 def test_search_beats_chance_and_respects_validity() -> None:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from .errors import BuildFailed, EnvironmentProblem
@@ -61,17 +62,25 @@ def compiler() -> str:
 
 
 def launcher_object(folder: Path) -> Path:
-    """Compile the launcher to an object file in folder.
+    """Write the launcher's object file to folder; it is compiled once a process.
 
     Raises:
         EnvironmentProblem: no C compiler. BuildFailed: it refused.
     """
-    source, result = folder / "launcher.c", folder / "launcher.o"
-    source.write_text(SOURCE)
-    done = subprocess.run([compiler(), "-O2", "-fPIC", "-c", str(source), "-o", str(result)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BuildFailed(f"the C compiler refused the launcher: {done.stderr.strip()[-500:]}")
+    result = folder / "launcher.o"
+    result.write_bytes(_launcher())
     return result
+
+
+@functools.cache
+def _launcher() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder) / "launcher.c", Path(folder) / "launcher.o"
+        source.write_text(SOURCE)
+        done = subprocess.run([compiler(), "-O2", "-fPIC", "-c", str(source), "-o", str(result)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildFailed(f"the C compiler refused the launcher: {done.stderr.strip()[-500:]}")
+        return result.read_bytes()
 
 
 @functools.cache

@@ -35,6 +35,7 @@ from .taps import Taps
 
 MARGIN = 0.02  # a tuned choice must beat the default by this share in the same run
 _ROUND = 8  # candidates between two fits of the cost model
+_BUSY = 0.15  # share of the cores that others may use before what a CPU measures is noise
 _FINAL_RUNS = 5  # of the default and the winner, in turn
 
 
@@ -102,12 +103,21 @@ def tune(
         schedules.default(part, device)  # refuses before any work
     outcomes = []
     with Worker(device) as worker, _device_lock(device):
+        _warn_if_busy(device)
         for position, part in enumerate(parts):
             run = _Run(part, device, worker, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
             outcomes.append(run.tune())
             if run.interrupted:
                 raise KeyboardInterrupt
     return outcomes
+
+
+def _warn_if_busy(device: Device) -> None:
+    from .timers import others_busy
+
+    busy = others_busy() if device.kind == "cpu" else None
+    if busy is not None and busy > _BUSY:
+        _log.warning("other work uses %.0f %% of this machine: what is measured now is noise; stop it, or tune later", 100 * busy)
 
 
 @contextlib.contextmanager
