@@ -37,7 +37,7 @@ static void worker(void* p) {
 
 int tvm_orient_launch(Task run, void* data, int tasks) {
   int threads = most_threads();
-  Job job = {run, data, tasks > 0 ? tasks : threads > 1 ? 4 * threads : 1, 0, 0};
+  Job job = {run, data, tasks > 0 ? tasks : threads > 1 ? 32 * threads : 1, 0, 0};
   if (threads > 1) parallel(worker, &job, (unsigned)threads, 0); else worker(&job);
   return job.failed;
 }

@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one angle's tuning found; record is None where the default won. stages: seconds spent on build, measure, verify, search."""
+    """What one angle's tuning found; record is None where the default won (the logs then say so). stages: seconds spent on build, measure, verify, search."""
 
     part: ConvSpec
     record: logs.Record | None
@@ -277,12 +277,31 @@ class _Run:
                     continue
             if not note.startswith("wrong"):
                 break
-        if record is not None:
-            logs.append(record, self.directory)
+        kept = record
+        if record is None and not self.interrupted and not note.startswith("wrong"):
+            kept = self._default_record(default)
+        if kept is not None:
+            logs.append(kept, self.directory)
         total = time.perf_counter() - self.start
         stages = {**self.stages, "search": total - sum(self.stages.values())}
         fastest = best if best is not None else ranked[0][0] if ranked else None
         return Outcome(self.part, record, _us(base), _us(fastest), len(self.done), failures, self.resumed, total, stages, note)
+
+    def _default_record(self, default: Choice) -> logs.Record | None:
+        """That the default won here: without it a record of the nearest shape would answer. None where it does not build, run or pass."""
+        with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
+            try:
+                kernel, workspace = self._build(default, Path(folder))
+            except BuildFailed:
+                return None
+            with self._stage("verify"):
+                error, _ = self.worker.verify(self.part, kernel, workspace)
+            with self._stage("measure"):
+                timing = self.worker.time(self.part, self.batch, kernel, workspace)
+                floor = self.worker.copy_seconds(self.part.bytes_moved(self.batch))
+        if error is None or timing.median is None:
+            return None
+        return self._record(default, timing.median, timing.spread, timing.median, floor, error)
 
     def _final(self, choice: Choice, default: Choice, folder: Path) -> tuple[logs.Record | None, float | None, float | None, str]:
         (folder / "a").mkdir()
