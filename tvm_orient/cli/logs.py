@@ -61,7 +61,7 @@ def list_files(as_json: Json = False) -> None:
 
 @logs_app.command(epilog=examples("logs check tuning_logs/nvidia-h200/conv.jsonl", "logs check tuning_logs --json"))
 def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Log files, or folders of them.")], as_json: Json = False) -> None:
-    """Read every line; exit 1 where one is bad, blank, of another schema, of an older template, or no faster than the default."""
+    """Read every line; exit 1 where one is bad, blank, of another schema, of an older template, or slower than the default."""
     rows = [_summary(path) for path in _expanded(files)]
     wrong = [row for row in rows if row["error"] or any(row[name] for name in _FLAWS)]
     if as_json:
@@ -75,7 +75,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="L
         raise typer.Exit(1)
 
 
-_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "no gain"}
+_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "slower"}
 
 
 def _expanded(files: list[Path]) -> list[Path]:
@@ -101,7 +101,7 @@ def _summary(path: Path) -> dict[str, Any]:
         log, error = logs.read(path), None
     except LogFileError as problem:
         log, error = logs.LogFile(path), str(problem)
-    slow = sum(record.median_us >= record.default_us for record in log.records)
+    slow = sum(record.median_us > record.default_us for record in log.records)
     counts = {"records": len(log.records), "bad": log.bad, "blank": log.blank, "foreign": log.foreign, "old": _old(log.records), "slow": slow}
     return {"file": str(path), **counts, "error": error}
 
