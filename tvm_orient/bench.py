@@ -328,8 +328,8 @@ def public_op(spec: ConvSpec) -> Call:
 
 
 _twins: list[Call] = []
-_library = torch.library.Library("tvm_orient_bench", "DEF")  # type: ignore[no-untyped-call]
-_library.define("twin(Tensor first, Tensor second, int number) -> Tensor")  # type: ignore[no-untyped-call]
+_library = torch.library.Library("tvm_orient_bench", "DEF")
+_library.define("twin(Tensor first, Tensor second, int number) -> Tensor")
 
 
 def _twin(first: torch.Tensor, second: torch.Tensor, number: int) -> torch.Tensor:
@@ -337,7 +337,7 @@ def _twin(first: torch.Tensor, second: torch.Tensor, number: int) -> torch.Tenso
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("twin", _twin, _key)  # type: ignore[no-untyped-call]
+    _library.impl("twin", _twin, _key)
 torch.library.register_autograd("tvm_orient_bench::twin", lambda ctx, grad: (None, None, None), lib=_library)
 
 

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-call,no-any-return"
 """The three ops as torch.func sees them.
 
 PyTorch's register_autograd makes functions that torch.func.grad refuses (pytorch issue 170834, still so in 2.13). Inside a
