@@ -28,6 +28,7 @@ MORE = {
     "K=511, circular": (*LONG, 1, "circular"),
     "two bands and a rest": (2, 71, 9, line(67.5, k=31)),
     "bands, stride 3": (2, 200, 10, line(112.5, k=31), (3, 2)),
+    "a row longer than what is read of it": (1, 2, 9, Taps.from_offsets([[[0, -8]]]), 1, "zeros", "float64"),
     "eight angles, 13 channels": (13, 20, 33, Taps.oriented(EIGHT, 15)),
     "taps as far as they go": (2, 5, 6, FAR),
     "taps as far as they go, circular": (2, 5, 6, FAR, 1, "circular"),

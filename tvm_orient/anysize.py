@@ -76,7 +76,8 @@ def _staged(spec: ConvSpec, lanes: int) -> Plan:
     top, low = max([0, *(-h for h, _, _ in every)]), max([0, *(h for h, _, _ in every)])
     left = round_up(max([0, *(-w for _, w, _ in every)]), lanes * step[1])
     rows = (round_up(min(out[0], BAND), PATCH) - 1) * step[0] + 1 + top + low
-    columns = round_up(-(-out[1] // lanes) * lanes + max([0, *((w + left) // step[1] for _, w, _ in every)]), lanes)
+    reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
+    columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
     if rows * step[1] * columns > _LIMIT:
         raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_LIMIT}: cut the plane into tiles")
     length = round_up(max(1, *(len(line) for line in lines)) if lines else 1, PATCH)

@@ -115,10 +115,12 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     Raises:
         BuildFailed: the compiler refused it. EnvironmentProblem: nothing here links a library.
     """
+    from .merge import branches
     from .pool import launcher_object
-    from .tvmkit import load_tvm, target
+    from .tvmkit import load_tvm, rewrite_cuda, target
 
     tvm = load_tvm()
+    rewrite_cuda(branches)
     from tvm.support import cc
 
     if cc.get_cc() is None:
@@ -140,9 +142,11 @@ def cuda_source(module: Any, device: Device) -> str:
     Raises:
         BuildFailed: TVM refused to lower it.
     """
-    from .tvmkit import load_tvm, target
+    from .merge import branches
+    from .tvmkit import load_tvm, rewrite_cuda, target
 
     tvm = load_tvm()
+    rewrite_cuda(branches)
     try:
         return str(tvm.compile(module, target=target(device)).mod.imports[0].inspect_source())
     except Exception as problem:

@@ -2,11 +2,12 @@
 
 Each group's function computes its own channels; here its loads and stores move to the layer's buffers, and the i-th
 loop nests of all groups become one nest over the sum of their tasks. A serial loop of extent 0 or 1 picks the group,
-since TVM refuses barriers under an if; on CUDA the branches then share one shared-memory allocation.
+since TVM refuses barriers under an if; on CUDA the branches then share one shared-memory allocation, and the source says if.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from tvm import tirx  # noqa: E402  (after the version guard)
 from tvm.ir import Range, TensorLoad, TensorRegion  # noqa: E402
 from tvm.s_tir import SBlock, SBlockRealize  # noqa: E402
 from tvm_ffi import structural_map  # noqa: E402
+
+BRANCH = "tvm_orient_branch"  # loop that runs once or not at all: `branches` makes it an if
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def _one_nest(nests: Sequence[Any], kind: str) -> Any:
     task, total, branches = tirx.Var("task", "int32"), tirx.const(0, "int32"), []
     yes, no = tirx.const(1, "int32"), tirx.const(0, "int32")
     for nest in nests:
+        own = tirx.Var(BRANCH, "int32")
+        nest = structural_map(nest, (tirx.Var, lambda v, old=nest.loop_var, own=own: own if v.same_as(old) else v)) if cuda and len(nests) > 1 else nest
         start, total = total, total + nest.extent
         mine = yes if len(nests) == 1 else tirx.if_then_else(tirx.all(task >= start, task < total), yes, no)
         branches.append(tirx.For(nest.loop_var, task - start, mine, tirx.ForKind.SERIAL, _widen(nest.body, threads) if cuda else nest.body))
@@ -120,3 +125,12 @@ def _widen(nest: Any, threads: int) -> Any:
         return tirx.For(loop.loop_var, loop.min, tirx.const(threads, "int32"), loop.kind, guarded, loop.thread_binding, loop.annotations)
 
     return structural_map(nest, (tirx.For, change))
+
+
+def branches(source: str) -> str:
+    """CUDA source whose branches by angle are ifs.
+
+    nvcc moves what does not change out of a loop, here the addresses of every angle, and they all take registers at once. The
+    condition is the same for a whole block, so that barriers inside may stay.
+    """
+    return re.sub(rf"for \(int ({BRANCH}\w*) = 0; \1 < (\w+); \+\+\1\) \{{", r"if (\2) {\n    const int \1 = 0;", source)

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from .device import Device
@@ -60,6 +61,13 @@ def stub_tensor_intrin() -> None:
     if name not in sys.modules:
         sys.modules[name] = types.ModuleType(name)
         tvm.s_tir.tensor_intrin = sys.modules[name]
+
+
+def rewrite_cuda(change: Callable[[str], str]) -> None:
+    """Have TVM pass the CUDA source that it generates through `change`, which must leave others' code as it is."""
+    from tvm_ffi import register_global_func
+
+    register_global_func("tvm_callback_cuda_postproc", lambda code, _target: change(code), override=True)
 
 
 def target(device: Device) -> Any:

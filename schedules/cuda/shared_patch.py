@@ -57,8 +57,11 @@ class SharedPatch(Template):
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(math.log(p / 4))))
-        aim = 7 if g.span() > 20 and height % 7 == 0 else 4  # steep lines share rows: a taller patch reads each once
+        # nvcc keeps what a column of outputs shares until the last one is done: a vertical line gets two columns, or all registers go
+        vertical = g.span() > 8 and len({term.col for term in g.every}) == 1
+        aim = 2 if vertical else 4
+        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, p % 2 * (g.span() > 4), abs(math.log(p / aim))))
+        aim = 8 if vertical else 7 if g.span() > 24 else 4  # steep lines share rows: a taller patch reads each once
         patch_h = min(
             (p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim)))
         )
