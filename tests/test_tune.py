@@ -124,8 +124,12 @@ def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return real(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "time", time_then_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        tune.tune(SPEC, cpu_device(), trials=12, batch=1, directory=tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background with Ctrl-C ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune.tune(SPEC, cpu_device(), trials=12, batch=1, directory=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(Worker, "time", real)
     outcomes = tune.tune(SPEC, cpu_device(), trials=6, batch=1, directory=tmp_path)
     assert outcomes[0].resumed >= 3
