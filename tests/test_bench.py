@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tvm_orient import ConvSpec, Taps, angles_between, build, launch, logs, peers, reference, speeds
+from tvm_orient import ConvSpec, Taps, angles_between, launch, logs, lower, peers, reference, speeds
 from tvm_orient import bench as module
 from tvm_orient.bench import bench, losses, markdown, read_csv, table, write_csv
 from tvm_orient.device import arch_device, cpu_device
@@ -133,7 +133,7 @@ def test_a_wrong_kernel_of_ours_gets_no_time(pool: None, monkeypatch: pytest.Mon
 def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
     spec = dataclasses.replace(TINY, taps=Taps.oriented([0.0], 5))
-    choice = build.defaults(spec, CPU)[0]
+    choice = lower.default_choices(spec, CPU)[0]
     facts = {"gpu": CPU.name, "cc": CPU.arch, "units": CPU.units, "date": "2026-01-01"}
     times: dict[str, Any] = {"median_us": 1.0, "spread_us": 0.1, "default_us": 2.0, "floor_us": 0.5, "error": 0.0}
     decisions = dict(choice.decisions)

@@ -26,6 +26,7 @@ from . import build, launch, ops, paths, reference
 from . import peers as ways
 from .device import Device, cuda_devices
 from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupported
+from .lower import default_choices
 from .spec import ConvSpec
 from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
 from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy
@@ -177,7 +178,7 @@ class _Cell:
 
     def _untuned(self) -> Call:
         spec, device = self.spec, self.device
-        return _twin_op(launch.load(spec, device, build.defaults(spec, device), compiling=paths.building_allowed()))
+        return _twin_op(launch.load(spec, device, default_choices(spec, device), compiling=paths.building_allowed()))
 
     def _theirs(self, among: Sequence[ways.Peer], wanted: Collection[str]) -> list[_Run]:
         runs = []

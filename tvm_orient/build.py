@@ -13,7 +13,7 @@ from typing import Any
 from . import anysize, cache, logs, schedules
 from .device import Device
 from .errors import EnvironmentProblem, Unsupported
-from .lower import Choice, compile_library, default_choices, generic_choices, is_generic, scheduled, workspace_shape
+from .lower import Choice, compile_library, generic_choices, is_generic, scheduled, workspace_shape
 from .spec import ConvSpec
 
 # environment variables that change what TVM's CUDA compiler does
@@ -133,8 +133,3 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     if spec.op == "conv_dw" and not is_generic(choices):
         facts["workspace"] = list(workspace_shape([module["main"]]))
     return facts
-
-
-def defaults(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
-    """The choices that an untuned machine makes."""
-    return default_choices(spec, device)

@@ -108,38 +108,42 @@ conv_dx = torch.ops.tvm_orient.conv_dx.default
 conv_dw = torch.ops.tvm_orient.conv_dw.default
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """What the gradients of an op need: both operands, and its options."""
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.options = inputs[2:]
 
 
-def _conv_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+def conv_gradients(ctx: Any, grad: torch.Tensor, dx_of: Any = conv_dx, dw_of: Any = conv_dw) -> tuple[Any, ...]:
+    """Of conv, in x and weight; dx_of and dw_of are the other two ops, or functions of the same arguments."""
     x, weight = ctx.saved_tensors
     taps, stride, padding_mode = ctx.options
-    dx = conv_dx(grad, weight, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
-    dw = conv_dw(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    dx = dx_of(grad, weight, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
+    dw = dw_of(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
     return dx, dw, None, None, None
 
 
-def _conv_dx_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+def conv_dx_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dw_of: Any = conv_dw) -> tuple[Any, ...]:
+    """Of conv_dx, in dy and weight, as conv_gradients."""
     dy, weight = ctx.saved_tensors
     taps, _, _, stride, padding_mode = ctx.options
-    ddy = conv(grad, weight, taps, stride, padding_mode) if ctx.needs_input_grad[0] else None
-    dw = conv_dw(grad, dy, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    ddy = y_of(grad, weight, taps, stride, padding_mode) if ctx.needs_input_grad[0] else None
+    dw = dw_of(grad, dy, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
     return ddy, dw, None, None, None, None, None
 
 
-def _conv_dw_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+def conv_dw_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dx_of: Any = conv_dx) -> tuple[Any, ...]:
+    """Of conv_dw, in x and dy, as conv_gradients."""
     x, dy = ctx.saved_tensors
     taps, stride, padding_mode = ctx.options
-    dx = conv_dx(dy, grad, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
-    ddy = conv(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
+    dx = dx_of(dy, grad, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
+    ddy = y_of(x, grad, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
     return dx, ddy, None, None, None
 
 
-torch.library.register_autograd("tvm_orient::conv", _conv_backward, setup_context=_save, lib=_library)
-torch.library.register_autograd("tvm_orient::conv_dx", _conv_dx_backward, setup_context=_save, lib=_library)
-torch.library.register_autograd("tvm_orient::conv_dw", _conv_dw_backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("tvm_orient::conv", conv_gradients, setup_context=save, lib=_library)
+torch.library.register_autograd("tvm_orient::conv_dx", conv_dx_gradients, setup_context=save, lib=_library)
+torch.library.register_autograd("tvm_orient::conv_dw", conv_dw_gradients, setup_context=save, lib=_library)
 
 
 # ---- vmap: images fold into N; weights of their own, and sums over N, are one call each -----------

@@ -76,7 +76,7 @@ class ConvSpec:
     @property
     def sums(self) -> str:
         """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
-        return self.dtype if self.itemsize >= 4 else "float32"
+        return sums_of(self.dtype)
 
     def bytes_moved(self, batch: int) -> int:
         """Least DRAM traffic in bytes: every operand read or written once."""
@@ -117,6 +117,11 @@ class ConvSpec:
 
     def __str__(self) -> str:
         return self.key
+
+
+def sums_of(dtype: str) -> str:
+    """The dtype that sums of a dtype are kept in."""
+    return dtype if DTYPES[dtype] >= 4 else "float32"
 
 
 def stride_pair(stride: Any) -> tuple[int, int]:

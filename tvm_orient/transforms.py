@@ -6,6 +6,7 @@ torch.func transform the public functions therefore go through these, which have
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,72 +19,27 @@ def active() -> bool:
     return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
 
 
-class _Bilinear(torch.autograd.Function):
-    """A function of two tensors and options; its gradients are the other two functions."""
+def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.Tensor], tuple[Any, ...]], *, foldable: bool) -> Any:
+    """An op as a function that transforms take; gradients(ctx, grad) are made of such functions in turn."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.options = inputs[2:]
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(first: torch.Tensor, second: torch.Tensor, *options: Any) -> torch.Tensor:
+            return op(first.contiguous(), second.contiguous(), *options)
 
-    @classmethod
-    def mapped(cls, info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
-        """The vmap rule: that of the op, over this function."""
-        return ops.mapped(cls.apply, cls is not ConvDw)(info, in_dims, *given)
+        setup_context = staticmethod(ops.save)
 
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+            return gradients(ctx, grads[0])
 
-class Conv(_Bilinear):
-    """ops.conv(x, weight, taps, stride, padding_mode)."""
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
+            return ops.mapped(Function.apply, foldable)(info, in_dims, *given)
 
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: Any, padding_mode: str) -> torch.Tensor:
-        return ops.conv(x.contiguous(), weight.contiguous(), taps, stride, padding_mode)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        (x, weight), (taps, stride, padding_mode), (dy,) = ctx.saved_tensors, ctx.options, grads
-        dx = ConvDx.apply(dy, weight, taps, x.shape[-2], x.shape[-1], stride, padding_mode) if ctx.needs_input_grad[0] else None
-        dw = ConvDw.apply(x, dy, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
-        return dx, dw, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
-        return Conv.mapped(info, in_dims, *given)
+    return Function
 
 
-class ConvDx(_Bilinear):
-    """ops.conv_dx(dy, weight, taps, height, width, stride, padding_mode)."""
-
-    @staticmethod
-    def forward(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: Any, padding_mode: str) -> torch.Tensor:
-        return ops.conv_dx(dy.contiguous(), weight.contiguous(), taps, height, width, stride, padding_mode)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        (dy, weight), (taps, _, _, stride, padding_mode), (dx,) = ctx.saved_tensors, ctx.options, grads
-        ddy = Conv.apply(dx, weight, taps, stride, padding_mode) if ctx.needs_input_grad[0] else None
-        dw = ConvDw.apply(dx, dy, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
-        return ddy, dw, None, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
-        return ConvDx.mapped(info, in_dims, *given)
-
-
-class ConvDw(_Bilinear):
-    """ops.conv_dw(x, dy, taps, stride, padding_mode)."""
-
-    @staticmethod
-    def forward(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: Any, padding_mode: str) -> torch.Tensor:
-        return ops.conv_dw(x.contiguous(), dy.contiguous(), taps, stride, padding_mode)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        (x, dy), (taps, stride, padding_mode), (dw,) = ctx.saved_tensors, ctx.options, grads
-        dx = ConvDx.apply(dy, dw, taps, x.shape[-2], x.shape[-1], stride, padding_mode) if ctx.needs_input_grad[0] else None
-        ddy = Conv.apply(x, dw, taps, stride, padding_mode) if ctx.needs_input_grad[1] else None
-        return dx, ddy, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
-        return ConvDw.mapped(info, in_dims, *given)
+Conv: Any = _function(ops.conv, lambda ctx, dy: ops.conv_gradients(ctx, dy, ConvDx.apply, ConvDw.apply), foldable=True)
+ConvDx: Any = _function(ops.conv_dx, lambda ctx, ddx: ops.conv_dx_gradients(ctx, ddx, Conv.apply, ConvDw.apply), foldable=True)
+ConvDw: Any = _function(ops.conv_dw, lambda ctx, ddw: ops.conv_dw_gradients(ctx, ddw, Conv.apply, ConvDx.apply), foldable=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_orient.anysize import BAND, PATCH
 from tvm_orient.device import Device
-from tvm_orient.spec import DTYPES
+from tvm_orient.spec import DTYPES, sums_of
 from tvm_orient.tvmkit import load_tvm
 
 from ..base import Generic
@@ -24,7 +24,7 @@ class CpuGeneric(Generic):
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
-        sums, circular = "float32" if DTYPES[dtype] < 4 else dtype, padding_mode == "circular"
+        sums, circular = sums_of(dtype), padding_mode == "circular"
         lanes = device.vector_bytes // DTYPES[sums]
         return _dw(dtype, sums, lanes, circular) if op == "conv_dw" else _gather(dtype, sums, lanes, circular, op == "conv_dx")
 

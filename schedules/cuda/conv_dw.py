@@ -12,12 +12,11 @@ from typing import Any
 from tvm_orient.device import Device
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4
-_SUM = 4  # bytes of a staged value, float32 whatever the operands are
 _MOST_SHARED = 36864  # bytes of one angle: merged angles add the largest of each buffer, and a kernel may have 48 KiB
 _MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 2048  # multiply-adds of one patch
@@ -93,7 +92,7 @@ class ConvDw(Template):
         stage = g.stage(columns, _VECTOR, _VECTOR)
         rows = min((decisions["rows"] - 1) * g.step[0] + g.span(), stage.rows)
         sums = len(g.every) * decisions["lanes"] * decisions["row_lanes"]
-        return decisions["planes"] * (rows * stage.phases * stage.columns + decisions["rows"] * columns + sums) * _SUM
+        return decisions["planes"] * (rows * stage.phases * stage.columns + decisions["rows"] * columns + sums) * DTYPES[spec.sums]
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(decisions), self._shared(spec, decisions)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm_orient.anysize import BAND
 from tvm_orient.device import Device
-from tvm_orient.spec import DTYPES
+from tvm_orient.spec import sums_of
 from tvm_orient.tvmkit import load_tvm
 
 from ..base import Generic
@@ -29,7 +29,7 @@ class CudaGeneric(Generic):
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
-        sums, circular = "float32" if DTYPES[dtype] < 4 else dtype, padding_mode == "circular"
+        sums, circular = sums_of(dtype), padding_mode == "circular"
         return _dw(dtype, sums, circular) if op == "conv_dw" else _gather(dtype, sums, circular, op == "conv_dx")
 
 

@@ -13,12 +13,11 @@ from typing import Any
 from tvm_orient.device import Device
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4  # floats in a 16-byte load
-_SUM = 4  # bytes of a staged value, float32 whatever the operands are
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 
@@ -104,7 +103,7 @@ class SharedPatch(Template):
         g = gather(spec)
         stage = g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * _SUM
+        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * DTYPES[spec.sums]
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
