@@ -8,11 +8,15 @@ from tvm_orient.spec import ConvSpec
 
 from .base import Decisions, Generic, Template
 from .cpu import generic as cpu_generic
+from .cpu import pixels as cpu_pixels
 from .cpu import rows
-from .cuda import conv_dw, shared_patch
+from .cuda import conv_dw, pixels, shared_patch
 from .cuda import generic as cuda_generic
 
-TEMPLATES: tuple[Template, ...] = (rows.TEMPLATE, rows.DW_TEMPLATE, shared_patch.TEMPLATE, conv_dw.TEMPLATE)
+TEMPLATES: tuple[Template, ...] = (
+    rows.TEMPLATE, rows.DW_TEMPLATE, cpu_pixels.TEMPLATE, cpu_pixels.DW_TEMPLATE,
+    shared_patch.TEMPLATE, conv_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
+)  # fmt: skip
 GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
 

@@ -24,6 +24,7 @@ class Template(ABC):
     version: int
     kind: str
     ops: tuple[str, ...]
+    layouts: tuple[str, ...] = ("nchw",)
 
     def declines(self, spec: ConvSpec, device: Device) -> str | None:
         """None where this template serves the spec on the device, else why it does not."""
@@ -31,6 +32,8 @@ class Template(ABC):
             return f"for {self.kind} only"
         if spec.op not in self.ops:
             return f"for {', '.join(self.ops)} only"
+        if spec.layout not in self.layouts:
+            return f"for {', '.join(self.layouts)} only"
         return self._declines(spec, device)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:

@@ -33,6 +33,7 @@ _FAULTS = {
 }
 
 _PRELUDE = r"""
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <ucontext.h>

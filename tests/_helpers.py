@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from tvm_orient.anysize import Plan
 from tvm_orient.device import Device, arch_device, cpu_device
 from tvm_orient.lower import Choice
 from tvm_orient.schedules.base import Decisions, Template
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec, image_shape, part_shape
 from tvm_orient.taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
@@ -32,19 +33,22 @@ def line(*degrees: float, k: int, **rest: Any) -> Taps:
     return Taps.oriented([math.radians(d) for d in degrees], k, **rest)
 
 
-def spec_of(op: str, channels: int, height: int, width: int, taps: Taps, stride: Any = 1, padding: str = "zeros", dtype: str = "float32") -> ConvSpec:
+def spec_of(
+    op: str, channels: int, height: int, width: int, taps: Taps, stride: Any = 1, padding: str = "zeros", dtype: str = "float32", layout: str = "nchw"
+) -> ConvSpec:
     """A ConvSpec with its fields in the order that a table of cases is read."""
-    return ConvSpec(op, channels, height, width, taps, stride, padding, dtype)
+    return ConvSpec(op, channels, height, width, taps, stride, padding, dtype, layout)
 
 
-def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random operands of spec.op: conv (x, w), conv_dx (dy, w), conv_dw (x, dy)."""
+def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random operands of spec.op: conv (x, w), with spec.bias (x, w, bias), conv_dx (dy, w), conv_dw (x, dy); images are (N, C, H, W)."""
     rng = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, spec.dtype)
     x = torch.randn(batch, spec.channels, spec.height, spec.width, dtype=dtype, generator=rng)
     dy = torch.randn(batch, spec.channels, spec.out_height, spec.out_width, dtype=dtype, generator=rng)
     w = torch.randn(spec.channels, spec.kernel_size, dtype=dtype, generator=rng)
-    return {"conv": (x, w), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
+    bias = (torch.randn(spec.channels, dtype=dtype, generator=rng),) if spec.bias else ()
+    return {"conv": (x, w, *bias), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
 
 
 def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,30 +59,27 @@ def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return inside, buffer
 
 
-def call(spec: ConvSpec, function: Callable[..., None], first: Tensor, second: Tensor, workspace: tuple[int, int] | None, plan: Plan | None = None) -> Tensor:
+def call(spec: ConvSpec, function: Callable[..., None], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: Plan | None = None) -> Tensor:
     """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand.
 
     plan: what a generic kernel is told.
     """
-    batch, nan = first.shape[0], math.nan
-    shape = {
-        "conv": (batch, spec.channels, spec.out_height, spec.out_width),
-        "conv_dx": (batch, spec.channels, spec.height, spec.width),
-        "conv_dw": (spec.channels, spec.kernel_size),
-    }[spec.op]
-    inputs, kept = [walled(first), walled(second)], getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
-    outputs = [walled(first.new_full(shape, nan, dtype=kept))]
+    batch, nan, last = given[0].shape[0], math.nan, spec.layout == "nhwc"
+    given = [t.permute(0, 2, 3, 1).contiguous() if last and t.dim() == 4 else t for t in given]
+    shape = (spec.channels, spec.kernel_size) if spec.op == "conv_dw" else image_shape(spec, batch, output=spec.op == "conv")
+    inputs, kept = [walled(tensor) for tensor in given], getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
+    outputs = [walled(given[0].new_full(shape, nan, dtype=kept))]
     if spec.op == "conv_dw":
         assert workspace is not None
-        outputs.insert(0, walled(first.new_full((batch, spec.channels, *workspace), nan, dtype=kept)))
+        outputs.insert(0, walled(given[0].new_full(part_shape(spec, batch, workspace), nan, dtype=kept)))
     tables = [torch.from_numpy(table) for table in plan.tables] if plan else []
     function(*(tensor for tensor, _ in inputs), *tables, *(tensor for tensor, _ in outputs), *(plan.numbers if plan else ()))
     for tensor, buffer in inputs + outputs:
         walls = torch.cat([buffer[:_WALL], buffer[_WALL + tensor.numel() :]])
         assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
-    assert torch.equal(inputs[0][0], first), f"{spec}: changed an operand"
-    assert torch.equal(inputs[1][0], second), f"{spec}: changed an operand"
-    return outputs[-1][0].to(first.dtype)
+    assert all(torch.equal(inside, tensor) for (inside, _), tensor in zip(inputs, given, strict=True)), f"{spec}: changed an operand"
+    out = outputs[-1][0].to(given[0].dtype)
+    return out.permute(0, 3, 1, 2) if last and out.dim() == 4 else out
 
 
 def assert_close(out: Tensor, spec: ConvSpec, given: Sequence[Tensor], *, note: Any = "") -> None:
@@ -101,7 +102,7 @@ def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] 
     """The compiled function against the oracle for each batch size: N is a run-time number."""
     for batch in batches:
         given = operands(spec, batch, seed=batch)
-        assert_close(call(spec, function, *given, workspace), spec, given, note=f"N={batch} {note}")
+        assert_close(call(spec, function, given, workspace), spec, given, note=f"N={batch} {note}")
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) ->
     function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
     for batch in batches:
         given = operands(spec, batch, seed=batch)
-        assert_close(call(spec, function, *given, plan.workspace, plan), spec, given, note=f"N={batch} generic, {kind}")
+        assert_close(call(spec, function, given, plan.workspace, plan), spec, given, note=f"N={batch} generic, {kind}")
 
 
 def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
@@ -133,7 +134,7 @@ def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
 
 def space_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
     """(bands, taps) of the workspace that conv_dw needs."""
-    return lower.workspace_shape([module["main"]]) if spec.op == "conv_dw" else None
+    return lower.workspace_shape([module["main"]], spec.layout) if spec.op == "conv_dw" else None
 
 
 def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
@@ -166,8 +167,9 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
     assert divergent(blocks.source) == []
     results = []
     for backwards in (False, True):
-        run = functools.partial(blocks, names=PARAMETERS[spec.op], backwards=backwards)
-        results.append(call(spec, run, *given, space_of(spec, module)))
+        names = ("x", "w", "bias", "y") if spec.bias else PARAMETERS[spec.op]
+        run = functools.partial(blocks, names=names, backwards=backwards)
+        results.append(call(spec, run, given, space_of(spec, module)))
         assert_close(results[-1], spec, given, note=f"threads {'down' if backwards else 'up'} {choices}")
     assert torch.equal(*results), f"{spec}: the result depends on the order of the threads"
     assert all(launch.across * launch.down <= launch.bound for launch in blocks.launches)
@@ -176,6 +178,11 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
 def of_kind(kind: str) -> list[Template]:
     """Every template for that kind of device."""
     return [t for t in schedules.TEMPLATES if t.kind == kind]
+
+
+def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
+    """The spec in a layout that the template serves."""
+    return dataclasses.replace(spec, layout=template.layouts[0])
 
 
 def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:

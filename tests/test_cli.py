@@ -101,12 +101,20 @@ def keys(*args: object) -> list[str]:
         (("--angles=-90",), "-c8h6w5-s1-zeros-float32-nchw-k3a270"),
         (("--angles", "0", "--stride", "2x1", "--dilation", "2"), "-c8h6w5-s2x1-zeros-float32-nchw-k3d2a0"),
         (("--angles", "0", "--stride", "2", "--padding-mode", "circular", "--dtype", "float64"), "-c8h6w5-s2-circular-float64-nchw-k3a0"),
+        (("--angles", "0", "--layout", "nhwc"), "-c8h6w5-s1-zeros-float32-nhwc-k3a0"),
     ],
 )
 def test_options_make_specs(args: tuple[str, ...], tail: str) -> None:
     wanted = ConvSpec.from_key("conv" + tail)
     assert [ConvSpec.from_key(key) for key in keys(*TINY, *args)] == [wanted]
     assert [ConvSpec.from_key(key) for key in keys(*TINY, *args, "--op", "all")] == [dataclasses.replace(wanted, op=op) for op in OPS]
+
+
+def test_epilogues() -> None:
+    plain = "-c8h6w5-s1-zeros-float32-nchw-k3a0"
+    assert keys(*TINY, "--angles", "0", "--epilogue", "bias+gelu") == ["conv+bias+gelu" + plain]
+    assert keys(*TINY, "--angles", "0", "--epilogue", "bias") == ["conv+bias" + plain]
+    assert keys(*TINY, "--angles", "0", "--epilogue", "relu", "--op", "all") == ["conv+relu" + plain, "conv_dx" + plain, "conv_dw" + plain]
 
 
 def test_specs_file(tmp_path: Path) -> None:
@@ -130,6 +138,10 @@ def test_specs_file(tmp_path: Path) -> None:
         (("--stride", "0"), "--stride takes a whole number >= 1, or two of them (vertical x horizontal), got '0'"),
         (("--stride", "1x2x3"), "got '1x2x3'"),
         (("--dtype", "int8"), "dtype must be one of float64, float32, float16, bfloat16, got 'int8'"),
+        (("--layout", "chwn"), "layout must be one of nchw, nhwc, got 'chwn'"),
+        (("--epilogue", "bias+tanh"), "--epilogue takes bias, relu, silu, gelu, or bias and one of them, got 'bias+tanh'"),
+        (("--epilogue", "gelu+bias"), "got 'gelu+bias'"),
+        (("--op", "conv_dw", "--epilogue", "bias"), "only conv has an epilogue, got conv_dw"),
         (("--op", "pool"), "op must be one of conv, conv_dx, conv_dw, got 'pool'"),
         (("--padding-mode", "mirror"), "padding_mode must be one of zeros, circular, got 'mirror'"),
         (("--arch", "sm_77"), "unknown arch 'sm_77'"),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from typing import Any
 
 import pytest
-from _helpers import EIGHT, OPS, check_cpu, line, of_kind, spec_of, variations, with_template
+from _helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
 
 from tvm_orient import schedules
 from tvm_orient.device import arch_device, cpu_device
 from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.lower import Choice
 from tvm_orient.schedules.base import Template, divisors, most_dividing
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import LAYOUTS, ConvSpec
 from tvm_orient.taps import Taps
 
 CPU = cpu_device()
@@ -51,7 +52,7 @@ CASES: dict[str, tuple[Any, ...]] = {
 # few and small: each is built once for every value of every knob
 RAGGED: tuple[Any, ...] = (2, 9, 21, line(22.5, k=5))
 WRAPPED: tuple[Any, ...] = (2, 8, 10, line(67.5, k=5), (2, 2), "circular")
-SWEEPS = [(t, spec_of(op, *case)) for t in TEMPLATES for op in t.ops for case in [WRAPPED if op == "conv_dx" else RAGGED]]
+SWEEPS = [(t, fitted(t, spec_of(op, *case))) for t in TEMPLATES for op in t.ops for case in [WRAPPED if op == "conv_dx" else RAGGED]]
 REAL = [
     spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
     for op, (channels, size), k, stride in itertools.product(OPS, [(64, 224), (128, 56), (256, 28), (512, 14), (768, 7)], [7, 15, 31, 63], [1, 2])
@@ -69,7 +70,7 @@ def test_default(op: str, case: str) -> None:
 def test_default_of_each_template(template: Template, case: str) -> None:
     """Those that are not the first choice work as well."""
     for op in template.ops:
-        spec = spec_of(op, *CASES[case])
+        spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, CPU)
         assert choices is not None, [template.declines(part, CPU) for _, _, part in spec.parts()]
         if choices != with_template(schedules.candidates(spec.parts()[0][2], CPU)[0][0], spec, CPU):  # test_default has that
@@ -91,7 +92,7 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
 @pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
-    spec, rng = spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2), random.Random(0)
+    spec, rng = fitted(template, spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)
     drawn = 0
     while drawn < 2:
         decisions = {name: rng.choice(values) for name, values in template.knobs(spec, CPU).items()}
@@ -105,7 +106,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
     small = [spec_of(op, *case) for op in OPS for case in CASES.values()]
     served = 0
     for spec in small + REAL:
-        for _, _, part in spec.parts():
+        for _, _, part in fitted(template, spec).parts():
             if template.declines(part, CPU) is None:
                 served += 1
                 default = template.default(part, CPU)
@@ -117,7 +118,8 @@ def test_the_default_is_always_valid(template: Template) -> None:
 def test_something_serves_every_spec() -> None:
     for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + REAL:
         for _, _, part in spec.parts():
-            schedules.default(part, CPU)
+            for layout in LAYOUTS:
+                schedules.default(dataclasses.replace(part, layout=layout), CPU)
 
 
 @pytest.mark.parametrize("template", schedules.TEMPLATES, ids=lambda t: t.name)
@@ -128,13 +130,16 @@ def test_reasons_to_decline(template: Template) -> None:
     for op in set(OPS) - set(template.ops):
         assert template.declines(spec_of(op, 2, 8, 8, line(45, k=7)), device) == f"for {', '.join(template.ops)} only"
     for op in template.ops:
-        assert template.declines(spec_of(op, 2, 8, 8, line(45, k=7)), device) is None
+        spec = fitted(template, spec_of(op, 2, 8, 8, line(45, k=7)))
+        assert template.declines(spec, device) is None
+        other_layout = dataclasses.replace(spec, layout="nchw" if spec.layout == "nhwc" else "nhwc")
+        assert template.declines(other_layout, device) == f"for {spec.layout} only"
 
 
 @pytest.mark.parametrize("template", schedules.TEMPLATES, ids=lambda t: t.name)
 def test_decisions_that_are_refused(template: Template) -> None:
     device = CPU if template.kind == "cpu" else arch_device("sm_90a")
-    spec = spec_of(template.ops[0], 2, 8, 8, line(45, k=7))
+    spec = fitted(template, spec_of(template.ops[0], 2, 8, 8, line(45, k=7)))
     default, knobs = dict(template.default(spec, device)), template.knobs(spec, device)
     name = next(iter(knobs))
     assert f"{name} must be one of" in str(template.invalid(spec, device, {**default, name: 12345}))

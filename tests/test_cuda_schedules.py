@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from _blocks import Blocks, divergent, launches
-from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, line, of_kind, operands, spec_of, variations, with_template
+from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, fitted, line, of_kind, operands, spec_of, variations, with_template
 
 from tvm_orient import lower, schedules
 from tvm_orient.device import arch_device
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Any, ...]] = {
 # each is built once for every value of every knob
 RAGGED: tuple[Any, ...] = (4, 9, 12, line(22.5, k=5))
 WRAPPED: tuple[Any, ...] = (4, 8, 10, line(67.5, k=5), 2, "circular")
-SWEEPS = [(t, spec_of(op, *(WRAPPED if op == "conv_dx" else RAGGED))) for t in TEMPLATES for op in t.ops]
+SWEEPS = [(t, fitted(t, spec_of(op, *(WRAPPED if op == "conv_dx" else RAGGED)))) for t in TEMPLATES for op in t.ops]
 FIRST = ["odd", "stride 3x2", "circular, ragged stride", "fewer channels than groups", "7x7", "B5: K=63 on 7x7", "one pixel"]
 NETWORKS = [
     spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
@@ -84,7 +84,7 @@ def test_default(op: str, case: str) -> None:
 def test_default_of_each_template(template: Template, case: str) -> None:
     """Those that are not the first choice work as well."""
     for op in template.ops:
-        spec = spec_of(op, *CASES[case])
+        spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, GPU)
         if choices is not None and choices != lower.default_choices(spec, GPU):  # test_default has the first choice
             check_serial(spec, choices, batches=(2,))
@@ -105,7 +105,7 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
 @pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
-    spec, rng = spec_of(op, 8, 14, 18, line(45, k=9), 1 if op == "conv" else 2), random.Random(0)
+    spec, rng = fitted(template, spec_of(op, 8, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)
     drawn = 0
     while drawn < 2:
         decisions = {name: rng.choice(values) for name, values in template.knobs(spec, GPU).items()}
@@ -118,7 +118,7 @@ def test_decisions_drawn_at_random(template: Template, op: str) -> None:
 def test_the_default_is_always_valid(template: Template) -> None:
     device, served = SMALL_GPU, 0
     for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + NETWORKS:
-        for _, _, part in spec.parts():
+        for _, _, part in fitted(template, spec).parts():
             if template.declines(part, device) is None:
                 served += 1
                 default = template.default(part, device)
@@ -191,7 +191,7 @@ BLOCKS = ["uneven groups", "stride 3x2", "circular, ragged stride", "7x7", "odd"
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
 def test_blocks_with_barriers(template: Template, case: str) -> None:
     for op in template.ops:
-        spec = spec_of(op, *CASES[case])
+        spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, GPU)
         if choices is not None:
             check_blocks(spec, choices)
@@ -209,5 +209,5 @@ def test_a_missing_barrier_is_seen() -> None:
     module = lower.scheduled(spec, GPU, lower.default_choices(spec, GPU), 2)
     given = operands(spec, 2)
     without = Blocks(module, GPU, lower.cuda_source(module, GPU).replace("__syncthreads();", ""))
-    results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), *given, None) for backwards in (False, True)]
+    results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
     assert not torch.equal(*results)

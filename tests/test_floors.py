@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form",
-            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass pool",
+            "reference gather epilogue compute channels_last merge rewrite anysize serial peers timers tvmkit nvrtc sass pool",
             "schedules",
             "logs lower search",
             "tune build cache measure",
@@ -37,6 +37,11 @@ SAME_FLOOR = {
     ("taps", "errors"),
     ("compute", "tvmkit"),
     ("compute", "gather"),
+    ("compute", "epilogue"),
+    ("epilogue", "tvmkit"),
+    ("channels_last", "compute"),
+    ("channels_last", "gather"),
+    ("channels_last", "tvmkit"),
     ("serial", "tvmkit"),
     ("build", "cache"),
     ("tune", "measure"),
@@ -58,7 +63,22 @@ SAME_FLOOR = {
     ("__main__", "cli"),
 }
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
-MAY_IMPORT_TVM = {"compute", "merge", "rewrite", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
+MAY_IMPORT_TVM = {
+    "compute",
+    "epilogue",
+    "channels_last",
+    "merge",
+    "rewrite",
+    "serial",
+    "search",
+    "tvmkit",
+    "nvrtc",
+    "schedules",
+    "lower",
+    "tune",
+    "build",
+    "measure",
+}
 LOWEST_WITH_TORCH_OR_TVM = 2
 MOST_LINES = 400
 

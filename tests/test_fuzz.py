@@ -1,4 +1,4 @@
-"""Random problems, biased to edges, against the oracle: op x dtype x padding x stride x taps x size.
+"""Random problems, biased to edges, against the oracle: op x dtype x layout x padding x stride x taps x size.
 
 The generic kernels need no compiling for a new size, so most of the problems are theirs; the templates get some of each run.
 `make fuzz` runs all of this longer, from a fresh seed.
@@ -13,7 +13,7 @@ from _helpers import OPS, check_cpu, check_generic, check_serial
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tvm_orient.spec import DTYPES, PADDING_MODES, ConvSpec
+from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, PADDING_MODES, ConvSpec
 from tvm_orient.taps import Taps
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 40]) | st.integers(1, 70)
@@ -40,20 +40,25 @@ def free(draw: st.DrawFn) -> Taps:
 
 
 @st.composite
-def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int = 101, most: int = 70) -> ConvSpec:
-    """A problem of at most a few thousand pixels."""
+def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int = 101, most: int = 70, templates: bool = False) -> ConvSpec:
+    """A problem of at most a few thousand pixels. templates: any layout and epilogue, of which a generic kernel knows nothing."""
     height = min(most, draw(SIZES))
     width = min(most, draw(SIZES), max(1, 1600 // height))
     taps = draw(lines(longest) | free())
+    op = draw(st.sampled_from(OPS))
+    ended = templates and op == "conv"
     return ConvSpec(
-        draw(st.sampled_from(OPS)),
-        draw(st.integers(1, 9)),
+        op,
+        draw(st.integers(1, 9) | st.integers(1, 40) if templates else st.integers(1, 9)),
         height,
         width,
         taps,
         draw(STRIDES),
         draw(st.sampled_from(PADDING_MODES)),
         draw(st.sampled_from(dtypes)),
+        draw(st.sampled_from(LAYOUTS if templates else LAYOUTS[:1])),
+        draw(st.booleans()) if ended else False,
+        draw(st.sampled_from(ACTIVATIONS)) if ended else "none",
     )
 
 
@@ -72,14 +77,14 @@ def test_generic_for_cuda(spec: ConvSpec, batch: int) -> None:
 
 
 @settings(max_examples=max(10, settings().max_examples // 4), **_SETTINGS)
-@given(specs(longest=31, most=40), st.integers(1, 3))
+@given(specs(longest=31, most=40, templates=True), st.integers(1, 3))
 def test_templates_on_a_cpu(spec: ConvSpec, batch: int) -> None:
     note(spec.key)
     check_cpu(spec, batches=(batch,))
 
 
 @settings(max_examples=max(10, settings().max_examples // 8), **_SETTINGS)
-@given(specs(("float32", "float16", "bfloat16"), longest=31, most=40), st.integers(1, 3))
+@given(specs(("float32", "float16", "bfloat16"), longest=31, most=40, templates=True), st.integers(1, 3))
 def test_templates_for_cuda(spec: ConvSpec, batch: int) -> None:
     note(spec.key)
     check_serial(spec, batches=(batch,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_where_compiling_is_off_it_stands_in(monkeypatch: pytest.MonkeyPatch, tm
         to.tap_conv2d(*given, spec.taps)
     path = build.build(spec, CPU, lower.generic_choices(spec, CPU))
     assert json.loads((path.parent / cache.HOW).read_text())["key"]["spec"] == anysize.key(spec)
-    assert not paths.building_allowed()
+    assert paths.building_call() == 0
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
     monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
     build.build(spec, CPU)
@@ -129,3 +130,104 @@ def test_plans_are_int32_and_complete(kind: str, mode: str) -> None:
         assert all(table.dtype == np.int32 and table.flags.c_contiguous for table in plan.tables)
         assert all(type(number) is int and abs(number) < 2**31 for number in plan.numbers)
         assert (plan.workspace[1] > 0) == (op == "conv_dw")
+
+
+# ---- the first calls of a problem ---------------------------------------------------------------
+
+
+@pytest.fixture
+def fourth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache, and kernels of their own from the fourth call on."""
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "4")
+    launch.forget()
+    yield tmp_path
+    launch.forget()
+
+
+def built(folder: Path) -> list[str]:
+    return sorted(entry["key"]["spec"] for entry in cache.KernelCache(folder).entries())
+
+
+def test_a_new_problem_runs_at_once_and_is_built_when_it_stays(fourth: Path, caplog: pytest.LogCaptureFixture) -> None:
+    specs = [spec_of("conv", 3, 5, width, line(45, k=5)) for width in (7, 8, 9)]
+    with caplog.at_level("INFO", logger="tvm_orient.launch"):
+        for spec in specs:
+            given = operands(spec, 2)
+            assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert built(fourth) == [anysize.key(specs[0])], "one kernel for all of them"
+    assert [record.message.partition(" ")[0] for record in caplog.records] == [spec.key for spec in specs], "each says so once"
+    assert all("until call 4" in record.message and "tvm-orient tune" in record.message for record in caplog.records)
+    caplog.clear()
+    results = [to.tap_conv2d(*given, specs[-1].taps) for _ in range(5)]  # calls 2 to 6
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[2], results[3]), "its own from the fourth call on"
+    assert built(fourth) == [specs[-1].key, anysize.key(specs[0])]
+    assert_close(results[-1], specs[-1], given)
+    assert launch.kernel(specs[-1], CPU).path == build.build(specs[-1], CPU)
+
+
+def test_warmup_makes_one_at_once(fourth: Path) -> None:
+    spec = spec_of("conv", 3, 5, 7, line(45, k=5))
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+    to.warmup(spec)
+    assert spec.key in built(fourth)
+    own = launch.kernel(spec, CPU)(*given)
+    assert torch.equal(to.tap_conv2d(*given, spec.taps), own)
+
+
+def test_deterministic_torch_never_changes_kernels(fourth: Path) -> None:
+    spec = spec_of("conv", 3, 5, 7, line(45, k=5))
+    torch.use_deterministic_algorithms(True)
+    try:
+        to.tap_conv2d(*operands(spec, 2), spec.taps)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert built(fourth) == [spec.key]
+
+
+def test_a_kernel_that_cannot_be_built_leaves_the_generic_one(fourth: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    spec = spec_of("conv", 3, 5, 7, line(45, k=5))
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+
+    def refuse(*_: object) -> None:
+        raise to.BuildFailed("no")
+
+    monkeypatch.setattr(launch, "_made", refuse)
+    for _ in range(8):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [f"{spec} stays on the generic kernel: no"]
+
+
+@pytest.mark.parametrize("text", ["", "two", "-1", "1.5"])
+def test_what_the_variable_may_hold(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TVM_ORIENT_BUILD", text)
+    with pytest.raises(to.InvalidArgument, match="TVM_ORIENT_BUILD must be a whole number >= 0"):
+        paths.building_call()
+
+
+def test_warmup_of_a_model(fourth: Path) -> None:
+    """Forward and backward once, every kernel built, and nothing of the model changed."""
+    model = torch.nn.Sequential(to.nn.OrientedConv2d(4, 3, 2), torch.nn.BatchNorm2d(4), torch.nn.Dropout(), to.nn.OrientedConv2d(4, 3, 2, stride=2))
+    x, before = torch.randn(2, 4, 5, 6), {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    to.warmup(model, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    made = [key.partition("-c4h5w6-")[0] for key in built(fourth)]
+    assert made == ["conv+bias", "conv+bias", "conv_dw", "conv_dw", "conv_dx"], "no gradient of the input was asked for"
+    assert paths.building_call() == 4
+    with torch.no_grad():
+        to.warmup(model.eval(), torch.randn(2, 4, 9, 9))
+    assert sum("-c4h9w9-" in key for key in built(fourth)) == 2
+
+
+def test_warmup_of_a_function_and_of_something_else(fourth: Path) -> None:
+    weight = torch.randn(4, 3)
+    to.warmup(lambda x: to.oriented_conv2d(x, weight, 0.5), torch.randn(1, 4, 5, 5, requires_grad=True))
+    assert [key.partition("-")[0] for key in built(fourth)] == ["conv", "conv_dx"]
+    with pytest.raises(to.InvalidArgument, match="warmup takes a ConvSpec, a list of them, or a function or module with its inputs, got 'conv'"):
+        to.warmup("conv")

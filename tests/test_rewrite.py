@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from _helpers import check_cpu
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_orient import schedules
 from tvm_orient.device import device_for
 from tvm_orient.lower import Choice, scheduled
-from tvm_orient.rewrite import pieces
+from tvm_orient.rewrite import pieces, runs
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 
@@ -26,6 +27,20 @@ def test_pieces_cover_a_row_once_with_aligned_vectors_that_straddle_no_bound(end
         assert width <= widest
         assert start % width == 0
         assert any(low <= start and start + width <= high for low, high in itertools.pairwise(bounds))
+
+
+@given(st.sets(st.integers(1, 2000), min_size=1, max_size=4), st.sampled_from([1, 4, 16]))
+def test_long_runs_of_equal_pieces_are_one(ends: set[int], widest: int) -> None:
+    found = list(pieces([0, *sorted(ends)], widest))
+    joined = list(runs(found))
+    assert [(start + turn * width, width) for start, width, count in joined for turn in range(count)] == found
+    assert all(count == 1 or count > 16 for *_, count in joined)
+    assert len(joined) <= 16 * 6 * len(ends)
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_dx", "conv_dw"])
+def test_a_wide_row(op: str) -> None:
+    check_cpu(ConvSpec(op, 1, 2, 1203, Taps.oriented([0.3], 5)), batches=(1,))
 
 
 @pytest.mark.parametrize("op", ["conv", "conv_dx", "conv_dw"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.spec import DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec, stride_pair
+from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec, stride_pair
 from tvm_orient.taps import Taps, angles_between
 
 pytestmark = pytest.mark.timeout(120, method="thread")  # naming a table must never become a long search; thread: no shrinking afterwards
@@ -35,6 +35,8 @@ specs = st.builds(
     padding_mode=st.sampled_from(PADDING_MODES),
     dtype=st.sampled_from(sorted(DTYPES)),
     layout=st.sampled_from(LAYOUTS),
+) | st.builds(
+    lambda bias, activation: ConvSpec("conv", 8, 5, 6, Taps.oriented([0.0], 3), bias=bias, activation=activation), st.booleans(), st.sampled_from(ACTIVATIONS)
 )
 
 # ---- keys -----------------------------------------------------------------------------------------
@@ -45,6 +47,10 @@ GOLDEN_KEYS = {
     "conv_dw-c64h112w7-s2-zeros-float32-nchw-k31a22.5": {"op": "conv_dw", "channels": 64, "height": 112, "width": 7, "stride": 2},
     "conv-c512h56w56-s1x2-circular-float32-nchw-k31a22.5": {"stride": (1, 2), "padding_mode": "circular"},
     "conv-c8h5w6-s1-zeros-float32-nchw-k3a0_90": {"channels": 8, "height": 5, "width": 6, "taps": Taps.oriented([0.0, math.pi / 2], 3)},
+    "conv-c8h5w6-s1-zeros-bfloat16-nhwc-k31a22.5": {"channels": 8, "height": 5, "width": 6, "dtype": "bfloat16", "layout": "nhwc"},
+    "conv+bias-c8h5w6-s1-zeros-float32-nchw-k31a22.5": {"channels": 8, "height": 5, "width": 6, "bias": True},
+    "conv+bias+gelu-c8h5w6-s1-zeros-float32-nchw-k31a22.5": {"channels": 8, "height": 5, "width": 6, "bias": True, "activation": "gelu"},
+    "conv+relu-c8h5w6-s1-zeros-float32-nchw-k31a22.5": {"channels": 8, "height": 5, "width": 6, "activation": "relu"},
     "conv-c1h1w1-s1-zeros-float32-nchw-t-3.4.0.-1": {"channels": 1, "height": 1, "width": 1, "taps": Taps.from_offsets([[[-3, 4], [0, -1]]])},
 }
 
@@ -186,6 +192,7 @@ WRONG = [
     ({"dtype": "int8"}, "got 'int8'"),
     ({"padding_mode": "reflect"}, "got 'reflect'"),
     ({"layout": "chwn"}, "got 'chwn'"),
+    ({"activation": "tanh"}, "got 'tanh'"),
     ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
     ({"height": -1}, "height must be a whole number >= 1, got -1"),
     ({"width": 5.0}, "width must be a whole number >= 1, got 5.0"),
@@ -198,6 +205,12 @@ WRONG = [
     ({"stride": True}, "got True"),
     ({"taps": "k31a0"}, "got str"),
 ]
+
+
+def test_only_conv_has_an_epilogue():
+    for change in ({"bias": True}, {"activation": "relu"}):
+        with pytest.raises(InvalidArgument, match="only conv has an epilogue, got conv_dx"):
+            spec(op="conv_dx", **change)
 
 
 @pytest.mark.parametrize(("change", "said"), WRONG, ids=[str(*change.items()) for change, _ in WRONG])

@@ -34,7 +34,7 @@ class Plan:
 
 def key(spec: ConvSpec) -> str:
     """What a generic kernel depends on, in the place of a spec's key."""
-    return f"{spec.op}-generic-{spec.padding_mode}-{spec.dtype}-{spec.layout}"
+    return f"{spec.op}-generic-{spec.padding_mode}-{spec.dtype}-nchw"
 
 
 def plan(spec: ConvSpec, kind: str, lanes: int = 1) -> Plan:

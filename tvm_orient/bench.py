@@ -178,7 +178,7 @@ class _Cell:
 
     def _untuned(self) -> Call:
         spec, device = self.spec, self.device
-        return _twin_op(launch.load(spec, device, default_choices(spec, device), compiling=paths.building_allowed()))
+        return _twin_op(launch.load(spec, device, default_choices(spec, device), compiling=paths.building_call() > 0))
 
     def _theirs(self, among: Sequence[ways.Peer], wanted: Collection[str]) -> list[_Run]:
         runs = []

@@ -53,7 +53,7 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
     """
     answers = []
     for _, _, part in spec.parts():
-        found = logs.lookup(part, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
+        found = logs.lookup(part.plain, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
         if found.step == "none":
             raise Unsupported(
                 f"no record may answer for {part} on {device.slug} (TVM_ORIENT_LOOKUP forbids the default): "
@@ -131,5 +131,5 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
         "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
     }
     if spec.op == "conv_dw" and not is_generic(choices):
-        facts["workspace"] = list(workspace_shape([module["main"]]))
+        facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
     return facts

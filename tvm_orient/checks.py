@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .errors import InvalidArgument
-from .spec import DTYPES, PADDING_MODES, stride_pair
+from .spec import ACTIVATIONS, DTYPES, PADDING_MODES, stride_pair
 from .taps import Anchor, Taps
 
 _NAMES = {getattr(torch, name): name for name in DTYPES}
@@ -113,6 +113,18 @@ def options(stride: Any, padding_mode: str) -> tuple[int, int]:
     if padding_mode not in PADDING_MODES:
         raise InvalidArgument(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     return stride_pair(stride)
+
+
+def activation_name(activation: str | None) -> str:
+    """The name that a spec has for an activation; None is "none".
+
+    Raises:
+        InvalidArgument: an unknown one.
+    """
+    name = "none" if activation is None else activation
+    if name not in ACTIVATIONS:
+        raise InvalidArgument(f"activation must be None or one of {', '.join(ACTIVATIONS[1:])}, got {activation!r}: apply others to the result")
+    return name
 
 
 def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""TE of the three ops: what is computed, never how. Schedules find the stages by the names fixed here.
+"""TE of the three ops for NCHW: what is computed, never how. Schedules find the stages by the names fixed here.
 
 Blocks: "stage" (source padded with its halo, columns parted
 by stride), "acc" (sums, rows rounded up to whole vectors, where the form asks), "y". conv_dw has "stage", "dys"
@@ -8,9 +8,10 @@ by stride), "acc" (sums, rows rounded up to whole vectors, where the form asks),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from .epilogue import activate
 from .errors import InvalidArgument
 from .form import Form
 from .gather import Gather, Stage, Term, gather, round_up
@@ -27,7 +28,7 @@ from tvm_ffi import structural_map  # noqa: E402
 COMPUTE_VERSION = 1
 
 
-def _pick(index: Any, values: Sequence[Any]) -> Any:
+def pick(index: Any, values: Sequence[Any]) -> Any:
     """values[index] as a Select chain: bounded for region inference, and one value once the loop over index is unrolled."""
     chosen = values[-1]
     for i in range(len(values) - 2, -1, -1):
@@ -35,11 +36,13 @@ def _pick(index: Any, values: Sequence[Any]) -> Any:
     return chosen
 
 
-def _integers(values: Sequence[int]) -> list[Any]:
+def integers(values: Sequence[int]) -> list[Any]:
+    """int32 constants."""
     return [tirx.const(v, "int32") for v in values]
 
 
-def _total(values: Sequence[Any]) -> Any:
+def total_of(values: Sequence[Any]) -> Any:
+    """The sum of expressions, first to last."""
     total = values[0]
     for value in values[1:]:
         total = total + value
@@ -71,14 +74,15 @@ def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> A
     return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns // quad, quad), padded, name="stage")
 
 
-def _batch(form: Form) -> Any:
+def batch_of(form: Form) -> Any:
+    """N as the form wants it."""
     return te.var("n", "int32") if form.batch is None else form.batch
 
 
 def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     """PrimFunc of a single-group spec over `channels` channels, in the given form.
 
-    Parameters: conv (x, w, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
+    Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
     func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
@@ -101,9 +105,10 @@ def _whole_rows(func: Any) -> Any:
 
 
 def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
-    g, n = gather(spec), _batch(form)
+    g, n = gather(spec), batch_of(form)
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
     weight = te.placeholder((channels, spec.kernel_size), name="w", dtype=spec.dtype)
+    given, ended = epilogue_of(spec, channels, form)
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
     shape_of = g.stage(columns, form.halo, form.pitch)
@@ -117,10 +122,10 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         for t in terms:
             phase, shift = shape_of.place(t.col)
             products.append(
-                _total([weight[c, s].astype(spec.sums) for s in t.taps])
+                total_of([weight[c, s].astype(spec.sums) for s in t.taps])
                 * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad]
             )
-        return _total(products) if products else zero
+        return total_of(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:
         result = None
@@ -132,31 +137,42 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
 
     shape = (n, channels, *g.output)
     if not form.vector:
-        y = te.compute(shape, lambda a, c, h, w: by_phase(a, c, h, w % g.phases[1], w // g.phases[1]).astype(spec.dtype), name="y")
-        return te.create_prim_func([source, weight, y])
+        y = te.compute(shape, lambda a, c, h, w: ended(by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c), name="y")
+        return te.create_prim_func([source, weight, *given, y])
     v, rows_of = form.vector, (n, channels, g.output[0], g.phases[1], columns // form.vector, form.vector)
     if form.reduce and g.every and g.phases == (1, 1):
         terms = sorted(g.terms[0, 0], key=lambda t: (t.row, t.col % v, t.col))  # neighbours share vectors
         where = [shape_of.place(t.col) for t in terms]
-        rows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
+        rows, phases, shifts = integers([t.row + top for t in terms]), integers([p for p, _ in where]), integers([s for _, s in where])
         folded = te.compute(
-            (channels, len(terms)), lambda c, t: _pick(t, [_total([weight[c, s].astype(spec.sums) for s in term.taps]) for term in terms]), name="folded"
+            (channels, len(terms)), lambda c, t: pick(t, [total_of([weight[c, s].astype(spec.sums) for s in term.taps]) for term in terms]), name="folded"
         )
         tap = te.reduce_axis((0, len(terms)), "tap")
 
         def summed(a: Any, c: Any, h: Any, b: Any, jo: Any, ji: Any) -> Any:
-            column = jo * v + ji + _pick(tap, shifts)
-            return te.sum(folded[c, tap] * stage[a, c, h * g.step[0] + _pick(tap, rows), _pick(tap, phases), column // form.quad, column % form.quad], axis=tap)
+            column = jo * v + ji + pick(tap, shifts)
+            return te.sum(folded[c, tap] * stage[a, c, h * g.step[0] + pick(tap, rows), pick(tap, phases), column // form.quad, column % form.quad], axis=tap)
 
         acc = te.compute(rows_of, summed, name="acc")
     else:
         acc = te.compute(rows_of, lambda a, c, h, b, jo, ji: by_phase(a, c, h, b, jo * v + ji), name="acc")
-    y = te.compute(shape, lambda a, c, h, w: acc[a, c, h, w % g.phases[1], w // g.phases[1] // v, w // g.phases[1] % v].astype(spec.dtype), name="y")
-    return te.create_prim_func([source, weight, y])
+    y = te.compute(shape, lambda a, c, h, w: ended(acc[a, c, h, w % g.phases[1], w // g.phases[1] // v, w // g.phases[1] % v], c), name="y")
+    return te.create_prim_func([source, weight, *given, y])
+
+
+def epilogue_of(spec: ConvSpec, channels: int, form: Form) -> tuple[list[Any], Callable[[Any, Any], Any]]:
+    """Parameters of the epilogue, and what makes a result of a sum and its channel."""
+    bias = te.placeholder((channels,), name="bias", dtype=spec.dtype) if spec.bias else None
+
+    def ended(value: Any, c: Any) -> Any:
+        value = value + bias[c].astype(spec.sums) if bias is not None else value
+        return activate(spec.activation, value, spec.sums, form.vector_math).astype(spec.dtype)
+
+    return [] if bias is None else [bias], ended
 
 
 def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
-    g, n, v = gather(spec), _batch(form), max(1, form.vector)
+    g, n, v = gather(spec), batch_of(form), max(1, form.vector)
     height, width = g.output
     terms = g.terms[0, 0] or (Term(0, 0, ()),)  # where no tap is alive one is summed and used by none
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
@@ -167,7 +183,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     shape_of = g.stage(columns, form.halo, form.pitch)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
-    trows, phases, shifts = _integers([t.row + top for t in terms]), _integers([p for p, _ in where]), _integers([s for _, s in where])
+    trows, phases, shifts = integers([t.row + top for t in terms]), integers([p for p, _ in where]), integers([s for _, s in where])
     zero = tirx.const(0, spec.sums)
     tall = bands * rows
 
@@ -181,22 +197,26 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
         p = band * rows + lane // v * each + rp
         q = (ro * v + lane % v) * form.run + ri
-        row = p * g.step[0] + _pick(t, trows)
-        column = q + _pick(t, shifts)
-        return te.sum(dys[a, c, p, q] * stage[a, c, row, _pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        row = p * g.step[0] + pick(t, trows)
+        column = q + pick(t, shifts)
+        return te.sum(dys[a, c, p, q] * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
     count = len(terms)
     lanes = te.compute((n, channels, bands, count, v * form.row_lanes), product, name="lanes")
     rl = te.reduce_axis((0, v * form.row_lanes), "rl")
     part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
+    return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, band, t, c: part[a, c, band, t])])
+
+
+def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, part: Any) -> Any:
+    """dw (channels, K) as the sum of part(image, band, term, channel); colliding taps get the same, taps that never land zeros."""
     rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
     home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    places = _integers([home.get(s, 0) for s in range(spec.kernel_size)])
-    alive = _integers([int(s in home) for s in range(spec.kernel_size)])
+    places = integers([home.get(s, 0) for s in range(spec.kernel_size)])
+    alive = integers([int(s in home) for s in range(spec.kernel_size)])
 
     def total(c: Any, s: Any) -> Any:
-        value = part[rn, c, rb, _pick(s, places)]
-        return te.sum(value if len(home) == spec.kernel_size else tirx.Select(_pick(s, alive) == 1, value, zero), axis=[rn, rb])
+        value = part(rn, rb, pick(s, places), c)
+        return te.sum(value if len(home) == spec.kernel_size else tirx.Select(pick(s, alive) == 1, value, tirx.const(0, spec.sums)), axis=[rn, rb])
 
-    out = te.compute((channels, spec.kernel_size), total, name="y")
-    return te.create_prim_func([source, dy, part, out])
+    return te.compute((channels, spec.kernel_size), total, name="y")

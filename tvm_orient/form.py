@@ -16,6 +16,7 @@ class Form:
     reduce: sum over taps by a loop, so that taps can stand outside the patch.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
+    vector_math: exponentials as polynomials, which vectorise, in place of calls.
     batch: a fixed N, a TVM variable, or None for a new one.
     """
 
@@ -27,4 +28,5 @@ class Form:
     rows: int = 0
     run: int = 1
     row_lanes: int = 1
+    vector_math: bool = False
     batch: Any = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from . import checks, launch, ops, transforms
 from .errors import InvalidArgument
@@ -27,6 +28,7 @@ def oriented_conv2d(
     padding_mode: str = "zeros",
     anchor: Anchor = "center",
     residual: bool = False,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023).
 
@@ -45,9 +47,11 @@ def oriented_conv2d(
         padding_mode: "zeros" or "circular".
         anchor: "center" (k = s - K//2) or "start" (k = s).
         residual: add x (its pixels at multiples of the stride) to the result, as if the tap at k = 0 weighed one more.
+        activation: None, "relu", "silu" or "gelu" (the exact one, by erf), applied last. Bias and activation are part of the kernel: the
+            sums pass through them before they are rounded and stored. The gradient computes what it needs of them again.
 
     Returns:
-        (N, C, ceil(H/stride), ceil(W/stride)), contiguous.
+        (N, C, ceil(H/stride), ceil(W/stride)), in the memory format of x: contiguous, or channels_last where x is.
 
     Raises:
         InvalidArgument: a rule above is broken. Unsupported, BuildFailed, EnvironmentProblem: no kernel can be had here.
@@ -64,12 +68,19 @@ def oriented_conv2d(
         theta = checks.angles(theta, x.shape[1])
     key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
     if not residual:
-        return _apply(x, matrix, key, bias, stride, padding_mode)
-    return with_residual(x, matrix, Taps.from_key(key), bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0)
+        return _apply(x, matrix, key, bias, stride, padding_mode, activation)
+    return with_residual(x, matrix, Taps.from_key(key), bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0, activation)
 
 
 def tap_conv2d(
-    x: torch.Tensor, weight: torch.Tensor, taps: Taps, bias: torch.Tensor | None = None, *, stride: int | tuple[int, int] = 1, padding_mode: str = "zeros"
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    taps: Taps,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
 ) -> torch.Tensor:
     """Depthwise convolution with any integer taps: y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw].
 
@@ -80,19 +91,27 @@ def tap_conv2d(
     """
     if not isinstance(taps, Taps):
         raise InvalidArgument(f"taps must be a Taps, got {type(taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
-    return _apply(x, checks.weight_matrix(weight), taps.key, bias, stride, padding_mode)
+    return _apply(x, checks.weight_matrix(weight), taps.key, bias, stride, padding_mode, activation)
 
 
 def with_residual(
-    x: torch.Tensor, weight: torch.Tensor, taps: Taps, bias: torch.Tensor | None, stride: int | tuple[int, int], padding_mode: str, centre: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    taps: Taps,
+    bias: torch.Tensor | None,
+    stride: int | tuple[int, int],
+    padding_mode: str,
+    centre: int,
+    activation: str | None = None,
 ) -> torch.Tensor:
-    """tap_conv2d(x) + x, whose tap `centre` has offset (0, 0): by a weight where adding one to it is exact enough, else by a sum."""
+    """activation(tap_conv2d(x) + x), whose tap `centre` has offset (0, 0): by a weight where adding one to it is exact enough, else by a sum."""
     if weight.dtype.itemsize >= 4 and _autocast(x)[0] is x:
         one = (torch.arange(weight.shape[-1], device=weight.device) == centre).to(weight.dtype)
-        return tap_conv2d(x, weight + one, taps, bias, stride=stride, padding_mode=padding_mode)
+        return tap_conv2d(x, weight + one, taps, bias, stride=stride, padding_mode=padding_mode, activation=activation)
+    name = checks.activation_name(activation)
     y = tap_conv2d(x, weight, taps, bias, stride=stride, padding_mode=padding_mode)
     down, across = checks.options(stride, padding_mode)
-    return y + x[:, :, ::down, ::across].to(y.dtype)
+    return launch.activate(name, y + x[:, :, ::down, ::across].to(y.dtype))
 
 
 @torch.compiler.assume_constant_result
@@ -117,8 +136,8 @@ def _autocast(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tenso
     return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, *others)]
 
 
-def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str) -> torch.Tensor:
-    pair = checks.options(stride, padding_mode)
+def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str, activation: str | None) -> torch.Tensor:
+    pair, name = checks.options(stride, padding_mode), checks.activation_name(activation)
     if isinstance(x, torch.Tensor):
         x, weight, bias = _autocast(x, weight, bias)
     if not torch.compiler.is_compiling():
@@ -126,19 +145,50 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
             checks.conv_operands(x, weight, Taps.from_key(key))
         if bias is not None:
             checks.bias_vector(bias, x)
-    apply = transforms.Conv.apply if transforms.active() else ops.conv
-    y: torch.Tensor = apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
-    return y if bias is None else y + bias.view(1, -1, 1, 1)
+    if transforms.active():
+        y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
+        return launch.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
+    if ops.layout_of(x) == "nchw":
+        x = x.contiguous()
+    if bias is None and name == "none":
+        return ops.conv(x, weight.contiguous(), key, pair, padding_mode)
+    return ops.conv_epilogue(x, weight.contiguous(), bias, name, key, pair, padding_mode)
 
 
-def warmup(specs: Sequence[ConvSpec] | ConvSpec, device: str | torch.device = "cpu") -> None:
-    """Load the kernels of these specs (building what is missing), so that later calls neither compile nor read the disk.
+def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: Any, device: str | torch.device = "cpu") -> None:
+    """Load kernels, compiling what is missing, so that later calls neither compile nor read the disk.
 
-    Call it before capturing a CUDA graph.
+    Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on.
+
+    Args:
+        what: specs, for `device`; or a module or a function, which is called once with the inputs, forward and, where gradients are
+            enabled, backward. Parameters, buffers, their gradients and the random state stay as they are.
+        inputs: of the module or the function.
+        device: of the specs.
 
     Raises:
-        Unsupported, BuildFailed, EnvironmentProblem: a kernel cannot be had.
+        InvalidArgument: neither. Unsupported, BuildFailed, EnvironmentProblem: a kernel cannot be had.
     """
-    where = launch.device_of(torch.empty(0, device=device))
-    for spec in [specs] if isinstance(specs, ConvSpec) else specs:
-        launch.kernel(spec, where)
+    specs = [what] if isinstance(what, ConvSpec) else what
+    if isinstance(specs, list | tuple) and all(isinstance(spec, ConvSpec) for spec in specs):
+        where = launch.device_of(torch.empty(0, device=device))
+        for spec in specs:
+            launch.kernel(spec, where)
+        return
+    if not callable(what):
+        raise InvalidArgument(f"warmup takes a ConvSpec, a list of them, or a function or module with its inputs, got {what!r}")
+    tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
+    places = {one.device for one in tensors if one.device.type == "cuda"}
+    with launch.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
+        outputs, leaves = _once(what, inputs), [one for one in tensors if one.requires_grad]
+        leaves += [one for one in what.parameters() if one.requires_grad] if isinstance(what, torch.nn.Module) else []
+        wanted = [one for one in tree_leaves(outputs) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if wanted and leaves:
+            torch.autograd.grad(wanted, leaves, [torch.ones_like(one) for one in wanted], allow_unused=True)
+
+
+def _once(what: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    if not isinstance(what, torch.nn.Module):
+        return what(*inputs)
+    buffers = {name: value.clone() for name, value in what.named_buffers()}  # running statistics change in a call
+    return torch.func.functional_call(what, buffers, tuple(inputs))

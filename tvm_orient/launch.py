@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import json
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import torch
 from . import anysize, cache, paths, pool
 from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
-from .errors import EnvironmentProblem, Unsupported
+from .errors import EnvironmentProblem, OrientError, Unsupported
 from .lower import Choice, generic_choices, is_generic
-from .spec import DTYPES, ConvSpec
+from .spec import DTYPES, ConvSpec, image_shape, part_shape
 from .tvmkit import check_ffi
 
 _ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
 _LIMIT = 2**31 - 1  # kernels index with 32 bits
-_kernels: dict[tuple[ConvSpec, str, int], Kernel] = {}
+_EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
+_kernels: dict[tuple[ConvSpec, str, int], Kernel | Converted | Provisional] = {}
+_at_once: list[bool] = []  # one entry for each compiling_at_once that is entered
 _lock = threading.Lock()
 _runtimes: list[ctypes.CDLL] = []
 _log = logging.getLogger(__name__)
@@ -51,27 +54,39 @@ class Kernel:
         else:
             facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
             bands, taps = _find(facts, "workspace") or (0, 0)
-        self.workspace = (spec.channels, bands, taps)
+        self.workspace = part_shape(spec, 1, (bands, taps))[1:]
         self.alignment = _ALIGNMENT[device.kind]
         self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
-        plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)
-        self.result = (spec.channels, spec.kernel_size) if self.sums_up else (spec.channels, *plane)
+        self.last = spec.layout == "nhwc"
+        self.result = (spec.channels, spec.kernel_size) if self.sums_up else image_shape(spec, 1, output=spec.op == "conv")[1:]
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Operands of spec.op, contiguous and on the device: (x, w) -> y, (dy, w) -> dx or (x, dy) -> dw."""
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Operands of spec.op on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx or (x, dy) -> dw.
+
+        Images are (N, C, H, W) of any strides; those of the result are of spec.layout.
+        """
+        first, second = self._laid(first), self._laid(second)
         n = first.shape[0]
         out = first.new_empty(self.result, dtype=self.sums) if self.sums_up else first.new_empty((n, *self.result))
         if n == 0:
-            return out.zero_().to(first.dtype)
-        if n * self.each > _LIMIT:
+            out = out.zero_().to(first.dtype)
+        elif n * self.each > _LIMIT:
             raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
-        first, second = self._aligned(first), self._aligned(second)
-        if self.sums_up:
+        elif self.sums_up:
             self._run(first, second, *self.tables, first.new_empty((n, *self.workspace), dtype=self.sums), out, *self.numbers)
             return out.to(first.dtype)
-        self._run(first, second, *self.tables, out, *self.numbers)
-        return out
+        elif bias is None:
+            self._run(first, second, *self.tables, out, *self.numbers)
+        else:
+            self._run(first, second, self._aligned(bias.contiguous()), out)
+        return out.permute(0, 3, 1, 2) if self.last and not self.sums_up else out
+
+    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The operand as the kernel reads it: images with their axes in the order of spec.layout."""
+        if self.last and tensor.dim() == 4:
+            return self._aligned(tensor.permute(0, 2, 3, 1).contiguous())
+        return self._aligned(tensor.contiguous())
 
     def _aligned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
@@ -82,6 +97,26 @@ class Kernel:
                 self.function(*arguments)
         else:
             self.function(*arguments)
+
+
+class Converted:
+    """The generic kernel in the place of one that it cannot be: it knows neither layout nor epilogue, so torch adds both."""
+
+    def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
+        self.spec, self.device, self.path = spec, device, path
+        self.kernel = Kernel(dataclasses.replace(spec.plain, layout="nchw"), device, path, generic=True)
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As Kernel."""
+        out = self.kernel(first, second)
+        out = out if bias is None else out.add_(bias.view(-1, 1, 1))
+        out = activate(self.spec.activation, out)
+        return out.contiguous(memory_format=torch.channels_last) if self.spec.layout == "nhwc" and out.dim() == 4 else out
+
+
+def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """torch's activation of that name (spec.ACTIVATIONS)."""
+    return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -132,7 +167,30 @@ def device_of(tensor: torch.Tensor) -> Device:
     raise Unsupported(f"tensors must be on a CPU or a CUDA device, got {tensor.device}")
 
 
-def kernel(spec: ConvSpec, device: Device) -> Kernel:
+class Provisional:
+    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own."""
+
+    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | Converted, calls: int) -> None:
+        self.spec, self.device, self.kernel, self.left = spec, device, generic, calls
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As Kernel."""
+        self.left -= 1
+        if (self.left <= 0 or _at_once) and not _capturing(self.device):
+            self.kernel = self._own()
+        return self.kernel(first, second, bias)
+
+    def _own(self) -> Kernel | Converted:
+        _log.info("%s: compiling its own kernel", self.spec)
+        try:
+            return kernel(self.spec, self.device)
+        except OrientError as problem:
+            _log.warning("%s stays on the generic kernel: %s", self.spec, problem)
+            self.left = sys.maxsize
+            return self.kernel
+
+
+def kernel(spec: ConvSpec, device: Device) -> Kernel | Converted:
     """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Raises:
@@ -140,39 +198,91 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel:
     """
     key = (spec, device.slug, device.index)
     found = _kernels.get(key)
-    if found is None:
+    if found is None or isinstance(found, Provisional):
         with _lock:
             found = _kernels.get(key)
-            if found is None:
-                if device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
-                    raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
-                found = _kernels[key] = _serve(spec, device, compiling=paths.building_allowed())
+            if found is None or isinstance(found, Provisional):
+                held, found = found, _made(spec, device, [part.choice for part in explain(spec, device)])
+                _kernels[key] = found
+                if held is not None:
+                    _forget_callbacks()  # tables that hold the provisional one
     return found
 
 
-def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True) -> Kernel:
+def serving(spec: ConvSpec, device: Device) -> Kernel | Converted | Provisional:
+    """What answers a call of a spec: its own kernel where it is tuned or built, else the generic one, which needs no compiling, for a while.
+
+    TVM_ORIENT_BUILD says how long. torch.use_deterministic_algorithms asks for one kernel from the first call on.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+    """
+    found = _kernels.get((spec, device.slug, device.index))
+    if found is not None:
+        return found
+    calls = 1 if _at_once else paths.building_call()
+    choices = [part.choice for part in explain(spec, device)]
+    tuned = any(choice.step in _EXACT for choice in choices)
+    if calls <= 1 or tuned or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
+        return kernel(spec, device)
+    with _lock:
+        found = _kernels.get((spec, device.slug, device.index))
+        if found is None:
+            try:
+                found = load(spec, device, choices, compiling=False)
+            except EnvironmentProblem:
+                found = Provisional(spec, device, _generic(spec, device), calls)
+                _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
+            _kernels[spec, device.slug, device.index] = found
+    return found
+
+
+@contextlib.contextmanager
+def compiling_at_once() -> Iterator[None]:
+    """While it is entered, every call of the process compiles the kernel that it lacks."""
+    _at_once.append(True)
+    try:
+        yield
+    finally:
+        _at_once.pop()
+
+
+def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True) -> Kernel | Converted:
     """The kernel that the choices make: from the cache, or compiled now.
 
     Raises:
         Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
     """
-    return Kernel(spec, device, build(spec, device, choices, compiling=compiling), generic=is_generic(choices))
+    path = build(spec, device, choices, compiling=compiling)
+    if is_generic(choices):
+        return Converted(spec, device, path) if spec.layout != "nchw" or spec != spec.plain else Kernel(spec, device, path, generic=True)
+    return Kernel(spec, device, path)
 
 
-def _serve(spec: ConvSpec, device: Device, *, compiling: bool) -> Kernel:
-    """The kernel that the logs choose; the generic one where there is no other and none may be compiled."""
-    choices = [part.choice for part in explain(spec, device)]
-    found: Kernel | None = None
+def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kernel | Converted:
+    return load(spec, device, generic_choices(spec, device), compiling=compiling and not _capturing(device))
+
+
+def _capturing(device: Device) -> bool:
+    return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | Converted:
+    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+    if _capturing(device):
+        raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
+    compiling = paths.building_call() > 0
     try:
         found = load(spec, device, choices, compiling=compiling)
     except EnvironmentProblem:
         if compiling or is_generic(choices):
             raise
-        choices = list(generic_choices(spec, device))
+        generic: Kernel | Converted | None = None
         with contextlib.suppress(EnvironmentProblem):  # the first one says more
-            found = load(spec, device, choices, compiling=False)
-        if found is None:
+            generic = _generic(spec, device, compiling=False)
+        if generic is None:
             raise
+        found, choices = generic, generic_choices(spec, device)
     if is_generic(choices):
         _log.info("%s runs on the generic kernel: `tvm-orient explain` says why; `tvm-orient build` or `tune` make it one of its own", spec)
     return found

@@ -16,7 +16,7 @@ from . import schedules
 from .device import Device
 from .errors import BuildFailed, EnvironmentProblem, OrientError, Unsupported
 from .schedules.base import Decisions, Template
-from .spec import ConvSpec
+from .spec import ConvSpec, image_shape, part_shape
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
     """Scheduled PrimFunc of one angle group over `channels` channels."""
     from tvm.s_tir import Schedule
 
-    from .compute import part_func
+    from . import channels_last, compute
     from .tvmkit import load_tvm
 
     template, decisions = schedules.find(choice.template), dict(choice.decisions)
     form = dataclasses.replace(template.form(part, decisions), batch=batch)
+    part_func = channels_last.part_func if part.layout == "nhwc" else compute.part_func
     sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, form)}))
     template.apply(sch, part, device, decisions)
     return template.finish(sch.mod["main"], part, decisions)
@@ -83,30 +84,33 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
     groups = []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         func = schedule_part(part, stop - start, device, choice, n)
-        groups.append(Group(func, tuple(_origin(spec.op, i, start, len(p.shape)) for i, p in enumerate(func.params))))
+        groups.append(Group(func, tuple(_origin(spec, i, start, len(p.shape)) for i, p in enumerate(func.params))))
     return tvm.IRModule({"main": merge(groups, _shapes(spec, groups, n), device.kind)})
 
 
-def _origin(op: str, index: int, start: int, rank: int) -> tuple[int, ...]:
-    weights = index == 1 if op != "conv_dw" else index == 3
-    return (start, 0) if weights else (0, start) + (0,) * (rank - 2)
+def _origin(spec: ConvSpec, index: int, start: int, rank: int) -> tuple[int, ...]:
+    weights = index == 1 if spec.op != "conv_dw" else index == 3
+    if rank == 1:  # bias
+        return (start,)
+    if weights:
+        return (start, 0)
+    return (0,) * (rank - 1) + (start,) if spec.layout == "nhwc" else (0, start) + (0,) * (rank - 2)
 
 
 def _shapes(spec: ConvSpec, groups: Sequence[Any], n: Any) -> list[tuple[Any, ...]]:
-    x = (n, spec.channels, spec.height, spec.width)
-    y = (n, spec.channels, spec.out_height, spec.out_width)
-    w = (spec.channels, spec.kernel_size)
+    x, y, w = image_shape(spec, n, output=False), image_shape(spec, n, output=True), (spec.channels, spec.kernel_size)
     if spec.op == "conv":
-        return [x, w, y]
+        return [x, w, (spec.channels,), y] if spec.bias else [x, w, y]
     if spec.op == "conv_dx":
         return [y, w, x]
-    return [x, y, (n, spec.channels, *workspace_shape([g.func for g in groups])), w]
+    return [x, y, part_shape(spec, n, workspace_shape([g.func for g in groups], spec.layout)), w]
 
 
-def workspace_shape(funcs: Sequence[Any]) -> tuple[int, int]:
+def workspace_shape(funcs: Sequence[Any], layout: str = "nchw") -> tuple[int, int]:
     """(bands, taps) of the workspace per image and channel that conv_dw needs: the largest of its groups."""
+    bands, taps = (1, 2) if layout == "nhwc" else (2, 3)
     shapes = [f.params[2].shape for f in funcs]
-    return max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
+    return max(int(s[bands]) for s in shapes), max(int(s[taps]) for s in shapes)
 
 
 def compile_library(module: Any, device: Device, path: Path) -> None:

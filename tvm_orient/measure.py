@@ -19,7 +19,7 @@ from typing import Any
 
 from .device import Device
 from .errors import TuningFailed
-from .spec import ConvSpec
+from .spec import ConvSpec, image_shape, part_shape
 
 _TARGET_SECONDS = 0.03  # of runs per candidate
 _MOST_BYTES = 1 << 29  # of rotating operands
@@ -120,11 +120,15 @@ class Worker:
 
 def operand_shapes(spec: ConvSpec, batch: int, workspace: tuple[int, int] | None) -> list[tuple[int, ...]]:
     """Shapes of a kernel's parameters, in order; conv_dw's last two are of spec.sums, all others of spec.dtype."""
-    x, y = (batch, spec.channels, spec.height, spec.width), (batch, spec.channels, spec.out_height, spec.out_width)
-    w = (spec.channels, spec.kernel_size)
+    x, y, w = image_shape(spec, batch, output=False), image_shape(spec, batch, output=True), (spec.channels, spec.kernel_size)
     if spec.op == "conv_dw":
-        return [x, y, (batch, spec.channels, *(workspace or (1, 1))), w]
+        return [x, y, part_shape(spec, batch, workspace or (1, 1)), w]
     return [x, w, y] if spec.op == "conv" else [y, w, x]
+
+
+def _as_nchw(spec: ConvSpec, tensor: Any) -> Any:
+    """A kernel's tensor with its axes in torch's order."""
+    return tensor.permute(0, 3, 1, 2) if spec.layout == "nhwc" and tensor.dim() == 4 else tensor
 
 
 def _runs(once: float) -> int:
@@ -195,8 +199,9 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     kind = getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
     outputs = [torch.full(shape, float("nan"), dtype=kind, device=device) for shape in shapes[2:]]
     _function(request)(first.to(device), second.to(device), *outputs)
+    first, second = _as_nchw(spec, first), _as_nchw(spec, second)
     want = reference.run(spec, first, second)
-    error = float((outputs[-1].cpu().to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
+    error = float((_as_nchw(spec, outputs[-1]).cpu().to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
     bound = reference.tolerance(spec, request["batch"], first, second)
     if not error <= bound:  # NaN fails too
         return {"error": f"differs from the reference by {error:.3g}, at most {bound:.3g}"}

@@ -21,7 +21,7 @@ class OrientedConv2d(torch.nn.Module):
         channels: C.
         kernel_size: K, odd.
         theta: an int for that many directions spread over 180 degrees from 0, or radians: a float, (G,), (C,) or (C, 1).
-        stride, dilation, padding_mode, anchor, bias, residual: as `oriented_conv2d`.
+        stride, dilation, padding_mode, anchor, bias, residual, activation: as `oriented_conv2d`.
 
     Parameters: weight (C, K), bias (C,). theta is a float32 buffer in the state dict, never cast by .half() or .to(dtype); the
     taps follow it when a state dict is loaded.
@@ -44,6 +44,7 @@ class OrientedConv2d(torch.nn.Module):
         anchor: Anchor = "center",
         bias: bool = True,
         residual: bool = False,
+        activation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -52,7 +53,9 @@ class OrientedConv2d(torch.nn.Module):
             raise InvalidArgument(f"channels must be a whole number >= 1, got {channels!r}")
         self.channels, self.kernel_size, self.dilation, self.anchor = channels, kernel_size, dilation, anchor
         self.stride, self.padding_mode, self.residual = stride_pair(stride), padding_mode, residual
+        self.activation = activation
         checks.options(stride, padding_mode)
+        checks.activation_name(activation)
         directions = angles_between(theta).tolist() if isinstance(theta, int) and not isinstance(theta, bool) else checks.angles(theta, channels)
         self.register_buffer("theta", torch.tensor(directions, dtype=torch.float32, device=device))
         self.taps = checks.line_taps(directions, kernel_size, dilation, anchor, channels)
@@ -85,11 +88,12 @@ class OrientedConv2d(torch.nn.Module):
         """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
-            return with_residual(x, self.weight, self.taps, self.bias, self.stride, self.padding_mode, centre)
-        return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode)
+            return with_residual(x, self.weight, self.taps, self.bias, self.stride, self.padding_mode, centre, self.activation)
+        return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"
+        options += f", activation={self.activation!r}" if self.activation else ""
         return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, {options}"
 
 

@@ -12,26 +12,38 @@ from typing import Any
 import torch
 
 from . import checks, launch
-from .launch import Kernel
+from .launch import Converted, Kernel, Provisional
 from .spec import ConvSpec
 from .taps import Taps
 
 _library = torch.library.Library("tvm_orient", "DEF")
-_library.define("conv(Tensor x, Tensor weight, str taps, int[2] stride, str padding_mode) -> Tensor")
-_library.define("conv_dx(Tensor dy, Tensor weight, str taps, SymInt height, SymInt width, int[2] stride, str padding_mode) -> Tensor")
-_library.define("conv_dw(Tensor x, Tensor dy, str taps, int[2] stride, str padding_mode) -> Tensor")
+for _schema in (
+    "conv(Tensor x, Tensor weight, str taps, int[2] stride, str padding_mode) -> Tensor",
+    "conv_dx(Tensor dy, Tensor weight, str taps, SymInt height, SymInt width, int[2] stride, str padding_mode) -> Tensor",
+    "conv_dw(Tensor x, Tensor dy, str taps, int[2] stride, str padding_mode) -> Tensor",
+    "conv_epilogue(Tensor x, Tensor weight, Tensor? bias, str activation, str taps, int[2] stride, str padding_mode) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.needs_exact_strides,))  # strides choose the layout, of the kernel and of the result
 
 
 # what a call has been checked and built for: everything about its operands but N, the values and the strides
-_ready: dict[tuple[Any, ...], Kernel] = {}
+_ready: dict[tuple[Any, ...], Kernel | Converted | Provisional] = {}
 _MOST = 4096
 launch.on_forget(_ready.clear)
 
 
-def _prepared(key: tuple[Any, ...], op: str, image: torch.Tensor, plane: Sequence[int], taps: str, stride: Sequence[int], padding_mode: str) -> Kernel:
+def layout_of(image: torch.Tensor) -> str:
+    """The layout that an operator takes for an image (N, C, H, W): "nhwc" where it is channels_last and not contiguous."""
+    return "nchw" if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last) else "nhwc"
+
+
+def _prepared(
+    key: tuple[Any, ...], op: str, image: torch.Tensor, plane: Sequence[int], taps: str, stride: Sequence[int], padding_mode: str, layout: str, *epilogue: Any
+) -> Kernel | Converted | Provisional:
     """The kernel of a call that has just been checked, kept for the calls like it. plane: height and width of x."""
-    spec = ConvSpec(op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode, checks.dtype_name(image.dtype))  # type: ignore[arg-type]
-    kernel = launch.kernel(spec, launch.device_of(image))
+    geometry = (op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode)
+    spec = ConvSpec(*geometry, checks.dtype_name(image.dtype), layout, *epilogue)  # type: ignore[arg-type]
+    kernel = launch.serving(spec, launch.device_of(image))
     if len(_ready) >= _MOST:
         _ready.clear()
     _ready[key] = kernel
@@ -39,36 +51,54 @@ def _prepared(key: tuple[Any, ...], op: str, image: torch.Tensor, plane: Sequenc
 
 
 def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device)
+    layout = layout_of(x)
+    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device, layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
-        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode)
-    return kernel(x.contiguous(), weight.contiguous())
+        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode, layout)
+    return kernel(x, weight)
+
+
+def _conv_epilogue(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
+) -> torch.Tensor:
+    layout, added = layout_of(x), None if bias is None else (bias.shape, bias.dtype, bias.device)
+    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device, layout, activation, added)
+    kernel = _ready.get(key)
+    if kernel is None:
+        checks.conv_operands(x, weight, Taps.from_key(taps))
+        if bias is not None:
+            checks.bias_vector(bias, x)
+        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode, layout, bias is not None, activation)
+    return kernel(x, weight, bias)
 
 
 def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
-    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, dy.dtype, weight.dtype, dy.device, weight.device)
+    layout = layout_of(dy)
+    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, dy.dtype, weight.dtype, dy.device, weight.device, layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, (stride[0], stride[1]))
-        kernel = _prepared(key, "conv_dx", dy, (height, width), taps, stride, padding_mode)
-    return kernel(dy.contiguous(), weight.contiguous())
+        kernel = _prepared(key, "conv_dx", dy, (height, width), taps, stride, padding_mode, layout)
+    return kernel(dy, weight)
 
 
 def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, x.dtype, dy.dtype, x.device, dy.device)
+    layout = layout_of(x)
+    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, x.dtype, dy.dtype, x.device, dy.device, layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.dw_operands(x, dy, (stride[0], stride[1]))
-        kernel = _prepared(key, "conv_dw", x, x.shape[2:], taps, stride, padding_mode)
-    return kernel(x.contiguous(), dy.contiguous())
+        kernel = _prepared(key, "conv_dw", x, x.shape[2:], taps, stride, padding_mode, layout)
+    return kernel(x, dy)
 
 
 for _key in ("CPU", "CUDA"):
     _library.impl("conv", _conv, _key)
     _library.impl("conv_dx", _conv_dx, _key)
     _library.impl("conv_dw", _conv_dw, _key)
+    _library.impl("conv_epilogue", _conv_epilogue, _key)
 
 
 # ---- fakes: shapes only, with the strides that the kernels write --------------------------------
@@ -82,17 +112,30 @@ def _fake_weight(image: torch.Tensor, weight: torch.Tensor, taps: str) -> None:
     torch._check(weight.shape[1] == size, lambda: f"weight must have as many columns as there are taps: {size} taps, weight has {weight.shape[1]}")
 
 
+def _image(like: torch.Tensor, height: Any, width: Any) -> torch.Tensor:
+    """An empty image of N, C and layout of another."""
+    if layout_of(like) == "nhwc":
+        return like.new_empty((like.shape[0], height, width, like.shape[1])).permute(0, 3, 1, 2)
+    return like.new_empty((like.shape[0], like.shape[1], height, width))
+
+
 @torch.library.register_fake("tvm_orient::conv", lib=_library)
 def _conv_fake(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
     _fake_weight(x, weight, taps)
-    n, c, h, w = x.shape
-    return x.new_empty((n, c, (h + stride[0] - 1) // stride[0], (w + stride[1] - 1) // stride[1]))
+    return _image(x, (x.shape[2] + stride[0] - 1) // stride[0], (x.shape[3] + stride[1] - 1) // stride[1])
+
+
+@torch.library.register_fake("tvm_orient::conv_epilogue", lib=_library)
+def _conv_epilogue_fake(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
+) -> torch.Tensor:
+    return _conv_fake(x, weight, taps, stride, padding_mode)
 
 
 @torch.library.register_fake("tvm_orient::conv_dx", lib=_library)
 def _conv_dx_fake(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
     _fake_weight(dy, weight, taps)
-    return dy.new_empty((dy.shape[0], dy.shape[1], height, width))
+    return _image(dy, height, width)
 
 
 @torch.library.register_fake("tvm_orient::conv_dw", lib=_library)
@@ -106,6 +149,7 @@ def _conv_dw_fake(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int
 conv = torch.ops.tvm_orient.conv.default
 conv_dx = torch.ops.tvm_orient.conv_dx.default
 conv_dw = torch.ops.tvm_orient.conv_dw.default
+conv_epilogue = torch.ops.tvm_orient.conv_epilogue.default
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -141,6 +185,27 @@ def conv_dw_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dx_of: Any
     return dx, ddy, None, None, None
 
 
+def _save_epilogue(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, bias, ctx.activation, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, bias, output if ctx.activation == "relu" else None)
+
+
+def _epilogue_gradients(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    """Of conv_epilogue, in x, weight and bias. What an activation's gradient needs is computed again rather than kept, but for ReLU."""
+    x, weight, bias, y = ctx.saved_tensors
+    if ctx.activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    elif ctx.activation != "none":
+        z = conv(x, weight, *ctx.options) if bias is None else conv_epilogue(x, weight, bias, "none", *ctx.options)
+        # aten's silu_backward has no derivative of its own
+        grad = grad * (z.sigmoid() * (1 + z * (1 - z.sigmoid()))) if ctx.activation == "silu" else torch.ops.aten.gelu_backward(grad, z)
+    dx = conv_dx(grad, weight, ctx.options[0], x.shape[2], x.shape[3], *ctx.options[1:]) if ctx.needs_input_grad[0] else None
+    dw = conv_dw(x, grad, *ctx.options) if ctx.needs_input_grad[1] else None
+    db = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+    return dx, dw, db, None, None, None, None
+
+
+torch.library.register_autograd("tvm_orient::conv_epilogue", _epilogue_gradients, setup_context=_save_epilogue, lib=_library)
 torch.library.register_autograd("tvm_orient::conv", conv_gradients, setup_context=save, lib=_library)
 torch.library.register_autograd("tvm_orient::conv_dx", conv_dx_gradients, setup_context=save, lib=_library)
 torch.library.register_autograd("tvm_orient::conv_dw", conv_dw_gradients, setup_context=save, lib=_library)
@@ -166,6 +231,13 @@ def mapped(op: Any, foldable: bool) -> Any:
     return rule
 
 
+def _mapped_epilogue(info: Any, in_dims: tuple[Any, ...], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *options: Any) -> Any:
+    biases = [None] * info.batch_size if bias is None else _moved((bias,), in_dims[2:3], info.batch_size)[0].unbind()
+    xs, weights = _moved((x, weight), in_dims[:2], info.batch_size)
+    return torch.stack([conv_epilogue(*each, *options) for each in zip(xs.unbind(), weights.unbind(), biases, strict=True)]), 0
+
+
+torch.library.register_vmap("tvm_orient::conv_epilogue", _mapped_epilogue, lib=_library)
 torch.library.register_vmap("tvm_orient::conv", mapped(conv, True), lib=_library)
 torch.library.register_vmap("tvm_orient::conv_dx", mapped(conv_dx, True), lib=_library)
 torch.library.register_vmap("tvm_orient::conv_dw", mapped(conv_dw, False), lib=_library)

@@ -15,7 +15,7 @@ VARIABLES = {
     "TVM_ORIENT_LOG_DIR": "folder of the user's tuning logs (default: the user data folder)",
     "TVM_ORIENT_CACHE_DIR": "folder of compiled kernels (default: the user cache folder)",
     "TVM_ORIENT_LOOKUP": "which records may answer: strict (exact only), nearest or default (default: default)",
-    "TVM_ORIENT_BUILD": "0 forbids compiling inside a call: a kernel that is not in the cache is then an error",
+    "TVM_ORIENT_BUILD": "which call of a problem that is neither tuned nor built compiles its kernel; the generic one runs before (default: 8; 0: none)",
 }
 LOOKUP_MODES = ("strict", "nearest", "default")
 
@@ -49,6 +49,13 @@ def lookup_mode() -> str:
     return mode
 
 
-def building_allowed() -> bool:
-    """False where TVM_ORIENT_BUILD=0 forbids compiling inside a call."""
-    return os.environ.get("TVM_ORIENT_BUILD", "1") != "0"
+def building_call() -> int:
+    """TVM_ORIENT_BUILD: the call in which a problem that is neither tuned nor built gets a kernel of its own; 0: none may compile.
+
+    Raises:
+        InvalidArgument: the variable holds something else than a whole number >= 0.
+    """
+    text = os.environ.get("TVM_ORIENT_BUILD", "8")
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidArgument(f"TVM_ORIENT_BUILD must be a whole number >= 0, got {text!r}: 0 forbids compiling, 1 compiles in the first call")
+    return int(text)

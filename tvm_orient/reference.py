@@ -73,25 +73,35 @@ def conv_dw(x: Tensor, dy: Tensor, taps: Taps, stride: int | tuple[int, int] = (
 
 
 def run(spec: ConvSpec, *operands: Tensor) -> Tensor:
-    """The op that spec names, in float64. Operands: conv (x, w), conv_dx (dy, w), conv_dw (x, dy).
+    """The op that spec names, in float64. Operands: conv (x, w), with spec.bias (x, w, bias); conv_dx (dy, w); conv_dw (x, dy).
+
+    Images are (N, C, H, W) whatever spec.layout.
 
     Raises:
         InvalidArgument: operands whose shapes are not those of the spec.
     """
-    if len(operands) != 2:
-        raise InvalidArgument(f"{spec.op} takes two operands, got {len(operands)}")
+    if len(operands) != 2 + spec.bias:
+        raise InvalidArgument(f"{spec.op} takes {'three' if spec.bias else 'two'} operands, got {len(operands)}")
     plane = (spec.channels, spec.height, spec.width)
     out = (spec.channels, spec.out_height, spec.out_width)
-    first, second = operands
+    first, second = operands[:2]
     batch = first.shape[0] if first.ndim == 4 else 0
     if spec.op == "conv":
         _expect("x", first, (batch, *plane))
-        return conv(first, second, spec.taps, spec.stride, spec.padding_mode)
+        return _ended(spec, conv(first, second, spec.taps, spec.stride, spec.padding_mode), *operands[2:])
     if spec.op == "conv_dx":
         _expect("dy", first, (batch, *out))
         return conv_dx(first, second, spec.taps, spec.height, spec.width, spec.stride, spec.padding_mode)
     _expect("x", first, (batch, *plane))
     return conv_dw(first, second, spec.taps, spec.stride, spec.padding_mode)
+
+
+def _ended(spec: ConvSpec, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The epilogue of a spec in float64."""
+    if bias is not None:
+        _expect("bias", bias, (spec.channels,))
+        y = y + bias.double().view(-1, 1, 1)
+    return y if spec.activation == "none" else getattr(torch.nn.functional, spec.activation)(y)
 
 
 def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
@@ -107,7 +117,12 @@ def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
     below the smallest normal number may be flushed to zero. A half-precision result is rounded once more.
     A result that holds one wrong product of ordinary size
     lies far outside for conv and conv_dx; conv_dw of a large batch hides small faults, so check it on small ones too.
+
+    A bias is one more term. An activation stretches errors by at most 1.13 (the slope of GELU; that of SiLU is 1.1) and adds its
+    own: 1.5e-7 of its argument where erf is a polynomial (Abramowitz & Stegun 7.1.26), some units in the last place where it is a call.
     """
+    if spec.plain is not spec:
+        return _ended_tolerance(spec, batch, *operands)
     depth = spec.kernel_size if spec.op != "conv_dw" else batch * spec.out_height * spec.out_width
     sums = run(spec, *(operand.double().abs() for operand in operands))
     if depth == 0 or sums.numel() == 0:
@@ -117,6 +132,15 @@ def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
     most = float(sums.max())
     rounding = 0.0 if spec.sums == spec.dtype else stored.eps / 2 * (1 + bound) * most + stored.tiny * stored.eps
     return bound * most + depth * kind.tiny + rounding
+
+
+def _ended_tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
+    bound = tolerance(spec.plain, batch, *operands[:2])
+    most = float(run(spec.plain, *(operand.double().abs() for operand in operands[:2])).amax()) if operands[0].numel() else 0.0
+    most += float(operands[2].abs().max()) if spec.bias else 0.0
+    kind, stored = torch.finfo(getattr(torch, spec.sums)), torch.finfo(getattr(torch, spec.dtype))
+    own = 0.0 if spec.activation == "none" else max(8 * kind.eps, 1.5e-7 if spec.sums == "float32" else 0.0)
+    return 1.13 * (bound + most * (kind.eps + own)) + stored.eps / 2 * most
 
 
 def _gamma(depth: int, u: float) -> float:

@@ -6,12 +6,13 @@ Both rewrite a scheduled function of one angle group, before groups are merged.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .tvmkit import load_tvm
 
 AHEAD = "tvm_orient.ahead"  # annotation of the loop whose every turn fetches a piece of a later task
+_MOST_PIECES = 16  # of one row, one after the other in the code
 _LINE = 64  # bytes that one prefetch brings
 
 
@@ -24,6 +25,16 @@ def pieces(bounds: Sequence[int], widest: int) -> Iterator[tuple[int, int]]:
                 width //= 2
             yield start, width
             start += width
+
+
+def runs(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(start, width, count) of pieces: a long run of equal ones is one, so that the code of a wide row stays short."""
+    for width, group in itertools.groupby(found, key=lambda piece: piece[1]):
+        same = list(group)
+        if len(same) > _MOST_PIECES:
+            yield same[0][0], width, len(same)
+        else:
+            yield from ((start, width, 1) for start, _ in same)
 
 
 def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) -> Any:
@@ -58,11 +69,13 @@ def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) ->
         if not runs_along(loop):
             return loop
         parts = []
-        for start, width in pieces(bounds, widest):
-            lane = tirx.Var("lane", "int32")
-            body = structural_map(loop.body, (tirx.Var, renamed(loop, lane + start)))
+        for start, width, count in runs(pieces(bounds, widest)):
+            lane, turn = tirx.Var("lane", "int32"), tirx.Var("turn", "int32")
+            place = lane + start if count == 1 else turn * width + lane + start
+            body = structural_map(loop.body, (tirx.Var, renamed(loop, place)))
             kind = tirx.ForKind.VECTORIZED if width > 1 else tirx.ForKind.SERIAL
-            parts.append(tirx.For(lane, tirx.const(0, "int32"), tirx.const(width, "int32"), kind, body))
+            part = tirx.For(lane, tirx.const(0, "int32"), tirx.const(width, "int32"), kind, body)
+            parts.append(part if count == 1 else tirx.For(turn, tirx.const(0, "int32"), tirx.const(count, "int32"), tirx.ForKind.SERIAL, part))
         return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
 
     return func.with_body(structural_map(func.body, (tirx.For, change)))

@@ -14,8 +14,9 @@ from .taps import Taps
 OPS = ("conv", "conv_dx", "conv_dw")
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PADDING_MODES = ("zeros", "circular")
-LAYOUTS = ("nchw",)
-_KEY = re.compile(r"(conv|conv_dx|conv_dw)-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
+LAYOUTS = ("nchw", "nhwc")
+ACTIVATIONS = ("none", "relu", "silu", "gelu")
+_KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ConvSpec:
     """An oriented depthwise problem; the batch size is not part of it (kernels take N at run time).
 
     op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
-    channels, height, width: of x, whatever the op. stride: (vertical, horizontal).
+    channels, height, width: of x, whatever the op. stride: (vertical, horizontal). layout: how images lie in memory, "nhwc" being
+    torch's channels_last; weights are (C, K) in both. bias, activation: epilogue of conv, activation(sum + bias).
     """
 
     op: str
@@ -35,6 +37,8 @@ class ConvSpec:
     padding_mode: str = "zeros"
     dtype: str = "float32"
     layout: str = "nchw"
+    bias: bool = False
+    activation: str = "none"
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -42,6 +46,7 @@ class ConvSpec:
             ("dtype", self.dtype, tuple(DTYPES)),
             ("padding_mode", self.padding_mode, PADDING_MODES),
             ("layout", self.layout, LAYOUTS),
+            ("activation", self.activation, ACTIVATIONS),
         ):
             if value not in known:
                 raise InvalidArgument(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -50,6 +55,8 @@ class ConvSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
         object.__setattr__(self, "stride", stride_pair(self.stride))
+        if self.op != "conv" and (self.bias or self.activation != "none"):
+            raise InvalidArgument(f"only conv has an epilogue, got {self.op} with bias={self.bias} and activation={self.activation!r}")
         if not isinstance(self.taps, Taps):
             raise InvalidArgument(f"taps must be a Taps, got {type(self.taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
 
@@ -78,10 +85,15 @@ class ConvSpec:
         """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
         return sums_of(self.dtype)
 
+    @property
+    def plain(self) -> ConvSpec:
+        """The spec without its epilogue: what records are kept of, for the epilogue changes no decision."""
+        return dataclasses.replace(self, bias=False, activation="none") if self.bias or self.activation != "none" else self
+
     def bytes_moved(self, batch: int) -> int:
         """Least DRAM traffic in bytes: every operand read or written once."""
         plane = self.height * self.width + self.out_height * self.out_width
-        return self.itemsize * self.channels * (batch * plane + self.kernel_size)
+        return self.itemsize * self.channels * (batch * plane + self.kernel_size + self.bias)
 
     def flops(self, batch: int) -> int:
         """Two per tap and output, colliding taps and taps outside the plane included (the convention of the paper's tables)."""
@@ -89,10 +101,14 @@ class ConvSpec:
 
     @functools.cached_property
     def key(self) -> str:
-        """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`."""
+        """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
+
+        An epilogue stands with the op: `conv+bias+gelu-...`.
+        """
         sh, sw = self.stride
         stride = f"{sh}" if sh == sw else f"{sh}x{sw}"
-        return f"{self.op}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
+        epilogue = "+bias" * self.bias + f"+{self.activation}" * (self.activation != "none")
+        return f"{self.op}{epilogue}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
 
     @classmethod
     def from_key(cls, key: str) -> ConvSpec:
@@ -104,8 +120,9 @@ class ConvSpec:
         match = _KEY.fullmatch(key) if isinstance(key, str) else None
         if match is None:
             raise InvalidArgument(f"not a spec key: {str(key)[:120]!r}; a key reads like conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5")
-        op, c, h, w, sh, sw, padding, dtype, layout, taps = match.groups()
-        return cls(op, int(c), int(h), int(w), Taps.from_key(taps), (int(sh), int(sw or sh)), padding, dtype, layout)
+        op, bias, activation, c, h, w, sh, sw, padding, dtype, layout, taps = match.groups()
+        stride = (int(sh), int(sw or sh))
+        return cls(op, int(c), int(h), int(w), Taps.from_key(taps), stride, padding, dtype, layout, bias is not None, activation or "none")
 
     def parts(self) -> list[tuple[int, int, ConvSpec]]:
         """The layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).
@@ -117,6 +134,17 @@ class ConvSpec:
 
     def __str__(self) -> str:
         return self.key
+
+
+def image_shape(spec: ConvSpec, batch: Any, *, output: bool) -> tuple[Any, ...]:
+    """Extents of x, or of y (output), of a spec in the order in which they lie in memory."""
+    height, width = (spec.out_height, spec.out_width) if output else (spec.height, spec.width)
+    return (batch, height, width, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, height, width)
+
+
+def part_shape(spec: ConvSpec, batch: Any, workspace: tuple[int, int]) -> tuple[Any, ...]:
+    """Extents of conv_dw's workspace: (bands, taps) for each image and channel."""
+    return (batch, *workspace, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, *workspace)
 
 
 def sums_of(dtype: str) -> str:

@@ -78,7 +78,7 @@ Report = Callable[[Progress], None]
 def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
     """The angles of a spec that need tuning: one of each mirrored pair, in order."""
     parts: list[ConvSpec] = []
-    for _, _, part in spec.parts():
+    for _, _, part in spec.plain.parts():
         mirror = Taps(tuple(tuple((h, -w) for h, w in line) for line in part.taps.table))
         if not any(known.taps in (part.taps, mirror) for known in parts):
             parts.append(part)

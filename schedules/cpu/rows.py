@@ -88,7 +88,7 @@ class Rows(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"], reduce=bool(decisions["tap_outer"]))
+        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"], reduce=bool(decisions["tap_outer"]), vector_math=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
@@ -121,7 +121,7 @@ class Rows(Template):
         if g.phases[1] == 1:
             func = cut(func, "y", 3, (0, g.output[1]), vector)
         func = _cut_stage(func, spec, decisions)
-        source, _, y = func.params
+        source, y = func.params[0], func.params[-1]
 
         def fetched(loops: Sequence[Any]) -> list[tuple[Any, int, bool]]:
             task, band, patch = loops

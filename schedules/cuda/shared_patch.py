@@ -121,7 +121,8 @@ class SharedPatch(Template):
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
-        weights = sch.cache_read(y, 0 if sch.get(y).reads[0].source.name == "w" else 1, "shared") if decisions["weights_shared"] else None
+        reads = [region.source.name for region in sch.get(y).reads]
+        weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] else None
         n, c, h, w = sch.get_loops(y)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])

@@ -65,7 +65,9 @@ def angle(taps: Taps) -> str:
 def layer(spec: ConvSpec, device: str) -> str:
     """A spec in one line without its angles."""
     stride = "x".join(map(str, dict.fromkeys(spec.stride)))
-    return f"{spec.op}  {spec.channels} x {spec.height} x {spec.width}  K={spec.kernel_size}  stride {stride}  {spec.padding_mode}  {spec.dtype}  on {device}"
+    op = spec.key.partition("-")[0]  # with its epilogue
+    kind = f"{spec.padding_mode}  {spec.dtype}" + ("" if spec.layout == "nchw" else f"  {spec.layout}")
+    return f"{op}  {spec.channels} x {spec.height} x {spec.width}  K={spec.kernel_size}  stride {stride}  {kind}  on {device}"
 
 
 def duration(seconds: float | None) -> str:

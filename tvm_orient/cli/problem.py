@@ -14,7 +14,7 @@ import typer
 
 from ..device import Device, arch_device, device_for
 from ..errors import InvalidArgument
-from ..spec import DTYPES, OPS, PADDING_MODES, ConvSpec
+from ..spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec
 from ..taps import Anchor, Taps
 
 EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
@@ -54,6 +54,8 @@ def problem_specs(
     dilation: Dilation = None,
     padding_mode: Annotated[str | None, _option("|".join(PADDING_MODES), "What lies beyond the edges.", "zeros")] = None,
     dtype: Annotated[str | None, _option("|".join(DTYPES), "Element type.", "float32")] = None,
+    layout: Annotated[str | None, _option("|".join(LAYOUTS), "How images lie in memory; nhwc is torch's channels_last.", "nchw")] = None,
+    epilogue: Annotated[str | None, _option("bias+" + "|".join(ACTIVATIONS[1:]), "What conv does to a sum before it stores it, such as bias+gelu.")] = None,
     specs: Annotated[Path | None, _option("FILE", "Spec keys instead, one a line; # begins a comment.")] = None,
 ) -> list[ConvSpec]:
     """The specs that the options mean, each once.
@@ -73,7 +75,9 @@ def problem_specs(
     if taps.groups > channels:
         raise InvalidArgument(f"every angle needs a channel, got {taps.groups} angles for {channels} channels: give fewer with --angles")
     ops = OPS if op == "all" else (op or "conv",)
-    return [ConvSpec(name, channels, height, width, taps, _stride(stride or "1"), padding_mode or "zeros", dtype or "float32") for name in ops]
+    bias, activation = _epilogue(epilogue)
+    like = (channels, height, width, taps, _stride(stride or "1"), padding_mode or "zeros", dtype or "float32", layout or "nchw")
+    return [ConvSpec(name, *like, *((bias, activation) if name == "conv" or op != "all" else ())) for name in ops]
 
 
 def _flag(name: str) -> str:
@@ -96,6 +100,15 @@ def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None,
             raise InvalidArgument(f"--angles takes finite numbers of degrees separated by commas, got {word.strip()!r}: such as --angles 0,22.5,45")
     radians = np.asarray([math.radians(value) for value in degrees], dtype=np.float64).astype(np.float32)
     return Taps.oriented(radians, kernel_size, 1 if dilation is None else dilation, anchor)
+
+
+def _epilogue(text: str | None) -> tuple[bool, str]:
+    words = [] if text is None else text.split("+")
+    bias = words[:1] == ["bias"]
+    rest = words[1:] if bias else words
+    if len(rest) > 1 or not all(word in ACTIVATIONS[1:] for word in rest):
+        raise InvalidArgument(f"--epilogue takes bias, {', '.join(ACTIVATIONS[1:])}, or bias and one of them, got {text!r}: such as bias+gelu")
+    return bias, rest[0] if rest else "none"
 
 
 def _stride(text: str) -> tuple[int, int]:

@@ -1,0 +1,168 @@
+"""CPU templates for channels_last: lanes are channels, so that every load of a tap is an aligned vector.
+
+A task is a band of rows of one block of channels of an image. It is staged with its halo; sums of a few pixels of a row are kept in
+registers while the taps pass over them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_orient.device import Device
+from tvm_orient.form import Form
+from tvm_orient.gather import gather
+from tvm_orient.rewrite import cut
+from tvm_orient.spec import DTYPES, ConvSpec
+
+from ..base import Decisions, Template, divisors
+
+_MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
+_CACHE = 1 << 18  # bytes of a staged band that stay near
+
+
+def _vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
+    widest = device.vector_bytes // DTYPES[spec.sums]
+    return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)
+
+
+def _vector(spec: ConvSpec, device: Device) -> int:
+    """The widest vector that the channels of a group fill."""
+    vectors = _vectors(spec, device)
+    return next((v for v in vectors if spec.channels % v == 0), next((v for v in reversed(vectors) if v >= spec.channels), vectors[0]))
+
+
+def _lanes(func: Any, block: str, vector: int, channels: int) -> Any:
+    """A staged block by whole vectors, where the last one lacks channels."""
+    return cut(func, block, 4, (0, channels % vector, vector), vector) if channels % vector else func
+
+
+class Pixels(Template):
+    """conv and conv_dx."""
+
+    name, version, kind, ops, layouts = "cpu_pixels", 1, "cpu", ("conv", "conv_dx"), ("nhwc",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.kernel_size > 256:
+            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        g = gather(spec)
+        rows = -(-g.output[0] // g.phases[0])
+        bands = tuple(sorted({min(rows, r) * g.phases[0] for r in (4, 7, 8, 14, 16, 28, 32, 64, rows)}))
+        pixels = tuple(p for p in (1, 2, 4, 6, 7, 8, 12, 14) if p % g.phases[1] == 0) or (g.phases[1],)
+        return {"vector": _vectors(spec, device), "rows": bands, "pixels": pixels}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        knobs, g, vector = self.knobs(spec, device), gather(spec), _vector(spec, device)
+        fits = [p for p in knobs["pixels"] if p <= 8 and g.output[1] % p == 0] or [knobs["pixels"][0]]
+        row = (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
+        bands = [r for r in knobs["rows"] if ((r // g.phases[0] - 1) * g.step[0] + g.span()) * row <= _CACHE] or [knobs["rows"][0]]
+        decisions = {"vector": vector, "rows": bands[-1], "pixels": fits[-1]}
+        return decisions if self._invalid(spec, device, decisions) is None else {**decisions, "pixels": knobs["pixels"][0]}
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        work = len(spec.taps.distinct(0)) * decisions["pixels"]
+        if work > _MOST_UNROLLED and decisions["pixels"] > gather(spec).phases[1]:
+            return f"{decisions['pixels']} pixels unroll to {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return None
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(vector=decisions["vector"], vector_math=True)
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        g, vector = gather(spec), decisions["vector"]
+        y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
+        n, h, w, c = sch.get_loops(y)
+        whole = int(sch.get(c).extent) % vector == 0
+        band, row = sch.split(h, [None, decisions["rows"]])
+        row, phase = sch.split(row, [None, g.phases[0]])
+        across, pixel = sch.split(w, [None, decisions["pixels"]])
+        block, lane = sch.split(c, [None, vector if whole else int(sch.get(c).extent)])
+        sch.reorder(n, band, block, row, across, phase, pixel, lane)
+        task = sch.fuse(n, band, block)
+        sch.compute_at(acc, across, preserve_unit_loops=True)
+        sch.compute_at(stage, task, preserve_unit_loops=True)
+        if g.every:
+            folded = sch.get_sblock("folded")
+            sch.compute_at(folded, task, preserve_unit_loops=True)
+            sch.unroll(sch.get_loops(folded)[1])
+        rows, pixels, blocks, lanes, *tap = sch.get_loops(acc)[4:]
+        sch.reorder(blocks, *tap, rows, pixels, lanes)
+        for loop in (rows, pixels, *tap):
+            sch.unroll(loop)
+        sch.vectorize(lanes)
+        sch.unroll(phase)
+        sch.unroll(pixel)
+        if tap:
+            init = sch.decompose_reduction(acc, tap[0])
+            *unrolled, last = sch.get_loops(init)[-3:]
+            for loop in unrolled:
+                sch.unroll(loop)
+            sch.vectorize(last)
+        if whole:
+            sch.vectorize(lane)
+            sch.vectorize(sch.get_loops(stage)[-1])
+
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        vector, channels = decisions["vector"], int(func.params[1].shape[0])
+        func = _lanes(func, "stage", vector, channels)
+        return cut(func, "y", 3, (0, channels), vector) if channels % vector else func
+
+
+class PixelsDw(Template):
+    """conv_dw: sums of a block of taps stay in registers while a band passes; a second pass adds bands and images in order."""
+
+    name, version, kind, ops, layouts = "cpu_pixels_dw", 1, "cpu", ("conv_dw",), ("nhwc",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.kernel_size > 256:
+            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        return {"vector": _vectors(spec, device), "rows": divisors(spec.out_height, 64), "taps": (4, 8, 16, 24, 32)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        g, vector = gather(spec), _vector(spec, device)
+        row = (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
+        bands = [r for r in self.knobs(spec, device)["rows"] if ((r - 1) * g.step[0] + g.span()) * row <= _CACHE] or [1]
+        return {"vector": vector, "rows": bands[-1], "taps": 16}
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(vector=decisions["vector"], rows=decisions["rows"])
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        vector = decisions["vector"]
+        part, acc, stage, dys, y = (sch.get_sblock(name) for name in ("part", "acc", "stage", "dys", "y"))
+        n, band, tap, c = sch.get_loops(part)
+        whole = int(sch.get(c).extent) % vector == 0
+        block, lane = sch.split(c, [None, vector if whole else int(sch.get(c).extent)])
+        sch.reorder(n, band, block, tap, lane)
+        task = sch.fuse(n, band, block)
+        sch.compute_at(acc, task, preserve_unit_loops=True)
+        sch.compute_at(stage, task, preserve_unit_loops=True)
+        taps, blocks, lanes, row, column = sch.get_loops(acc)[3:]
+        outer, inner = sch.split(taps, [None, decisions["taps"]])
+        sch.reorder(blocks, outer, row, column, inner, lanes)
+        sch.compute_at(dys, column, preserve_unit_loops=True)
+        sch.unroll(outer)
+        sch.unroll(inner)
+        sch.vectorize(lanes)
+        init = sch.decompose_reduction(acc, row)
+        sch.unroll(sch.get_loops(init)[-2])
+        sch.vectorize(sch.get_loops(init)[-1])
+        sch.unroll(sch.get_loops(y)[1])  # one tap a statement: its place among the sums is then a constant
+        if whole:
+            sch.vectorize(lane)
+            for staged in (stage, dys):
+                sch.vectorize(sch.get_loops(staged)[-1])
+
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        vector, channels = decisions["vector"], int(func.params[0].shape[3])
+        for block in ("stage", "dys"):
+            func = _lanes(func, block, vector, channels)
+        return func
+
+
+TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()

@@ -1,0 +1,210 @@
+"""CUDA templates for channels_last: a warp is 32 channels of one pixel, which all have the same offsets.
+
+Every load of a warp is then whole lines, and no two lanes share a value, so that shared memory would help nobody: a thread keeps what
+its patch of pixels reads in registers, and the L1 cache serves what neighbouring patches share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from tvm_orient.device import Device
+from tvm_orient.form import Form
+from tvm_orient.gather import gather
+from tvm_orient.spec import ConvSpec
+
+from ..base import Decisions, Template, divisors, most_dividing
+
+_MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
+_MOST_UNROLLED = 4096  # multiply-adds of one thread
+_MOST_STAGED = 4096  # values in the box around what a patch reads; nvcc drops those that no tap reads
+_MOST_TAPS = 64  # sums of one thread of conv_dw, all in registers
+_MOST_READ = 190  # values that a patch reads: nvcc loads most of them first, and beyond this it spills
+
+
+def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the source that a patch of outputs reaches."""
+    g = gather(spec)
+    ends = []
+    for axis, outputs in ((0, height), (1, width)):
+        offsets = [(t.row, t.col)[axis] for t in g.every] or [0]
+        ends.append((-(-outputs // g.phases[axis]) - 1) * g.step[axis] + max(offsets) - min(offsets) + 1)
+    return ends[0], ends[1]
+
+
+def _read(spec: ConvSpec, height: int, width: int) -> int:
+    """Distinct source pixels that a patch of outputs reads."""
+    g = gather(spec)
+    return len({
+        (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
+        for i in range(height) for j in range(width) for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ())
+    })  # fmt: skip
+
+
+def _cost(spec: ConvSpec, height: int, width: int) -> float:
+    """Loads of an output that is wanted. Patches that overhang the plane cost; so do long ones on a slope, whose every load tests a row and a column."""
+    g = gather(spec)
+    wanted = math.prod(size / (-(-size // patch) * patch) for size, patch in zip(g.output, (height, width), strict=True))
+    sloped = all(len({(t.row, t.col)[axis] for t in g.every}) > 1 for axis in (0, 1))
+    long = 1 + 0.15 * abs(math.log2(height / width)) if sloped else 1.0
+    return (_read(spec, height, width) / (height * width) + 1) * long / wanted
+
+
+class Pixels(Template):
+    """conv and conv_dx, any stride."""
+
+    name, version, kind, ops, layouts = "pixels", 1, "cuda", ("conv", "conv_dx"), ("nhwc",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
+        if spec.taps.groups > 1:
+            return None
+        terms = max(len(t) for t in gather(spec).terms.values())
+        if terms > _MOST_TERMS:
+            return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
+        return self._invalid(spec, device, self._least(spec, device))
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        g = gather(spec)
+        heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
+        widths = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[1] == 0) or (g.phases[1],)
+        return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        knobs, best = self.knobs(spec, device), self._least(spec, device)
+        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+            trial = {**best, "patch_h": patch_h, "patch_w": patch_w}
+            fits = patch_h * patch_w <= 32 and _read(spec, patch_h, patch_w) <= _MOST_READ and self._invalid(spec, device, trial) is None
+            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
+                best = trial
+        return best
+
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
+        """The decisions that need the least of everything: valid wherever any are."""
+        knobs = self.knobs(spec, device)
+        lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
+        patches = max((n for n in knobs["patches"] if n * lanes <= 128), default=1)
+        return {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0], "lanes": lanes, "patches": patches}
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        height, width = decisions["patch_h"], decisions["patch_w"]
+        work = max(len(t) for t in gather(spec).terms.values()) * height * width
+        if work > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        rows, columns = _box(spec, height, width)
+        if rows * columns > _MOST_STAGED:
+            return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
+        return None
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form()
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
+        n, h, w, c = sch.get_loops(y)
+        down, pixel_h = sch.split(h, [None, decisions["patch_h"]])
+        across, pixel_w = sch.split(w, [None, decisions["patch_w"]])
+        chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
+        sch.reorder(n, down, across, chunk, lane, pixel_h, pixel_w)
+        plane = sch.fuse(down, across)
+        patches, patch = sch.split(plane, [None, most_dividing(int(sch.get(plane).extent), decisions["patches"])])
+        sch.reorder(n, patches, chunk, patch, lane, pixel_h, pixel_w)
+        sch.bind(sch.fuse(n, patches, chunk), "blockIdx.x")
+        thread = sch.fuse(patch, lane)
+        sch.bind(thread, "threadIdx.x")
+        _stage_in_registers(sch, stage, thread)
+        sch.unroll(pixel_h)
+        sch.unroll(pixel_w)
+
+
+def _stage_in_registers(sch: Any, stage: Any, place: Any) -> None:
+    sch.set_scope(stage, 0, "local")
+    sch.compute_at(stage, place, preserve_unit_loops=True)
+    for loop in sch.get_loops(stage)[-5:]:
+        sch.unroll(loop)
+
+
+class PixelsDw(Template):
+    """conv_dw: a thread sums a band of rows of one channel, one sum a tap in registers; a second pass adds bands and images in order."""
+
+    name, version, kind, ops, layouts = "pixels_dw", 1, "cuda", ("conv_dw",), ("nhwc",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
+        if spec.taps.groups > 1:
+            return None
+        taps = len(gather(spec).every)
+        if taps > _MOST_TAPS:
+            return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        return {
+            "rows": divisors(spec.out_height, 64), "patch_h": (1, 2, 4, 7), "patch_w": (1, 2, 4, 7, 8), "lanes": (8, 16, 32, 64), "bands": (1, 2, 4, 8),
+        }  # fmt: skip
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        knobs, g = self.knobs(spec, device), gather(spec)
+        rows = next((r for r in knobs["rows"] if r >= 4), knobs["rows"][-1])
+        lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
+        best = {"rows": rows, "patch_h": 1, "patch_w": 1, "lanes": lanes, "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1)}
+        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+            trial = {**best, "patch_h": patch_h, "patch_w": patch_w}
+            fits = _read(spec, patch_h, patch_w) + len(g.every) <= _MOST_READ and self._invalid(spec, device, trial) is None
+            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
+                best = trial
+        return best
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        for patch, size in (("patch_h", decisions["rows"]), ("patch_w", spec.out_width)):
+            if size % decisions[patch]:
+                return f"{patch} must divide {size}, got {decisions[patch]}"
+        work = len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
+        if work > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        rows, columns = _box(spec, decisions["patch_h"], decisions["patch_w"])
+        if rows * columns > _MOST_STAGED and decisions["patch_h"] * decisions["patch_w"] > 1:
+            return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
+        return None
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(rows=decisions["rows"])
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        part, acc, stage, dys = (sch.get_sblock(name) for name in ("part", "acc", "stage", "dys"))
+        n, band, tap, c = sch.get_loops(part)
+        chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
+        bands, one = sch.split(band, [None, most_dividing(int(sch.get(band).extent), decisions["bands"])])
+        sch.reorder(n, bands, chunk, one, lane, tap)
+        sch.bind(sch.fuse(n, bands, chunk), "blockIdx.x")
+        thread = sch.fuse(one, lane)
+        sch.bind(thread, "threadIdx.x")
+        sch.set_scope(acc, 0, "local")
+        sch.compute_at(acc, thread, preserve_unit_loops=True)
+        *_, taps, blocks, lanes, row, column = sch.get_loops(acc)
+        down, pixel_h = sch.split(row, [None, decisions["patch_h"]])
+        across, pixel_w = sch.split(column, [None, decisions["patch_w"]])
+        sch.reorder(blocks, lanes, down, across, pixel_h, pixel_w, taps)
+        for block in (stage, dys):
+            _stage_in_registers(sch, block, across)
+        for loop in (pixel_h, pixel_w, taps, tap):
+            sch.unroll(loop)
+        init = sch.decompose_reduction(acc, down)
+        for loop in sch.get_loops(init)[-3:]:
+            sch.unroll(loop)
+        self._second_pass(sch)
+
+    def _second_pass(self, sch: Any) -> None:
+        """A thread a weight sums over images and bands in order: a cross-thread reduction would not survive the merge of angles."""
+        channel, tap, *_ = sch.get_loops(sch.get_sblock("y"))
+        sch.reorder(tap, channel)  # neighbouring threads read neighbouring channels
+        outer, inner = sch.split(sch.fuse(tap, channel), [None, 64])
+        sch.bind(outer, "blockIdx.x")
+        sch.bind(inner, "threadIdx.x")
+
+
+TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()
