@@ -283,3 +283,19 @@ def test_machine_facts() -> None:
     share = others_busy(0.05)
     assert share is None or 0 <= share <= 1
     assert math.isfinite(last_level_cache(CPU))
+
+
+def test_channels_last_is_timed_in_its_own_format() -> None:
+    spec = ConvSpec("conv", 4, 5, 6, Taps.oriented([0.5], 3), layout="nhwc")
+    rows = bench([spec], cpu_device(), batch=2, peers=False, repeats=2, states=("warm",))
+    ours = [row for row in rows if row.ours and row.median_ms]
+    assert ours
+    assert {row.spec for row in ours} == {spec.key}
+    assert "channels_last" in ours[0].problem
+    assert {kernel.spec.layout for kernel in launch._kernels.values() if kernel.spec.channels == 4 and kernel.spec.height == 5} == {"nhwc"}
+
+
+def test_an_epilogue_is_refused() -> None:
+    spec = ConvSpec("conv", 4, 5, 6, Taps.oriented([0.5], 3), bias=True)
+    with pytest.raises(InvalidArgument, match=r"without an epilogue.*got conv\+bias-c4h5w6"):
+        bench([spec], cpu_device(), batch=1)

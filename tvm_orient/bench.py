@@ -91,6 +91,8 @@ def bench(
     for what, names, known in (("peers", wanted, [peer.name for peer in ways.PEERS]), ("states", states, STATES)):
         if unknown := [name for name in names if name not in known]:
             raise InvalidArgument(f"{what} must be among {', '.join(known)}, got {unknown[0]!r}")
+    if ended := [spec for spec in specs if spec != spec.plain]:
+        raise InvalidArgument(f"bench times the operators without an epilogue, as their peers have none, got {ended[0]}: give {ended[0].plain}")
     if device.kind == "cuda" and device not in cuda_devices():
         raise EnvironmentProblem(f"timing needs the device itself, and {device.slug} is not in this machine: run this where it is, or bench the CPU")
     launch.forget()  # records may have been written since a kernel was loaded
@@ -151,7 +153,8 @@ class _Cell:
     def _ours(self) -> list[_Run]:
         """Tuned, as the logs choose, through the torch op; and untuned: through the op too where the logs know nothing."""
         self.say("building our kernels")
-        tuned, default = _Run(TUNED, ours=True), _Run(DEFAULT, ours=True)
+        form = torch.channels_last if self.spec.layout == "nhwc" else torch.contiguous_format
+        tuned, default = _Run(TUNED, ours=True, layout=form), _Run(DEFAULT, ours=True, layout=form)
         try:
             recorded = any(part.record is not None for part in build.explain(self.spec, self.device))
         except Unsupported as problem:  # no template, or TVM_ORIENT_LOOKUP forbids untuned kernels

@@ -85,7 +85,8 @@ class Row:
         count = len(self.angles.split())
         angles = "free taps" if self.angles == "free" else f"{count} angles" if count > 2 else " and ".join(f"{a}°" for a in self.angles.split())
         stride = "" if self.stride == "1" else f" stride {self.stride}"
-        kind = "".join(f" {word}" for word, usual in ((self.dtype, "float32"), (self.padding_mode, "zeros")) if word != usual)
+        unusual = [word for word, usual in ((self.dtype, "float32"), (self.padding_mode, "zeros")) if word != usual]
+        kind = "".join(f" {word}" for word in unusual + ["channels_last"] * ("-nhwc-" in self.spec))
         return f"{self.op} {self.channels}x{self.height}x{self.width} K={self.kernel_size} {angles}{stride}{kind} N={self.batch}"
 
 
