@@ -35,7 +35,12 @@ _log = logging.getLogger(__name__)
 class Kernel:
     """A loaded kernel of one spec on one device; call it with the operands, get the result.
 
-    generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+    Args:
+        path: of its kernel.so.
+        generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+
+    Raises:
+        EnvironmentProblem: TVM's runtime library is missing.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -59,7 +64,11 @@ class Kernel:
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Operands of spec.op, contiguous and on the device: (x, w) -> y, (dy, w) -> dx or (x, dy) -> dw."""
+        """Operands of spec.op, in its shapes and dtype, contiguous and on the device: (x, w) -> y, (dy, w) -> dx or (x, dy) -> dw.
+
+        Raises:
+            Unsupported: a tensor has 2**31 elements or more.
+        """
         n = first.shape[0]
         out = first.new_empty(self.result, dtype=self.sums) if self.sums_up else first.new_empty((n, *self.result))
         if n == 0:
@@ -136,7 +145,9 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel:
     """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Raises:
-        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+        Unsupported: as `tvm_orient.build.build`.
+        BuildFailed: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`.
     """
     key = (spec, device.slug, device.index)
     found = _kernels.get(key)
@@ -154,7 +165,9 @@ def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling
     """The kernel that the choices make: from the cache, or compiled now.
 
     Raises:
-        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+        Unsupported: as `tvm_orient.build.build`.
+        BuildFailed: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`.
     """
     return Kernel(spec, device, build(spec, device, choices, compiling=compiling), generic=is_generic(choices))
 

@@ -22,8 +22,17 @@ _KEY = re.compile(r"(conv|conv_dx|conv_dw)-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-
 class ConvSpec:
     """An oriented depthwise problem; the batch size is not part of it (kernels take N at run time).
 
-    op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
-    channels, height, width: of x, whatever the op. stride: (vertical, horizontal).
+    Attributes:
+        op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
+        channels, height, width: of x, whatever the op.
+        taps: offsets in pixels of x; K is theirs.
+        stride: (vertical, horizontal); one number is taken for both.
+        padding_mode: "zeros" or "circular".
+        dtype: of the operands and the result: "float32", "float16", "bfloat16" or "float64".
+        layout: "nchw".
+
+    Raises:
+        InvalidArgument: a field breaks its rule.
     """
 
     op: str
@@ -84,7 +93,7 @@ class ConvSpec:
         return self.itemsize * self.channels * (batch * plane + self.kernel_size)
 
     def flops(self, batch: int) -> int:
-        """Two per tap and output, colliding taps and taps outside the plane included (the convention of the paper's tables)."""
+        """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
         return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
 
     @functools.cached_property

@@ -41,33 +41,33 @@ _FINAL_RUNS = 5  # of the default and the winner, in turn
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; times in microseconds, seconds since this angle began and (estimated) until the whole run ends."""
+    """Where a run stands, after each trial."""
 
-    part: ConvSpec
-    position: int
-    parts: int
+    part: ConvSpec  #: the angle that is being tuned
+    position: int  #: its place among the angles, from 0
+    parts: int  #: how many angles
     trial: int
     trials: int
-    failed: int
+    failed: int  #: trials that did not build or run
     best_us: float | None
-    default_us: float | None
-    seconds: float
-    seconds_left: float | None
+    default_us: float | None  #: the untuned choice
+    seconds: float  #: since this angle began
+    seconds_left: float | None  #: until the whole run ends, estimated
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one angle's tuning found; record is None where the default won (the logs then say so). stages: seconds spent on build, measure, verify, search."""
+    """What one angle's tuning found."""
 
     part: ConvSpec
-    record: logs.Record | None
+    record: logs.Record | None  #: None where the default won (the logs then say so)
     default_us: float | None
     best_us: float | None
     trials: int
     failed: int
-    resumed: int
+    resumed: int  #: trials taken from the journal of an earlier run
     seconds: float
-    stages: dict[str, float]
+    stages: dict[str, float]  #: seconds spent on build, measure, verify, search
     note: str
 
 
@@ -88,12 +88,18 @@ def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
 def tune(
     spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None
 ) -> list[Outcome]:
-    """Tune every distinct angle of a spec with `trials` trials each, measured at N = batch.
+    """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
 
-    directory: of the logs (default: the user's). Ctrl-C records what the current angle has found, then raises KeyboardInterrupt.
+    Args:
+        trials, batch: candidates that are timed for each angle, and the N they are timed at; >= 1.
+        report: told after each trial.
+        directory: of the logs (default: the user's).
 
     Raises:
-        InvalidArgument: trials or batch < 1. Unsupported: no template serves the spec. TuningFailed: not even the default runs.
+        InvalidArgument: trials or batch < 1.
+        Unsupported: no template serves the spec.
+        TuningFailed: not even the default runs.
+        KeyboardInterrupt: Ctrl-C, once what the current angle has found is recorded.
     """
     for name, value in (("trials", trials), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
