@@ -85,7 +85,8 @@ def tap_conv2d(
         y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw]
 
     Args:
-        x, weight, bias, stride, padding_mode: as `oriented_conv2d`, with K = taps.kernel_size, even or odd.
+        x, bias, stride, padding_mode: as `oriented_conv2d`.
+        weight: (C, K) or (C, 1, 1, K) with K = taps.kernel_size, even or odd.
         taps: offsets in pixels of x, for one group of channels or several.
 
     Returns:

@@ -35,6 +35,7 @@ _warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warnin
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Slug = Annotated[str, Field(pattern=f"^{_SLUG}$")]
 
 
 class Record(BaseModel):
@@ -43,11 +44,11 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, validate_by_name=True, validate_by_alias=True)
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")  #: called "schema" in JSON
-    spec: str  #: `ConvSpec.key`
+    spec: str  #: `tvm_orient.ConvSpec.key`
     template: Annotated[str, Field(min_length=1)]  #: its name
     template_version: int  #: raised when the same decisions come to mean another kernel
     decisions: dict[str, int | str]  #: the named choices
-    device: Annotated[str, Field(pattern=f"^{_SLUG}$")]  #: slug
+    device: Slug  #: its folder name, see `tvm_orient.device.Device`
     median_us: Microseconds  #: time of one launch with a cold cache
     spread_us: NotNegative  #: how much it varied; zero where every run fell in the same tick of the timer
     default_us: Microseconds  #: of the untuned choice in the same run

@@ -18,7 +18,7 @@ class OrientedConv2d(torch.nn.Module):
     """`tvm_orient.oriented_conv2d` as a module: depthwise convolution with 1D kernels along fixed angles.
 
     Args:
-        channels: C.
+        channels: how many, C.
         kernel_size: K; odd unless anchor is "start".
         theta: an int for that many directions spread over 180 degrees (`tvm_orient.angles_between`), or radians: a float, (G,), (C,) or (C, 1).
         stride, dilation, padding_mode, anchor, residual: as `tvm_orient.oriented_conv2d`.

@@ -24,7 +24,9 @@ class ConvSpec:
 
     Attributes:
         op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
-        channels, height, width: of x, whatever the op.
+        channels: how many, C.
+        height: rows H of x, whatever the op.
+        width: columns W of x.
         taps: offsets in pixels of x; K is theirs.
         stride: (vertical, horizontal); one number is taken for both.
         padding_mode: "zeros" or "circular".

@@ -46,11 +46,11 @@ class Progress:
     part: ConvSpec  #: the angle that is being tuned
     position: int  #: its place among the angles, from 0
     parts: int  #: how many angles
-    trial: int
-    trials: int
+    trial: int  #: done so far
+    trials: int  #: wanted
     failed: int  #: trials that did not build or run
-    best_us: float | None
-    default_us: float | None  #: the untuned choice
+    best_us: float | None  #: so far
+    default_us: float | None  #: of the untuned choice
     seconds: float  #: since this angle began
     seconds_left: float | None  #: until the whole run ends, estimated
 
@@ -59,16 +59,16 @@ class Progress:
 class Outcome:
     """What one angle's tuning found."""
 
-    part: ConvSpec
+    part: ConvSpec  #: the angle
     record: logs.Record | None  #: None where the default won (the logs then say so)
-    default_us: float | None
-    best_us: float | None
-    trials: int
-    failed: int
+    default_us: float | None  #: of the untuned choice
+    best_us: float | None  #: of the fastest candidate
+    trials: int  #: done
+    failed: int  #: trials that did not build or run
     resumed: int  #: trials taken from the journal of an earlier run
-    seconds: float
+    seconds: float  #: spent on this angle
     stages: dict[str, float]  #: seconds spent on build, measure, verify, search
-    note: str
+    note: str  #: why there is no record, for people
 
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ def tune(
     """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
 
     Args:
-        trials, batch: candidates that are timed for each angle, and the N they are timed at; >= 1.
+        trials: candidates that are timed for each angle, >= 1.
+        batch: the N they are timed at, >= 1.
         report: told after each trial.
         directory: of the logs (default: the user's).
 
