@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as installed
 from typing import Any
+
+import tvm_orient
 
 project = "tvm_orient"
 author = "the tvm_orient authors"
-version = release = installed("tvm-orient")
+version = release = tvm_orient.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["colon_fence"]
@@ -23,7 +24,7 @@ autodoc_class_signature = "mixed"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
-smartquotes = False  # "zeros" is code
+smartquotes_action = "D"  # dashes only: "zeros" is code
 python_maximum_signature_line_length = 100
 add_module_names = False
 

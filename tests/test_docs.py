@@ -62,6 +62,13 @@ def test_a_page_for_everything_and_no_broken_picture(site: Path) -> None:
     assert {f"{path.stem}.svg" for path in (ROOT / "docs" / "img").glob("*.svg")} == shown
 
 
+def test_docstrings_read_as_they_are_meant(site: Path) -> None:
+    """A line such as `batch: N.` would start a list with letters, and a colon in an attribute's docstring would end its type."""
+    for page in (site / "api").glob("*.html"):
+        found = re.findall(r'<ol class="[^"]*alpha|>Type<span class="colon">|class="system-message', page.read_text())
+        assert not found, f"{page.name}: {found}"
+
+
 def test_nothing_is_fetched_by_a_reader(site: Path) -> None:
     for page in site.rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]*"', page.read_text()), page

@@ -115,7 +115,7 @@ def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
 
     Args:
         spec: the problem; its dtype and `tvm_orient.ConvSpec.sums` say what is rounded.
-        batch: N.
+        batch: images N.
         operands: two, as in `run`.
     """
     depth = spec.kernel_size if spec.op != "conv_dw" else batch * spec.out_height * spec.out_width

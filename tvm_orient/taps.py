@@ -38,7 +38,7 @@ def oriented_offsets(theta: NDArray[np.float32], kernel_size: int, dilation: int
 
     Args:
         theta: float32 (G,), radians, counter-clockwise with y up. Nothing is checked here: `Taps.oriented` does that.
-        kernel_size: K.
+        kernel_size: number of taps K.
         dilation: multiplies k before truncation.
         anchor: "center" or "start".
 
@@ -70,7 +70,7 @@ class Taps:
 
     @classmethod
     def oriented(cls, theta: float | Sequence[float] | NDArray[Any], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> Taps:
-        """Lines of taps at the angles theta, by the rule of `oriented_offsets`.
+        """Lines of taps at the angles theta, by the rule of `tvm_orient.taps.oriented_offsets`.
 
         Args:
             theta: radians, counter-clockwise with y up: a number or (G,); rounded to float32 first.
