@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pydoc
 import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,10 @@ def test_docstrings(name: str, thing: Any) -> None:
         assert set(named) <= set(takes), f"{name} takes {list(takes)}"
     for line in sections.get("Raises", "").splitlines():
         assert not re.search(r"\. [A-Z]\w+: ", line), f"{name}: one error a line: {line.strip()}"
+    if inspect.isfunction(thing):
+        body = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+        raised = {ast.unparse(node.exc.func) for node in body if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)}
+        assert all(error in sections.get("Raises", "") for error in raised), f"{name} raises {raised}"
     for error in (error for head in heads.get("Raises", []) for error in head.split(", ")):
         assert hasattr(to, error) or error in ("KeyboardInterrupt", "TypeError", "IndexError"), f"{name} raises {error}, which is no error of ours"
 
