@@ -17,10 +17,10 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz bench gpu-check gpu-bench gpu-tune build-wheel clean
+.PHONY: help install demo test lint fuzz docs docs-pictures bench gpu-check gpu-bench gpu-tune build-wheel clean
 
 help: ## print this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(READY) ## make .venv with everything pinned (every other target does this first)
 
@@ -39,6 +39,12 @@ lint: $(READY) ## ruff, ruff format and mypy
 
 fuzz: $(READY) ## the property tests at length, from a fresh seed (SEED=... repeats a run)
 	$(PYTHON) -m pytest -q -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
+
+docs: $(READY) ## the documentation as HTML, in build/docs; a warning is an error
+	$(PYTHON) -m sphinx -b html -W --keep-going -q -E -d build/docs-state docs build/docs
+
+docs-pictures: $(READY) ## draw the pictures of docs/semantics.md again
+	$(PYTHON) docs/pictures.py
 
 bench: $(READY) ## time the CPU kernels against the fastest peers
 	$(PYTHON) benchmarks/run.py --target cpu

@@ -15,16 +15,13 @@ Decisions = Mapping[str, int]
 
 
 class Template(ABC):
-    """One way to schedule single-group problems: named knobs, a default that is always valid, reasons to decline.
+    """One way to schedule single-group problems: named knobs, a default that is always valid, reasons to decline."""
 
-    version changes when the same decisions would give another kernel; older records are then ignored.
-    """
-
-    name: str
-    version: int
-    kind: str
-    ops: tuple[str, ...]
-    layouts: tuple[str, ...] = ("nchw",)
+    name: str  #: in records
+    version: int  #: changes when the same decisions would give another kernel; older records are then ignored
+    kind: str  #: of device, "cpu" or "cuda"
+    ops: tuple[str, ...]  #: those of `tvm_orient.ConvSpec.op` that it serves
+    layouts: tuple[str, ...] = ("nchw",)  #: those of `tvm_orient.ConvSpec.layout` that it serves
 
     def declines(self, spec: ConvSpec, device: Device) -> str | None:
         """None where this template serves the spec on the device, else why it does not."""

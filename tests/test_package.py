@@ -102,7 +102,7 @@ def test_metadata(wheel: Path) -> None:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         fields = message_from_string(archive.read(name).decode())
     assert (fields["Name"], fields["License-Expression"], fields["Requires-Python"]) == ("tvm-orient", "Apache-2.0", ">=3.11")
-    assert set(fields.get_all("Provides-Extra", [])) == {"torch", "compile", "tune", "plot", "demo", "example", "test", "all"}
+    assert set(fields.get_all("Provides-Extra", [])) == {"torch", "compile", "tune", "plot", "demo", "example", "docs", "test", "all"}
     core = [need for need in fields.get_all("Requires-Dist", []) if "extra ==" not in need]
     assert not [need for need in core if need.startswith(("torch", "apache-tvm=", "xgboost"))], core
 

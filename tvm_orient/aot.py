@@ -39,8 +39,16 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
 
     The choices are those of the logs, as for a call. An existing folder of that name is replaced whole.
 
+    Args:
+        device: this machine's, or one of `tvm_orient.device.arch_device`: the GPU need not be here.
+
+    Returns:
+        The folder.
+
     Raises:
-        Unsupported, BuildFailed: as `build.build`. EnvironmentProblem: a compiler is missing, or the directory cannot be written.
+        Unsupported: as `tvm_orient.build.build`.
+        BuildFailed: as `tvm_orient.build.build`.
+        EnvironmentProblem: a compiler is missing, or the directory cannot be written.
     """
     choices = tuple(e.choice for e in explain(spec, device))
     key = build_key(spec, device, choices)

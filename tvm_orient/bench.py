@@ -77,12 +77,17 @@ def bench(
 ) -> list[Row]:
     """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
 
-    peers: True for all of peers.PEERS, False for none, or the names of those wanted. repeats: timed calls of each method in
-    each state; one that needs more than 3 s for them gets fewer, 5 at least. report: told what is being done, a line at a
-    time. On CUDA the times are those of the device: the launch is queued behind a pause.
+    On CUDA the times are those of the device: the launch is queued behind a pause.
+
+    Args:
+        peers: True for all of peers.PEERS, False for none, or the names of those wanted.
+        repeats: timed calls of each method in each state; one that needs more than 3 s for them gets fewer, 5 at least.
+        report: told what is being done, a line at a time.
+        states: of the cache, "cold" and "warm".
 
     Raises:
-        InvalidArgument: batch or repeats < 1, an unknown peer or state. EnvironmentProblem: the device is not in this machine.
+        InvalidArgument: batch or repeats < 1, an unknown peer or state.
+        EnvironmentProblem: the device is not in this machine.
     """
     for name, value in (("batch", batch), ("repeats", repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -25,11 +25,11 @@ _TOOLS = ("apache-tvm", "apache-tvm-ffi", "nvidia-cuda-nvrtc")
 class Explained:
     """Where one angle group's choice came from: the step of the lookup that answered, and why the earlier ones did not."""
 
-    part: ConvSpec
-    choice: Choice
-    record: logs.Record | None
-    source: Path | None
-    tried: tuple[tuple[str, str], ...]
+    part: ConvSpec  #: the group alone, over all channels
+    choice: Choice  #: template, version, decisions and step
+    record: logs.Record | None  #: None where no record answered
+    source: Path | None  #: the record's file
+    tried: tuple[tuple[str, str], ...]  #: (step, why it did not answer), in order
 
 
 def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
@@ -48,8 +48,12 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
 
     Where no template serves one of them, all are given to the generic kernel, which runs the whole layer.
 
+    Args:
+        mode: "strict", "nearest" or "default"; None reads TVM_ORIENT_LOOKUP.
+
     Raises:
-        Unsupported: the lookup mode forbids untuned kernels.
+        InvalidArgument: another mode.
+        Unsupported: the mode forbids untuned kernels, and no record answers.
     """
     answers = []
     for _, _, part in spec.parts():
@@ -96,12 +100,17 @@ def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> cach
 
 
 def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None, store: cache.KernelCache | None = None, *, compiling: bool = True) -> Path:
-    """The folder entry's kernel.so of a spec: found in the cache, or compiled and published there.
+    """The path of the kernel.so of a spec: found in the cache, or compiled and published there, with how.json beside it.
 
-    choices: one for each part of the spec; None asks the logs.
+    Args:
+        choices: one for each part of the spec; None asks the logs, as `explain`.
+        store: the cache; None is that of TVM_ORIENT_CACHE_DIR.
+        compiling: False forbids compiling.
 
     Raises:
-        Unsupported: no template serves it. BuildFailed: the compiler refused. EnvironmentProblem: not in the cache, and compiling
+        Unsupported: no template serves it.
+        BuildFailed: the compiler refused.
+        EnvironmentProblem: not in the cache, and compiling
             is forbidden (TVM_ORIENT_BUILD=0) or impossible here.
     """
     chosen = tuple(choices) if choices is not None else tuple(e.choice for e in explain(spec, device))

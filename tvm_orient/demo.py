@@ -59,7 +59,10 @@ def run(out: Path, trials: int, console: Console) -> int:
     little to tune.
 
     Raises:
-        EnvironmentProblem: a package is missing. InvalidArgument: out is no folder. TuningFailed, BuildFailed: as it says.
+        EnvironmentProblem: a package is missing.
+        InvalidArgument: out is no folder.
+        TuningFailed: as it says.
+        BuildFailed: as it says.
     """
     _require("skimage", "scikit-image", "a photograph")
     _require("matplotlib", "matplotlib", "pictures")

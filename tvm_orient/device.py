@@ -22,19 +22,16 @@ _NAME, _SMS, _OPTIN, _MAJOR, _MINOR = 0, 16, 97, 75, 76  # CUdevice_attribute nu
 
 @dataclass(frozen=True)
 class Device:
-    """kind "cpu" or "cuda"; slug names it in logs; units: SMs or cores; shared_memory: opt-in bytes per block (0 on a CPU).
+    """What a kernel is generated for; `device_for`, `cpu_device`, `cuda_devices` and `arch_device` make one."""
 
-    vector_bytes: width of a CPU's SIMD registers, or of the widest GPU load.
-    """
-
-    kind: str
-    name: str
-    slug: str
-    arch: str
-    units: int
-    shared_memory: int
-    vector_bytes: int
-    index: int = 0
+    kind: str  #: "cpu" or "cuda"
+    name: str  #: as the driver or the system gives it
+    slug: str  #: the name in tuning logs and in the cache, a folder name
+    arch: str  #: the instructions: sm_90a, avx2...
+    units: int  #: SMs, or cores that this process may use
+    shared_memory: int  #: opt-in bytes per block; 0 on a CPU
+    vector_bytes: int  #: width of a CPU's SIMD registers, or of the widest GPU load
+    index: int = 0  #: of the GPU in this machine
 
 
 def slugify(name: str) -> str:
@@ -103,7 +100,8 @@ def device_for(target: str) -> Device:
     """The device that a word on a command line means: cpu, cuda, auto (a GPU where there is one) or sm_XX.
 
     Raises:
-        InvalidArgument: another word. EnvironmentProblem: cuda was asked for and there is none.
+        InvalidArgument: another word.
+        EnvironmentProblem: cuda was asked for and there is none.
     """
     if target.startswith("sm_"):
         return arch_device(target)

@@ -1,6 +1,6 @@
 """The one family of exceptions that the package raises for what a user can mend.
 
-Each message states the rule, the value that came, and the next step.
+Each message states the rule, the value that came, and the next step. Every class is exported by tvm_orient itself.
 """
 
 from __future__ import annotations

@@ -30,10 +30,14 @@ def oriented_conv2d(
     residual: bool = False,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023).
+    """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812).
 
-    y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw], with k = dilation * (s - K//2),
-    dh = trunc(-sin(theta) * k) and dw = trunc(cos(theta) * k); x~ is x padded without bound.
+    With k = dilation * (s - K//2), and x~ for x padded without bound::
+
+        dh = trunc(-sin(theta) * k)        dw = trunc(cos(theta) * k)
+        y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw]
+
+    This is the rule of the published kernels; `Taps.oriented` has its arithmetic.
 
     Args:
         x: (N, C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
@@ -41,9 +45,9 @@ def oriented_conv2d(
         weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
         theta: radians, counter-clockwise with y up: a number, (G,), (C,) or (C, 1). With G angles channel c takes angle
             (G*(c+1) - 1) // C. Under torch.compile theta must be numbers, not a tensor.
-        bias: (C,) or None.
+        bias: (C,), dtype and device of x, or None.
         stride: whole number >= 1, or (vertical, horizontal).
-        dilation: multiplies k before truncation.
+        dilation: whole number >= 1; multiplies k before truncation.
         padding_mode: "zeros" or "circular".
         anchor: "center" (k = s - K//2) or "start" (k = s).
         residual: add x (its pixels at multiples of the stride) to the result, as if the tap at k = 0 weighed one more.
@@ -51,10 +55,14 @@ def oriented_conv2d(
             sums pass through them before they are rounded and stored. The gradient computes what it needs of them again.
 
     Returns:
-        (N, C, ceil(H/stride), ceil(W/stride)), in the memory format of x: contiguous, or channels_last where x is.
+        (N, C, ceil(H/stride), ceil(W/stride)), in the dtype of x (of the autocast region inside one) and in its memory format:
+        contiguous, or channels_last where x is.
 
     Raises:
-        InvalidArgument: a rule above is broken. Unsupported, BuildFailed, EnvironmentProblem: no kernel can be had here.
+        InvalidArgument: a rule above is broken.
+        Unsupported: a tensor has 2**31 elements or more, or TVM_ORIENT_LOOKUP forbids untuned kernels and there is no record.
+        BuildFailed: the compiler refused the kernel.
+        EnvironmentProblem: a kernel must be compiled and cannot be: no compiler, TVM_ORIENT_BUILD=0, or a CUDA graph is being captured.
     """
     matrix = checks.weight_matrix(weight)
     if not isinstance(x, torch.Tensor) or x.dim() != 4:
@@ -82,12 +90,23 @@ def tap_conv2d(
     padding_mode: str = "zeros",
     activation: str | None = None,
 ) -> torch.Tensor:
-    """Depthwise convolution with any integer taps: y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw].
+    """Depthwise convolution with any integer taps.
 
-    Args and returns as `oriented_conv2d`, with (dh, dw) = taps.offsets[g, s] for channel c of group g.
+    With (dh, dw) = taps.offsets[g, s] for channel c of group g, and x~ for x padded without bound::
+
+        y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw]
+
+    Args:
+        x, bias, stride, padding_mode: as `oriented_conv2d`.
+        weight: (C, K) or (C, 1, 1, K) with K = taps.kernel_size, even or odd.
+        taps: offsets in pixels of x, for one group of channels or several.
+
+    Returns:
+        (N, C, ceil(H/stride), ceil(W/stride)), as `oriented_conv2d`.
 
     Raises:
-        InvalidArgument: taps is no Taps, or an operand breaks a rule. Unsupported, BuildFailed, EnvironmentProblem: no kernel.
+        InvalidArgument: taps is no Taps, or an operand breaks a rule.
+        Unsupported, BuildFailed, EnvironmentProblem: as `oriented_conv2d`.
     """
     if not isinstance(taps, Taps):
         raise InvalidArgument(f"taps must be a Taps, got {type(taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
@@ -161,13 +180,15 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
     Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on.
 
     Args:
-        what: specs, for `device`; or a module or a function, which is called once with the inputs, forward and, where gradients are
-            enabled, backward. Parameters, buffers, their gradients and the random state stay as they are.
+        what: specs, one or several, without batch size (a backward pass has its own, of op "conv_dx" and "conv_dw"); or a module or a
+            function, which is called once with the inputs, forward and, where gradients are enabled, backward. Parameters, buffers,
+            their gradients and the random state stay as they are.
         inputs: of the module or the function.
-        device: of the specs.
+        device: of the specs: "cpu", "cuda", "cuda:1" or a torch.device.
 
     Raises:
-        InvalidArgument: neither. Unsupported, BuildFailed, EnvironmentProblem: a kernel cannot be had.
+        InvalidArgument: what is neither specs nor can be called.
+        Unsupported, BuildFailed, EnvironmentProblem: as `oriented_conv2d`.
     """
     specs = [what] if isinstance(what, ConvSpec) else what
     if isinstance(specs, list | tuple) and all(isinstance(spec, ConvSpec) for spec in specs):

@@ -38,7 +38,12 @@ _log = logging.getLogger(__name__)
 class Kernel:
     """A loaded kernel of one spec on one device; call it with the operands, get the result.
 
-    generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+    Args:
+        path: of its kernel.so.
+        generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+
+    Raises:
+        EnvironmentProblem: TVM's runtime library is missing.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -62,9 +67,12 @@ class Kernel:
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Operands of spec.op on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx or (x, dy) -> dw.
+        """Operands of spec.op, in its shapes and dtype, on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx, (x, dy) -> dw.
 
         Images are (N, C, H, W) of any strides; those of the result are of spec.layout.
+
+        Raises:
+            Unsupported: a tensor has 2**31 elements or more.
         """
         first, second = self._laid(first), self._laid(second)
         n = first.shape[0]
@@ -194,7 +202,9 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel | Converted:
     """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Raises:
-        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+        Unsupported: as `tvm_orient.build.build`.
+        BuildFailed: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`.
     """
     key = (spec, device.slug, device.index)
     found = _kernels.get(key)
@@ -251,7 +261,9 @@ def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling
     """The kernel that the choices make: from the cache, or compiled now.
 
     Raises:
-        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+        Unsupported: as `tvm_orient.build.build`.
+        BuildFailed: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`.
     """
     path = build(spec, device, choices, compiling=compiling)
     if is_generic(choices):

@@ -35,28 +35,26 @@ _warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warnin
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Slug = Annotated[str, Field(pattern=f"^{_SLUG}$")]
 
 
 class Record(BaseModel):
-    """One tuned choice for a single-group spec on one device; fields that this version does not know are kept.
-
-    In JSON schema_version is called "schema". error is relative, against the reference. provenance: gpu, cc, units, driver,
-    cuda, tvm, tvm_ffi, version, date (ISO 8601), trials, seed; it never blocks use, but alias and nearest need cc and units.
-    """
+    """One tuned choice for a single-group spec on one device; fields that this version does not know are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, validate_by_name=True, validate_by_alias=True)
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
-    spec: str
-    template: Annotated[str, Field(min_length=1)]
-    template_version: int
-    decisions: dict[str, int | str]
-    device: Annotated[str, Field(pattern=f"^{_SLUG}$")]
-    median_us: Microseconds
-    spread_us: NotNegative  # zero where every run fell in the same tick of the timer
-    default_us: Microseconds
-    floor_us: Microseconds
-    error: NotNegative
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")  #: called "schema" in JSON
+    spec: str  #: `tvm_orient.ConvSpec.key`
+    template: Annotated[str, Field(min_length=1)]  #: its name
+    template_version: int  #: raised when the same decisions come to mean another kernel
+    decisions: dict[str, int | str]  #: the named choices
+    device: Slug  #: its folder name, see `tvm_orient.device.Device`
+    median_us: Microseconds  #: time of one launch with a cold cache
+    spread_us: NotNegative  #: how much it varied; zero where every run fell in the same tick of the timer
+    default_us: Microseconds  #: of the untuned choice in the same run
+    floor_us: Microseconds  #: bytes moved over the measured copy bandwidth
+    error: NotNegative  #: relative, against the reference
+    #: gpu, cc, units, driver, cuda, tvm, tvm_ffi, version, date (ISO 8601), trials, seed; alias and nearest need cc and units
     provenance: dict[str, Any]
 
     @field_validator("spec")
@@ -114,16 +112,12 @@ class LogFile:
 
 @dataclass(frozen=True)
 class Found:
-    """The answer of a lookup.
-
-    step: which of STEPS answered; "default" means that the template's analytic choice is to be used, "none" that the mode
-    forbids it too. record and source (its file) are None for both. tried: (step, why it did not answer), in order.
-    """
+    """The answer of a lookup; record and source are None where step is "default" or "none"."""
 
     record: Record | None
-    step: str
-    source: Path | None
-    tried: tuple[tuple[str, str], ...]
+    step: str  #: which of STEPS answered; "default" asks for the template's own choice, "none": the mode forbids it too
+    source: Path | None  #: the record's file
+    tried: tuple[tuple[str, str], ...]  #: (step, why it did not answer), in order
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -195,10 +189,12 @@ def _lock(path: Path) -> filelock.BaseFileLock:
 
 def append(record: Record, directory: Path | None = None) -> Path:
     """Adds one line to the device's file under directory (default: the user's log folder) and returns the file.
+
     A line that a crash cut short stays alone, and a write that fails leaves the file as it was.
 
     Raises:
-        InvalidArgument: the record was changed into something invalid. LogFileError: the file cannot be written.
+        InvalidArgument: the record was changed into something invalid.
+        LogFileError: the file cannot be written.
     """
     try:
         row = Record.model_validate(json.loads(record.line))
@@ -313,9 +309,12 @@ def lookup(
 ) -> Found:
     """The best record for a single-group spec on a device, by the chain user, shipped, alias, mirror, nearest, default.
 
-    accepts: says why a record is not valid for this spec and device, or None where it is. directories: the user's folder
-    first, then shipped ones (default: those of paths). mode: strict, nearest or default (default: TVM_ORIENT_LOOKUP).
     A file that cannot be read is passed over with one warning.
+
+    Args:
+        accepts: says why a record is not valid for this spec and device, or None where it is.
+        directories: the user's folder first, then shipped ones (default: those of paths).
+        mode: strict, nearest or default (default: TVM_ORIENT_LOOKUP).
 
     Raises:
         InvalidArgument: a spec of several groups, or an unknown mode.

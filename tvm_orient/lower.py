@@ -117,7 +117,8 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     """Compile a scheduled module to a shared library at path.
 
     Raises:
-        BuildFailed: the compiler refused it. EnvironmentProblem: nothing here links a library.
+        BuildFailed: the compiler refused it.
+        EnvironmentProblem: nothing here links a library.
     """
     from .merge import branches
     from .pool import launcher_object

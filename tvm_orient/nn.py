@@ -15,16 +15,21 @@ from .taps import Anchor, angles_between
 
 
 class OrientedConv2d(torch.nn.Module):
-    """Depthwise convolution with 1D kernels along fixed angles.
+    """`tvm_orient.oriented_conv2d` as a module: depthwise convolution with 1D kernels along fixed angles.
 
     Args:
-        channels: C.
-        kernel_size: K, odd.
-        theta: an int for that many directions spread over 180 degrees from 0, or radians: a float, (G,), (C,) or (C, 1).
-        stride, dilation, padding_mode, anchor, bias, residual, activation: as `oriented_conv2d`.
+        channels: how many, C.
+        kernel_size: K; odd unless anchor is "start".
+        theta: an int for that many directions spread over 180 degrees (`tvm_orient.angles_between`), or radians: a float, (G,), (C,) or (C, 1).
+        stride, dilation, padding_mode, anchor, residual, activation: as `tvm_orient.oriented_conv2d`.
+        bias: whether there is one.
+        device, dtype: of the parameters.
 
-    Parameters: weight (C, K), bias (C,). theta is a float32 buffer in the state dict, never cast by .half() or .to(dtype); the
-    taps follow it when a state dict is loaded.
+    Attributes:
+        weight: parameter (C, K).
+        bias: parameter (C,), or None.
+        theta: radians, a float32 buffer (G,) or (C,) in the state dict. No cast of the module changes its dtype; it has no gradient.
+        taps: the `tvm_orient.Taps` of theta. They follow theta when a state dict is loaded.
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -78,14 +83,14 @@ class OrientedConv2d(torch.nn.Module):
         return self
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(K), as torch.nn.Conv2d does for a depthwise kernel of K taps."""
+        """Weight and bias uniform in +-1/sqrt(K): what torch.nn.Conv2d gives a depthwise kernel of K taps."""
         bound = 1 / math.sqrt(self.kernel_size)
         torch.nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`."""
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
             return with_residual(x, self.weight, self.taps, self.bias, self.stride, self.padding_mode, centre, self.activation)
@@ -98,19 +103,24 @@ class OrientedConv2d(torch.nn.Module):
 
 
 class DepthwiseOrientedConv1d(OrientedConv2d):
-    """The published module (Kirchmeyer & Deng, ICCV 2023), with its names, its state dict and its numbers, on any size, dtype and device.
+    """The published module (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812): its names, state dict and numbers, on any size, dtype and device.
 
     Args:
         in_channels, out_channels, groups: C, three times; groups may be left out.
         kernel_size: K, odd.
         stride: the same for both axes, or (vertical, horizontal).
         padding: accepted and ignored, as published: the output has ceil(H/stride) x ceil(W/stride) pixels.
+        bias: whether there is one.
         angle: radians: a number for all channels, or one for each.
         nhwc: operands and results are (N, H, W, C).
-        resid: adds x to the result, as `residual` of `oriented_conv2d`.
-        arbitrary_size: accepted; every size works.
+        resid: adds x to the result, as residual of `tvm_orient.oriented_conv2d`.
+        arbitrary_size: accepted and ignored; every size works.
+        device, dtype: of the parameters.
 
-    Parameters: weight (C, 1, 1, K), bias (C,). theta, a buffer here, is (C,) or (C, 1); a state dict may hold either.
+    Attributes:
+        weight: parameter (C, 1, 1, K).
+        bias: parameter (C,), or None.
+        theta: radians, float32, (C,), or (C, 1) where angle is a number; a state dict may hold either. A buffer here, a parameter as published.
 
     Raises:
         InvalidArgument: a rule is broken.

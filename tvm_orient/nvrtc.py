@@ -63,7 +63,8 @@ def compile_cubin(source: str, arch: str) -> bytes:
     """The cubin of a CUDA source for an arch such as sm_90a.
 
     Raises:
-        InvalidArgument: NVRTC does not know the arch. BuildFailed: the source does not compile (carries the log).
+        InvalidArgument: NVRTC does not know the arch.
+        BuildFailed: the source does not compile (carries the log).
         EnvironmentProblem: NVRTC or the headers are missing.
     """
     if arch.rstrip("af") not in archs():

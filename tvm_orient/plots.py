@@ -116,12 +116,13 @@ def _line(table: Table) -> tuple[float, int, int] | None:
 
 
 def taps_png(taps: Taps, path: str | Path) -> None:
-    """Draws the taps over the pixel grid: one panel per different group, the ideal line, colour from the first tap to the last.
+    """Draws the taps over the pixel grid, as PNG: one panel per different group, the ideal line, colour from the first tap to the last.
 
     A number on a pixel is how many taps landed there.
 
     Raises:
-        EnvironmentProblem: no matplotlib. InvalidArgument: the folder of path does not exist.
+        EnvironmentProblem: no matplotlib.
+        InvalidArgument: the folder of path does not exist.
     """
     names = _named(taps, "°")
     lowest, highest = _surroundings(*_box(taps))
@@ -207,11 +208,20 @@ def _tap_scale(figure: Figure, axes: Any, taps: int) -> None:
 def responses_png(image: ArrayLike, responses: ArrayLike, angles_degrees: Sequence[float], path: str | Path) -> None:
     """A photograph, its oriented responses, and which orientation wins where.
 
-    image: (H, W) or (H, W, 3), 0..1 or uint8. responses: (A, H', W'), one per angle. In the last picture the hue is the
-    direction of sum_a |r_a| exp(2i angle_a), which wraps at 180 degrees, and the brightness its length.
+    In the last picture the hue is the direction, and the brightness the length, of a vector that wraps at 180 degrees (the
+    double-angle representation of orientation: Granlund, In search of a general picture processing operator, 1978)::
+
+        sum_a |response_a| * exp(2i * angle_a)
+
+    Args:
+        image: (H, W) or (H, W, 3), 0..1 or uint8.
+        responses: (A, H', W'), one per angle.
+        angles_degrees: (A,).
+        path: of the PNG.
 
     Raises:
-        EnvironmentProblem: no matplotlib. InvalidArgument: shapes that do not fit, or the folder of path does not exist.
+        EnvironmentProblem: no matplotlib.
+        InvalidArgument: shapes that do not fit, or the folder of path does not exist.
     """
     picture, maps, angles = np.asarray(image), np.asarray(responses, dtype=np.float64), np.asarray(angles_degrees, dtype=np.float64)
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
@@ -274,7 +284,8 @@ def speed_png(rows: Iterable[tuple[str, float, bool]], path: str | Path) -> None
     """Horizontal bars of time. rows: (label, milliseconds, is_ours); the labels give each time as a multiple of our best.
 
     Raises:
-        EnvironmentProblem: no matplotlib. InvalidArgument: no rows, a time that is not positive, or no such folder.
+        EnvironmentProblem: no matplotlib.
+        InvalidArgument: no rows, a time that is not positive, or no such folder.
     """
     bars = list(rows)
     if not bars:

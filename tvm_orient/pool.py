@@ -65,7 +65,8 @@ def launcher_object(folder: Path) -> Path:
     """Write the launcher's object file to folder; it is compiled once a process.
 
     Raises:
-        EnvironmentProblem: no C compiler. BuildFailed: it refused.
+        EnvironmentProblem: no C compiler.
+        BuildFailed: it refused.
     """
     result = folder / "launcher.o"
     result.write_bytes(_launcher())

@@ -1,9 +1,11 @@
 """The oracle: oriented depthwise convolution in float64, one tap at a time, straight from the definition.
 
-    y[n, c, p, q] = sum_s w[c, s] * x~[n, c, p*sh + dh[g(c), s], q*sw + dw[g(c), s]]
+For channel c of group g, with stride (sh, sw)::
+
+    y[n, c, p, q] = sum_s w[c, s] * x~[n, c, p*sh + dh[g, s], q*sw + dw[g, s]]
 
 x~ is x without bound: zeros outside the plane, or x repeated. Nothing is folded or pruned here, so that a kernel
-that folds and prunes is checked against something that does not.
+that folds and prunes is checked against something that does not. Operands may be of any float dtype and device.
 """
 
 from __future__ import annotations
@@ -73,9 +75,9 @@ def conv_dw(x: Tensor, dy: Tensor, taps: Taps, stride: int | tuple[int, int] = (
 
 
 def run(spec: ConvSpec, *operands: Tensor) -> Tensor:
-    """The op that spec names, in float64. Operands: conv (x, w), with spec.bias (x, w, bias); conv_dx (dy, w); conv_dw (x, dy).
+    """The op that spec names, in float64; the dtype and the layout of spec are not looked at: images are (N, C, H, W).
 
-    Images are (N, C, H, W) whatever spec.layout.
+    Operands: conv (x, w), with spec.bias (x, w, bias); conv_dx (dy, w); conv_dw (x, dy).
 
     Raises:
         InvalidArgument: operands whose shapes are not those of the spec.
@@ -107,19 +109,27 @@ def _ended(spec: ConvSpec, y: Tensor, bias: Tensor | None = None) -> Tensor:
 def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
     """Largest absolute error that rounding alone may put into a kernel's result for these operands.
 
-    A sum of n products in any order, fused or not, errs by at most gamma_n * sum |a_i b_i|, gamma_n = n*u/(1 - n*u)
-    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5); u is the unit roundoff of spec.sums.
-    n is K for conv and conv_dx: a kernel that adds colliding weights first has no longer chain than that. n is N*P*Q
-    for conv_dw, where the worst case is out of reach of any real kernel, so the depth is min(n, 6*sqrt(n)): rounding
-    errors that are independent with mean zero, as random operands make them, exceed it with probability 3e-8 an
-    output (Higham & Mary, A new approach to probabilistic rounding error analysis, 2019). sum |a_i b_i| is the
-    reference on absolute values, at its largest output. The float64 reference's own error is added, and n results
-    below the smallest normal number may be flushed to zero. A half-precision result is rounded once more.
-    A result that holds one wrong product of ordinary size
-    lies far outside for conv and conv_dx; conv_dw of a large batch hides small faults, so check it on small ones too.
+    A sum of n products in any order, fused or not, errs by at most (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2nd ed., eq. 3.5)::
+
+        gamma_n * sum_i |a_i * b_i|        gamma_n = n*u / (1 - n*u)
+
+    u is the unit roundoff of spec.sums. n is K for conv and conv_dx: a kernel that adds colliding weights first has no
+    longer chain than that. n is N*P*Q for conv_dw, where the worst case is out of reach of any real kernel, so the
+    depth is min(n, 6*sqrt(n)): rounding errors that are independent with mean zero, as random operands make them,
+    exceed it with probability 3e-8 an output (Higham & Mary, A new approach to probabilistic rounding error analysis,
+    2019). The sum of magnitudes is the reference on absolute values, at its largest output. The float64 reference's own
+    error is added, and n results below the smallest normal number may be flushed to zero. A half-precision result is
+    rounded once more. A result that holds one wrong product of ordinary size lies far outside for conv and conv_dx;
+    conv_dw of a large batch hides small faults, so check it on small ones too.
 
     A bias is one more term. An activation stretches errors by at most 1.13 (the slope of GELU; that of SiLU is 1.1) and adds its
     own: 1.5e-7 of its argument where erf is a polynomial (Abramowitz & Stegun 7.1.26), some units in the last place where it is a call.
+
+    Args:
+        spec: the problem; its dtype and `tvm_orient.ConvSpec.sums` say what is rounded.
+        batch: images N.
+        operands: as in `run`.
     """
     if spec.plain is not spec:
         return _ended_tolerance(spec, batch, *operands)

@@ -70,7 +70,8 @@ def kernels(cubin: bytes) -> list[Kernel]:
     """Every kernel of a cubin.
 
     Raises:
-        EnvironmentProblem: nvdisasm is missing. BuildFailed: it does not read this cubin.
+        EnvironmentProblem: nvdisasm is missing.
+        BuildFailed: it does not read this cubin.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"

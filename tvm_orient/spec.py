@@ -23,9 +23,21 @@ _KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w
 class ConvSpec:
     """An oriented depthwise problem; the batch size is not part of it (kernels take N at run time).
 
-    op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
-    channels, height, width: of x, whatever the op. stride: (vertical, horizontal). layout: how images lie in memory, "nhwc" being
-    torch's channels_last; weights are (C, K) in both. bias, activation: epilogue of conv, activation(sum + bias).
+    Attributes:
+        op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
+        channels: how many, C.
+        height: rows H of x, whatever the op.
+        width: columns W of x.
+        taps: offsets in pixels of x; K is theirs.
+        stride: (vertical, horizontal); one number is taken for both.
+        padding_mode: "zeros" or "circular".
+        dtype: of the operands and the result: "float32", "float16", "bfloat16" or "float64".
+        layout: how images lie in memory, "nchw" or "nhwc" (torch's channels_last); weights are (C, K) in both.
+        bias: conv only: whether one value per channel is added to the sums.
+        activation: conv only, applied last: "none", "relu", "silu" or "gelu".
+
+    Raises:
+        InvalidArgument: a field breaks its rule.
     """
 
     op: str
@@ -96,7 +108,7 @@ class ConvSpec:
         return self.itemsize * self.channels * (batch * plane + self.kernel_size + self.bias)
 
     def flops(self, batch: int) -> int:
-        """Two per tap and output, colliding taps and taps outside the plane included (the convention of the paper's tables)."""
+        """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
         return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
 
     @functools.cached_property

@@ -23,41 +23,34 @@ STATES = ("cold", "warm")
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one spec in one state of the cache ("" where it was not timed: note says why).
+    """One method on one spec in one state of the cache. A floor moves the bytes and computes nothing."""
 
-    Times in milliseconds: the median, and where the middle three fifths begin and end. gbps: least traffic of the spec
-    (ConvSpec.bytes_moved) over the median. floor_ratio: the floor's time over this one, in the same state and run. vs_ours:
-    this time over our best one. error: largest difference from the reference over its largest value. checked: that difference
-    is within reference.tolerance. A floor moves the bytes and computes nothing, so it has no error. angles: in degrees.
-    busy: part of the machine's cores that others used just before; above a tenth, times on a CPU are not to be trusted.
-    """
-
-    spec: str
+    spec: str  #: key
     op: str
     channels: int
     height: int
     width: int
     kernel_size: int
-    angles: str
+    angles: str  #: in degrees
     stride: str
     padding_mode: str
     dtype: str
-    batch: int
-    method: str
-    cache: str
-    median_ms: float | None
-    p20_ms: float | None
-    p80_ms: float | None
-    gbps: float | None
-    floor_ratio: float | None
-    vs_ours: float | None
-    error: float | None
-    checked: bool
-    note: str
-    device: str
+    batch: int  #: N
+    method: str  #: whose kernel
+    cache: str  #: "cold" or "warm"; empty where it was not timed: note says why
+    median_ms: float | None  #: milliseconds
+    p20_ms: float | None  #: where the middle three fifths of the times begin
+    p80_ms: float | None  #: and where they end
+    gbps: float | None  #: least traffic of the spec (`tvm_orient.ConvSpec.bytes_moved`) over the median
+    floor_ratio: float | None  #: the floor's time over this one, in the same state and run
+    vs_ours: float | None  #: this time over our best one
+    error: float | None  #: largest difference from the reference over its largest value; None for a floor
+    checked: bool  #: that difference is within `tvm_orient.reference.tolerance`
+    note: str  #: for people
+    device: str  #: slug
     hardware: str
     clocks: str
-    busy: float | None
+    busy: float | None  #: part of the machine's cores that others used just before; above a tenth, times on a CPU are not to be trusted
     threads: int
     torch: str
     tvm: str

@@ -27,11 +27,23 @@ _LARGEST_OFFSET = 2**15
 
 
 def oriented_offsets(theta: NDArray[np.float32], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> NDArray[np.int32]:
-    """Offsets of lines at the angles theta: int32 (G, K, 2), last axis (dh, dw).
+    """Offsets in pixels of lines at the angles theta: the one place that turns an angle into taps.
 
-    dh = trunc(-sin(theta) * k), dw = trunc(cos(theta) * k), with k = dilation * (s - K//2), or dilation * s where
-    anchor is "start". float32 theta, float64 sine rounded to float32, float32 product, truncation toward zero: the
-    rule of the published kernels (Kirchmeyer & Deng, ICCV 2023), bit for bit.
+    With k = dilation * (s - K//2), or dilation * s where anchor is "start"::
+
+        dh = trunc(-sin(theta) * k)        dw = trunc(cos(theta) * k)
+
+    float32 theta, float64 sine and cosine rounded to float32, float32 product, truncation toward zero: the rule of the
+    published kernels (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812), bit for bit.
+
+    Args:
+        theta: float32 (G,), radians, counter-clockwise with y up. Nothing is checked here: `Taps.oriented` does that.
+        kernel_size: number of taps K.
+        dilation: multiplies k before truncation.
+        anchor: "center" or "start".
+
+    Returns:
+        int32 (G, K, 2), last axis (dh, dw); rows grow downwards.
     """
     k = np.arange(kernel_size, dtype=np.float32) - np.float32(kernel_size // 2 if anchor == "center" else 0)
     k = k * np.float32(dilation)
@@ -46,11 +58,11 @@ class Taps:
     """Integer tap offsets by channel group; frozen, hashable, equal by table.
 
     Make one with `Taps.oriented`, `Taps.from_offsets` or `Taps.from_key`. Groups are contiguous runs of channels:
-    channel c of C belongs to group (G*(c+1) - 1) // C.
+    channel c of C belongs to group (G*(c+1) - 1) // C, as in the published networks.
     """
 
-    table: tuple[tuple[Offset, ...], ...]
-    # short canonical name, a function of the table alone: k31a0_22.5, k7d2a45, or t0.0.0.1 for free offsets
+    table: tuple[tuple[Offset, ...], ...]  #: G groups of K pairs (dh, dw), in pixels
+    #: short canonical name, a function of the table alone: k31a0_22.5, k7d2a45, or t0.0.0.1 for free offsets
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,10 +70,16 @@ class Taps:
 
     @classmethod
     def oriented(cls, theta: float | Sequence[float] | NDArray[Any], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> Taps:
-        """Lines of kernel_size taps at theta: radians, counter-clockwise with y up; a number or (G,).
+        """Lines of taps at the angles theta, by the rule of `tvm_orient.taps.oriented_offsets`.
+
+        Args:
+            theta: radians, counter-clockwise with y up: a number or (G,); rounded to float32 first.
+            kernel_size: K >= 1, odd where anchor is "center".
+            dilation: whole number >= 1; multiplies k before truncation.
+            anchor: "center" (k = s - K//2) or "start" (k = s).
 
         Raises:
-            InvalidArgument: even or non-positive kernel_size (with a centred anchor), dilation < 1, theta not finite.
+            InvalidArgument: a rule above is broken, theta is not finite, or a tap lies beyond +-32768 pixels.
         """
         kernel_size = _whole("kernel_size", kernel_size, 1)
         dilation = _whole("dilation", dilation, 1)
@@ -82,7 +100,7 @@ class Taps:
 
     @classmethod
     def from_offsets(cls, offsets: Any) -> Taps:
-        """Any integer table (G, K, 2), last axis (dh, dw): a line, a cross, a dilated or a thick line.
+        """Any integers (G, K, 2), last axis (dh, dw), in pixels: a line, a cross, a dilated or a thick line.
 
         Raises:
             InvalidArgument: not integers, not (G, K, 2), empty, or an offset beyond +-32768.
@@ -122,7 +140,7 @@ class Taps:
 
     @property
     def negated(self) -> Taps:
-        """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones."""
+        """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones (the adjoint of a shift)."""
         return Taps(tuple(tuple((-h, -w) for h, w in group) for group in self.table))
 
     def group(self, index: int) -> Taps:
@@ -137,7 +155,7 @@ class Taps:
         return {offset: tuple(taps) for offset, taps in places.items()}
 
     def channel_ranges(self, channels: int) -> list[tuple[int, int]]:
-        """[start, stop) of each group's channels; empty where there are fewer channels than groups."""
+        """[start, stop) of each group's channels; an empty range for a group that none of so few channels falls into."""
         groups = self.groups
         # smallest c with (G*(c+1)-1)//C >= g  is  ceil((g*C+1)/G) - 1
         edges = [min(channels, max(0, -(-(g * channels + 1) // groups) - 1)) for g in range(groups)] + [channels]
@@ -162,7 +180,14 @@ class Taps:
 
 
 def angles_between(count: int) -> NDArray[np.float32]:
-    """count angles spread evenly over 180 degrees from 0, in radians: float32 (count,)."""
+    """pi * g / count for g < count: directions spread evenly over 180 degrees from 0, as in the published networks.
+
+    Returns:
+        float32 (count,), radians.
+
+    Raises:
+        InvalidArgument: count is no whole number >= 1.
+    """
     return (np.pi * np.arange(_whole("number of angles", count, 1)) / count).astype(np.float32)
 
 

@@ -41,34 +41,34 @@ _FINAL_RUNS = 5  # of the default and the winner, in turn
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; times in microseconds, seconds since this angle began and (estimated) until the whole run ends."""
+    """Where a run stands, after each trial."""
 
-    part: ConvSpec
-    position: int
-    parts: int
-    trial: int
-    trials: int
-    failed: int
-    best_us: float | None
-    default_us: float | None
-    seconds: float
-    seconds_left: float | None
+    part: ConvSpec  #: the angle that is being tuned
+    position: int  #: its place among the angles, from 0
+    parts: int  #: how many angles
+    trial: int  #: done so far
+    trials: int  #: wanted
+    failed: int  #: trials that did not build or run
+    best_us: float | None  #: so far
+    default_us: float | None  #: of the untuned choice
+    seconds: float  #: since this angle began
+    seconds_left: float | None  #: until the whole run ends, estimated
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one angle's tuning found; record is None where the default won (the logs then say so). stages: seconds spent on build, measure, verify, search."""
+    """What one angle's tuning found."""
 
-    part: ConvSpec
-    record: logs.Record | None
-    default_us: float | None
-    best_us: float | None
-    trials: int
-    failed: int
-    resumed: int
-    seconds: float
-    stages: dict[str, float]
-    note: str
+    part: ConvSpec  #: the angle
+    record: logs.Record | None  #: None where the default won (the logs then say so)
+    default_us: float | None  #: of the untuned choice
+    best_us: float | None  #: of the fastest candidate
+    trials: int  #: done
+    failed: int  #: trials that did not build or run
+    resumed: int  #: trials taken from the journal of an earlier run
+    seconds: float  #: spent on this angle
+    stages: dict[str, float]  #: seconds spent on build, measure, verify, search
+    note: str  #: why there is no record, for people
 
 
 _log = logging.getLogger(__name__)
@@ -88,12 +88,19 @@ def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
 def tune(
     spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None
 ) -> list[Outcome]:
-    """Tune every distinct angle of a spec with `trials` trials each, measured at N = batch.
+    """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
 
-    directory: of the logs (default: the user's). Ctrl-C records what the current angle has found, then raises KeyboardInterrupt.
+    Args:
+        trials: candidates that are timed for each angle, >= 1.
+        batch: the N they are timed at, >= 1.
+        report: told after each trial.
+        directory: of the logs (default: the user's).
 
     Raises:
-        InvalidArgument: trials or batch < 1. Unsupported: no template serves the spec. TuningFailed: not even the default runs.
+        InvalidArgument: trials or batch < 1.
+        Unsupported: no template serves the spec.
+        TuningFailed: not even the default runs.
+        KeyboardInterrupt: Ctrl-C, once what the current angle has found is recorded.
     """
     for name, value in (("trials", trials), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
