@@ -183,7 +183,7 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
         what: specs, one or several, without batch size (a backward pass has its own, of op "conv_dx" and "conv_dw"); or a module or a
             function, which is called once with the inputs, forward and, where gradients are enabled, backward. Parameters, buffers,
             their gradients and the random state stay as they are.
-        inputs: of the module or the function.
+        inputs: of the module or the function; for specs the device may stand here.
         device: of the specs: "cpu", "cuda", "cuda:1" or a torch.device.
 
     Raises:
@@ -192,7 +192,7 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
     """
     specs = [what] if isinstance(what, ConvSpec) else what
     if isinstance(specs, list | tuple) and all(isinstance(spec, ConvSpec) for spec in specs):
-        where = launch.device_of(torch.empty(0, device=device))
+        where = launch.device_of(torch.empty(0, device=inputs[0] if inputs else device))
         for spec in specs:
             launch.kernel(spec, where)
         return
