@@ -190,16 +190,25 @@ def test_a_compiled_vmap() -> None:
     torch.testing.assert_close(compiled(x), to.oriented_conv2d(x.flatten(0, 1), w, THETA).unflatten(0, (2, 2)))
 
 
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_forward_mode(activation: str | None) -> None:
+    """Directional derivatives and forward over reverse; the operators are linear in each operand."""
+    x, w, direction = images(1), torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+
+    def layer(weight: Tensor) -> Tensor:
+        return to.oriented_conv2d(x, weight, THETA, activation=activation)
+
+    _, reverse = torch.autograd.functional.jvp(layer, w, direction)
+    torch.testing.assert_close(torch.func.jvp(layer, (w,), (direction,))[1], reverse)
+    with torch.autograd.forward_ad.dual_level():
+        for leaf in (w.clone(), w.clone().requires_grad_()):
+            dual = layer(torch.autograd.forward_ad.make_dual(leaf, direction))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, reverse)
+    torch.testing.assert_close(torch.func.jacfwd(layer)(w), torch.func.jacrev(layer)(w))
+    torch.testing.assert_close(torch.func.hessian(loss_of(x))(w), torch.autograd.functional.hessian(loss_of(x), w))
+
+
 # ---- what is refused: a failure here means that it works now, and that docs/transforms.md is out of date ------
-
-
-def test_forward_mode_is_refused() -> None:
-    x, w = images(1), torch.randn(4, 5, dtype=torch.float64)
-    for transform in (lambda: torch.func.jvp(loss_of(x), (w,), (w,)), lambda: torch.func.hessian(loss_of(x))(w)):
-        with pytest.raises(NotImplementedError, match="jvp"):
-            transform()
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        loss_of(x)(torch.autograd.forward_ad.make_dual(w.requires_grad_(), torch.ones_like(w)))
 
 
 def test_func_grad_of_an_operator_is_refused() -> None:

@@ -1,7 +1,7 @@
-"""The three ops as torch.func sees them.
+"""The three ops as torch.func and forward-mode differentiation see them.
 
-PyTorch's register_autograd makes functions that torch.func.grad refuses (pytorch issue 170834, still so in 2.13). Inside a
-torch.func transform the public functions therefore go through these, which have the same gradients and vmap rules.
+PyTorch's register_autograd makes functions that torch.func.grad refuses (pytorch issue 170834, still so in 2.13), and knows no
+forward mode. Where either is at work the public functions therefore go through these, which have the same gradients and vmap rules.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import ops
 
 
 def active() -> bool:
-    """Whether a torch.func transform is running (never while compiling, where the ops themselves are traced)."""
-    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+    """Whether a torch.func transform or forward-mode differentiation is running (never while compiling: the ops themselves are traced)."""
+    return not torch.compiler.is_compiling() and (bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0)
 
 
 def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.Tensor], tuple[Any, ...]], *, foldable: bool) -> Any:
@@ -27,7 +28,16 @@ def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.T
         def forward(first: torch.Tensor, second: torch.Tensor, *options: Any) -> torch.Tensor:
             return op(first.contiguous(), second.contiguous(), *options)
 
-        setup_context = staticmethod(ops.save)
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            ops.save(ctx, inputs, output)
+            ctx.save_for_forward(inputs[0], inputs[1])
+
+        @staticmethod
+        def jvp(ctx: Any, first_t: torch.Tensor | None, second_t: torch.Tensor | None, *_: None) -> torch.Tensor:
+            first, second = ctx.saved_tensors  # the op is linear in each
+            parts = [(first_t, second)] * (first_t is not None) + [(first, second_t)] * (second_t is not None)
+            return sum(Function.apply(*part, *ctx.options) for part in parts)
 
         @staticmethod
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
