@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -13,14 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _helpers import EIGHT, OPS, assert_close, build_for_gpu, line, operands, spec_of
+from test_channels_last import CASES as LAST_CASES
+from test_channels_last import last_spec
 from test_cuda_schedules import CASES
+from test_epilogue import EPILOGUES, ended
 from torch import Tensor
 
 import tvm_orient as to
 from tvm_orient import launch, ops
 from tvm_orient.device import cuda_devices
 from tvm_orient.lower import default_choices
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import LAYOUTS, ConvSpec
 from tvm_orient.taps import Taps
 
 _BLIND = bool(cuda_devices()) and not torch.cuda.is_available()
@@ -166,7 +170,7 @@ def test_any_memory_layout() -> None:
     def unaligned(t: Tensor) -> Tensor:
         return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
-    for other in (x.to(memory_format=torch.channels_last), unaligned(x), F.pad(x, (1, 2))[..., 1:-2]):
+    for other in (unaligned(x), F.pad(x, (1, 2))[..., 1:-2]):
         assert torch.equal(other, x)
         assert torch.equal(to.oriented_conv2d(other, unaligned(w), THREE), expected)
         assert torch.equal(ops.conv_dx(other, w, key, 8, 12, [1, 1], "zeros"), ops.conv_dx(x, w, key, 8, 12, [1, 1], "zeros"))
@@ -201,8 +205,64 @@ def test_what_is_refused() -> None:
         to.oriented_conv2d(x, w.cpu(), THREE)
     with pytest.raises(to.InvalidArgument, match="one device, got cuda:0 and cpu"):
         to.oriented_conv2d(x, w, THREE, torch.zeros(6))
-    with pytest.raises(to.Unsupported, match="float32 only, got float64"):
-        to.oriented_conv2d(x.double(), w.double(), THREE)
+
+
+# ---- dtypes, layouts, epilogues, and what no template serves ------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("op", OPS)
+def test_dtypes(op: str, dtype: str) -> None:
+    for case in ("odd", "stride 3x2", "circular, ragged stride", "56x56"):
+        check(dataclasses.replace(spec_of(op, *CASES[case]), dtype=dtype), 3)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", LAST_CASES)
+def test_channels_last(op: str, case: str) -> None:
+    spec = last_spec(op, case)
+    given = operands(spec, 3)
+    poison(3 * spec.channels * spec.height * spec.width)
+    out = run(spec, *(t.to(DEVICE, memory_format=torch.channels_last) if t.dim() == 4 else t.to(DEVICE) for t in given))
+    assert_close(out.cpu(), spec, given)
+    assert op == "conv_dw" or out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("bias", "activation"), EPILOGUES)
+def test_epilogues(bias: bool, activation: str, layout: str) -> None:
+    for dtype in ("float32", "bfloat16"):
+        spec = ended(bias, activation, layout, dtype)
+        given = operands(spec, 3)
+        x, w, *b = (t.to(DEVICE) for t in given)
+        x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
+        assert_close(to.tap_conv2d(x, w, spec.taps, *b, activation=activation).cpu(), spec, given)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("op", OPS)
+def test_the_generic_kernel(op: str, mode: str) -> None:
+    check(spec_of(op, 13, 40, 37, Taps.oriented(EIGHT, 301), (2, 1), mode), 3)
+
+
+def test_a_new_problem_is_served_and_then_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "3")
+    spec = spec_of("conv", 12, 10, 11, line(20, 70, k=9))
+    for _ in range(4):
+        check(spec, 2)
+
+
+def test_autocast_training() -> None:
+    layer = to.nn.OrientedConv2d(16, 7, activation="gelu").to(DEVICE)
+    x = torch.randn(4, 16, 14, 14, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        y = torch.compile(layer, fullgraph=True)(x)
+    y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+    expected = F.gelu(to.oriented_conv2d(x.bfloat16(), layer.weight.bfloat16(), EIGHT, layer.bias.bfloat16()).float())
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
 
 
 # ---- streams, graphs, devices -------------------------------------------------------------------

@@ -230,6 +230,7 @@ def serving(spec: ConvSpec, device: Device) -> Kernel | Converted | Provisional:
     found = _kernels.get((spec, device.slug, device.index))
     if found is not None:
         return found
+    _refuse_capture(spec, device)
     calls = 1 if _at_once else paths.building_call()
     choices = [part.choice for part in explain(spec, device)]
     tuned = any(choice.step in _EXACT for choice in choices)
@@ -272,17 +273,21 @@ def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling
 
 
 def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kernel | Converted:
-    return load(spec, device, generic_choices(spec, device), compiling=compiling and not _capturing(device))
+    return load(spec, device, generic_choices(spec, device), compiling=compiling)
 
 
 def _capturing(device: Device) -> bool:
     return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | Converted:
-    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+def _refuse_capture(spec: ConvSpec, device: Device) -> None:
     if _capturing(device):
         raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
+
+
+def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | Converted:
+    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+    _refuse_capture(spec, device)
     compiling = paths.building_call() > 0
     try:
         found = load(spec, device, choices, compiling=compiling)
