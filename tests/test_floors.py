@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form",
-            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass pool",
+            "reference gather compute merge rewrite anysize serial published peers timers tvmkit nvrtc sass pool",
             "schedules",
             "logs lower search",
             "tune build cache measure",
@@ -43,6 +43,7 @@ SAME_FLOOR = {
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),
     ("anysize", "gather"),
+    ("peers", "published"),
     ("launch", "checks"),
     ("ops", "checks"),
     ("ops", "launch"),

@@ -29,15 +29,15 @@ from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupporte
 from .lower import default_choices
 from .spec import ConvSpec
 from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
-from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy
+from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy, time_limit
 
 Call = Callable[..., torch.Tensor]
 Report = Callable[[str], None]
 
 __all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "read_csv", "table", "write_csv"]
 
-_SLOW_S = 3.0  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
-_FEWEST = 5
+_SLOW_S = {"cpu": 3.0, "cuda": 0.5}  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
+_FEWEST = {"cpu": 5, "cuda": 3}  # a GPU's time spreads less, and is lent by the minute
 _LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
 _SETTLE_S = 0.002  # between turns on a CPU: other pools of threads than the coming one stop waiting for work
 _MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
@@ -74,12 +74,14 @@ def bench(
     repeats: int = 30,
     report: Report | None = None,
     states: Sequence[str] = STATES,
+    patience: float | None = None,
 ) -> list[Row]:
     """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
 
     peers: True for all of peers.PEERS, False for none, or the names of those wanted. repeats: timed calls of each method in
-    each state; one that needs more than 3 s for them gets fewer, 5 at least. report: told what is being done, a line at a
-    time. On CUDA the times are those of the device: the launch is queued behind a pause.
+    each state; one that needs more than 3 s for them (0.5 s on CUDA) gets fewer, 5 at least (3). report: told what is being
+    done, a line at a time. patience: seconds that a peer's first call may take, compiling included; None: any. On CUDA the times
+    are those of the device: the launch is queued behind a pause.
 
     Raises:
         InvalidArgument: batch or repeats < 1, an unknown peer or state. EnvironmentProblem: the device is not in this machine.
@@ -97,7 +99,7 @@ def bench(
     rows = []
     for number, spec in enumerate(specs, 1):
         title = f"{spec.op} {spec.channels}x{spec.height}x{spec.width} K={spec.kernel_size} at {angles_text(spec)} ({number} of {len(specs)})"
-        rows += _Cell(spec, device, batch, (report or _silent), title).rows(wanted, repeats, states)
+        rows += _Cell(spec, device, batch, (report or _silent), title, patience).rows(wanted, repeats, states)
     return rows
 
 
@@ -114,8 +116,8 @@ def angles_text(spec: ConvSpec) -> str:
 class _Cell:
     """One spec on its way through: operands, expected result, runs."""
 
-    def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str) -> None:
-        self.spec, self.device, self.batch = spec, device, batch
+    def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str, patience: float | None = None) -> None:
+        self.spec, self.device, self.batch, self.patience = spec, device, batch, patience
         self.where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
         self.report, self.title = report, title
         self.operands = _operands(spec, batch, self.where)
@@ -138,7 +140,7 @@ class _Cell:
             self.bound = reference.tolerance(self.spec, self.batch, *self.operands)
             for run in runs:
                 self._check(run)
-            load, speeds = others_busy(), ""
+            load, speeds = others_busy() if self.device.kind == "cpu" else None, ""
             for state in states:
                 self._time([run for run in runs if not run.failed], repeats, state)
                 speeds = speeds or clocks(self.device)
@@ -187,9 +189,12 @@ class _Cell:
             run = _Run(peer.name, floor=floor, layout=peer.memory_format)
             reason = peer.applies(self.spec)
             if reason is None:
-                # a copy writes to a place of its own, so there is one copy for each set
-                run.calls = [peer.make(self.spec, self.where) for _ in range(self.count if floor else 1)]
                 run.note = "floor: moves the bytes, computes nothing" if floor else ""
+                try:
+                    # a copy writes to a place of its own, so there is one copy for each set
+                    run.calls = [peer.make(self.spec, self.where) for _ in range(self.count if floor else 1)]
+                except OrientError as problem:
+                    run.fail(f"failed: {problem}")
             elif not floor:
                 run.fail(f"does not apply: {reason}")
             if not (floor and reason):
@@ -219,7 +224,8 @@ class _Cell:
             torch.full(tuple(self.expected.shape), math.nan, dtype=self.operands[0].dtype, device=self.where)
         try:
             call, operands = self._call(run, 0)
-            result = call(*operands)
+            with time_limit(None if run.ours else self.patience):
+                result = call(*operands)
         except Exception as problem:  # of a peer: whatever its compiler raises; it must not end the others
             run.fail(f"failed: {_last_line(problem)}")
             return
@@ -239,7 +245,7 @@ class _Cell:
         shares = {}
         for run in runs:
             self._touch(run, sets, state)
-            shares[run.name] = min(repeats, max(_FEWEST, int(_SLOW_S / (2 * run.seconds + _SETTLE_S))))
+            shares[run.name] = min(repeats, max(_FEWEST[self.device.kind], int(_SLOW_S[self.device.kind] / (2 * run.seconds + _SETTLE_S))))
         runs = [run for run in runs if not run.failed]
         order, shuffled = list(runs), random.Random(0)
         with no_collector():
@@ -268,7 +274,7 @@ class _Cell:
                 return
             run.seconds = time.perf_counter() - start
             spent += run.seconds
-            if spent > _SLOW_S:
+            if spent > _SLOW_S[self.device.kind]:
                 return
 
     def _turn(self, run: _Run, before: int, index: int) -> float:
