@@ -120,7 +120,7 @@ class _Cell:
         self.spec, self.device, self.batch, self.patience = spec, device, batch, patience
         self.where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
         self.report, self.title = report, title
-        self.operands = _operands(spec, batch, self.where)
+        self.operands = sample(spec, batch, self.where)
         self._sets: dict[torch.memory_format, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         plane = batch * spec.channels * spec.itemsize
         held = plane * (spec.height * spec.width + spec.out_height * spec.out_width)
@@ -355,7 +355,7 @@ def _twin_op(kernel: Call) -> Call:
     return lambda first, second: torch.ops.tvm_orient_bench.twin.default(first, second, number)
 
 
-def _operands(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal random operands of spec.op, the same in every run."""
     x = (batch, spec.channels, spec.height, spec.width)
     y = (batch, spec.channels, spec.out_height, spec.out_width)
