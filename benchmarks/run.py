@@ -4,7 +4,8 @@
     python benchmarks/run.py --target cuda           (make gpu-bench)
     python benchmarks/run.py --quick --peers none    a first look, in a minute or two
 
-Each cell is written when it is done: a run that is stopped keeps them, and --resume goes on from there. What compiles (our kernels and
+Each cell is written when it is done: a run that is stopped keeps them, and --resume goes on from there; one that --minutes ended
+exits with 3. What compiles (our kernels and
 the peers) is compiled before by --jobs processes at once, into caches on the disk. The machine must be quiet: the busy column and the
 spread tell when it was not. verdict.py compares the file with the targets.
 """
@@ -22,7 +23,7 @@ import typer
 from ahead import compile_ahead
 from grids import EIGHT, GRIDS
 from plot import draw
-from terminal import console, say
+from terminal import UNFINISHED, console, say
 
 from tvm_orient import peers as ways
 from tvm_orient.bench import angles_text, bench, losses, markdown, read_csv, write_csv
@@ -75,9 +76,11 @@ def main(
         ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
         if ahead:
             say(compile_ahead(left, device, images, ahead, min(deadline, time.monotonic() + 60 * (minutes or 1e9) / 2), patience))
+        unfinished = 0
         for number, (spec, names) in enumerate(left, 1):
             if time.monotonic() > deadline:
-                say(f"{len(left) - number + 1} cells left: the time given is over; --resume goes on from here")
+                unfinished = len(left) - number + 1
+                say(f"{unfinished} cells left: the time given is over; --resume goes on from here")
                 break
             new = measured(spec, device, images, names, repeats or (8 if quick else 30), quick, f"{number}/{len(left)}", patience)
             rows += new
@@ -85,6 +88,8 @@ def main(
             console.print(sheet(new))
             torch.compiler.reset()  # the peers of a cell are not needed again
         summary(rows, path)
+        if unfinished:
+            raise typer.Exit(UNFINISHED)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem

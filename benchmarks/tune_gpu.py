@@ -3,7 +3,7 @@
     python benchmarks/tune_gpu.py --minutes 25                       (make gpu-tune) records go to tuning_logs/
     python benchmarks/tune_gpu.py --target cpu --quick --logs DIR    the same machinery without a GPU
 
-A run that is stopped, by the budget or by Ctrl-C, keeps what it found; the same command goes on from there.
+A run that is stopped, by the budget or by Ctrl-C, keeps what it found, and exits with 3; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from grids import networks, table
 from rich.table import Table
-from terminal import console, say
+from terminal import UNFINISHED, console, say
 
 from tvm_orient import logs
 from tvm_orient.device import Device, device_for
@@ -26,6 +26,7 @@ from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.tune import Outcome, Progress, tune
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
+DONE = "all problems are done"
 
 
 def main(
@@ -40,17 +41,27 @@ def main(
     """Tune, prune the logs, and report what it took and gained."""
     try:
         device = device_for(target)
-        grids = [table(device.kind, quick), *([networks(quick)] if device.kind == "cuda" else [])]
-        # a problem of eight angles tunes each of them, so those of one angle would add nothing
-        jobs = [(spec, batch or grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1][:first]
+        jobs = [(spec, batch or images) for spec, images in worth(device.kind, quick)][:first]
         say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
         outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes)
         prune(directory, device)
         console.print(report(outcomes))
         say(f"{reason}; {sum(outcome.record is not None for outcome in outcomes)} of {len(outcomes)} angles have a record that beats the default")
+        if reason != DONE:
+            raise typer.Exit(UNFINISHED)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem
+
+
+def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
+    """Problems with their batches, most valuable first: the table in float32, then bfloat16, the networks' layers, float16.
+
+    Those of eight angles alone: each tunes every one of its angles.
+    """
+    grids = [table(kind, quick), *([networks(quick)] if kind == "cuda" else [])]
+    found = [(spec, grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1]
+    return sorted(found, key=lambda job: job[0].dtype == "float16")
 
 
 def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float) -> tuple[list[Outcome], str]:
@@ -67,7 +78,7 @@ def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directo
         except KeyboardInterrupt:
             over = time.monotonic() > deadline
             return found, f"{'time is over' if over else 'interrupted'} in problem {number} of {len(jobs)}, of which the best so far is recorded"
-    return found, "all problems are done"
+    return found, DONE
 
 
 def watch(deadline: float) -> Callable[[Progress], None]:

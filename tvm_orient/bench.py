@@ -301,7 +301,7 @@ class _Cell:
         problem: dict[str, Any] = {name: getattr(spec, name) for name in ("op", "channels", "height", "width", "kernel_size", "padding_mode", "dtype")}
         stride = "x".join(str(step) for step in dict.fromkeys(spec.stride))
         problem |= {"spec": spec.key, "angles": angles_text(spec), "stride": stride, "batch": self.batch}
-        problem |= _provenance(self.device) | circumstances
+        problem |= provenance(self.device) | circumstances
         rows = []
         for state in states:
             medians = {run.name: float(np.median(run.times[state])) for run in runs if run.times.get(state)}
@@ -364,7 +364,8 @@ def sample(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tenso
     return torch.randn(first, generator=source, dtype=dtype, device=where), torch.randn(second, generator=source, dtype=dtype, device=where)
 
 
-def _provenance(device: Device) -> dict[str, Any]:
+def provenance(device: Device) -> dict[str, Any]:
+    """What a row of measurements says of where it was made: device, threads, versions, date."""
     found = {"device": device.slug, "hardware": device.name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     for name, package in (("tvm", "apache-tvm"), ("version", "tvm-orient")):
         try:
