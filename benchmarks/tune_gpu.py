@@ -24,6 +24,7 @@ from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
 from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.tune import Outcome, Progress, tune
+from tvm_orient.workshop import Workshop, cores
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
 DONE = "all problems are done"
@@ -36,14 +37,16 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the problems.")] = False,
     first: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at a time, instead of the grid's.")] = None,
+    processes: Annotated[int, typer.Option("--jobs", help="Processes that compile candidates.")] = cores(),
     directory: Annotated[Path, typer.Option("--logs", metavar="DIR", help="Where records go.", show_default="tuning_logs/ of the checkout")] = LOGS,
 ) -> None:
     """Tune, prune the logs, and report what it took and gained."""
     try:
         device = device_for(target)
         jobs = [(spec, batch or images) for spec, images in worth(device.kind, quick)][:first]
-        say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
-        outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes)
+        say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, {processes} compilers, records in {directory}")
+        with Workshop(device, processes) as shop:
+            outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes, shop)
         prune(directory, device)
         console.print(report(outcomes))
         say(f"{reason}; {sum(outcome.record is not None for outcome in outcomes)} of {len(outcomes)} angles have a record that beats the default")
@@ -64,7 +67,7 @@ def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
     return sorted(found, key=lambda job: job[0].dtype == "float16")
 
 
-def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float) -> tuple[list[Outcome], str]:
+def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: Workshop) -> tuple[list[Outcome], str]:
     """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
     found: list[Outcome] = []
     for number, (spec, batch) in enumerate(jobs, 1):
@@ -72,7 +75,7 @@ def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directo
             return found, f"time is over with {len(jobs) - number + 1} problems left"
         say(f"[{number}/{len(jobs)}] {spec}")
         try:
-            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory)
+            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory, shop=shop)
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one problem: the others may do better
             say(f"  failed: {problem}")
         except KeyboardInterrupt:
