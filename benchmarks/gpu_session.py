@@ -222,10 +222,10 @@ def collect(archive: Path, state: Path, results: Path, shipped: Path) -> list[st
         if device is None:
             continue
         name = device if table.stem == "tuned" else f"{device}-{table.stem}"
-        for path in (table, table.with_suffix(".png")):
-            if path.exists():
-                shutil.copyfile(path, results / f"{name}{path.suffix}")
-                said.append(str(results / f"{name}{path.suffix}"))
+        for tail in (".csv", ".png", "-roofline.png"):
+            if (made := state / f"{table.stem}{tail}").exists():
+                shutil.copyfile(made, results / f"{name}{tail}")
+                said.append(str(results / f"{name}{tail}"))
     return said
 
 

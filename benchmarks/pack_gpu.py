@@ -1,6 +1,6 @@
 """Pack what a GPU machine without a network lacks, for x86-64 Linux: TVM, the cost model, CUDA's C++ headers and a few small packages.
 
-    python benchmarks/pack_gpu.py                (about five minutes on one core) writes .gpu_kit/part-a, and more parts where one is too large
+    python benchmarks/pack_gpu.py                (about five minutes on one core) writes .gpu_kit/part-a and part-b
 
 There, benchmarks/unpack_gpu.sh puts them into a folder for PYTHONPATH. torch, numpy, scipy, matplotlib, pytest, hypothesis, NVRTC, nvcc and a C++
 compiler are expected on it; HAS lists the packages that are counted on. docs/gpu.md has the steps.
@@ -39,9 +39,12 @@ HAS = (
 # what the session there runs: the package, its compiler, its tuner, its pictures, and the tests marked gpu
 WANTED = ("tvm-orient[torch,compile,tune,plot]", "pytest", "pytest-timeout", "hypothesis", "expecttest")
 _UNUSED = {"nvidia-cuda-nvdisasm"}  # reads SASS in tests that need no GPU
-_LEFT_OUT = ("tvm/include", "tvm/3rdparty", "tvm/web", "tvm/lib64", "tvm/src", "nvidia/cu13/include/cccl/thrust", "nvidia/cu13/include/cccl/cub")
+_LEFT_OUT = (
+    *(f"tvm/{name}" for name in ("include", "3rdparty", "web", "lib64", "src")), *(f"tvm_ffi/{name}" for name in ("3rdparty", "include", "src")),
+    *(f"nvidia/cu13/include/cccl/{name}" for name in ("thrust", "cub")),
+)  # fmt: skip
 _TAGS = ("_2_28", "_2_27", "_2_24", "_2_17", "_2_12", "2014", "2010", "1")
-_PART = 60 * 2**20  # bytes of one part: a transfer carries 64 MiB, the working tree included
+_PART = 56 * 2**20  # most bytes of one part: a transfer carries 64 MiB, the working tree included
 
 
 def needed(roots: tuple[str, ...] = WANTED) -> set[str]:
@@ -111,9 +114,10 @@ def pack(site: Path, out: Path, part: int = _PART, preset: int = 9 | lzma.PRESET
                 (path for path in site.rglob("*") if path.is_file()), key=lambda path: (path.suffix != ".so", path.suffix, -path.stat().st_size)
             ):
                 archive.add(path, path.relative_to(site).as_posix())
-        parts = []
+        parts: list[Path] = []
+        share = -(-whole.stat().st_size // -(-whole.stat().st_size // part))  # parts of one size
         with whole.open("rb") as source:
-            while chunk := source.read(part):
+            while chunk := source.read(share):
                 parts.append(out / f"part-{chr(ord('a') + len(parts))}")
                 parts[-1].write_bytes(chunk)
     return parts

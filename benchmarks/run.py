@@ -1,4 +1,4 @@
-"""Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and a picture.
+"""Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and two pictures.
 
     python benchmarks/run.py --target cpu            (make bench: about an hour on two cores, most of it peers that compile)
     python benchmarks/run.py --target cuda           (make gpu-bench)
@@ -23,6 +23,7 @@ import typer
 from ahead import compile_ahead
 from grids import EIGHT, GRIDS
 from plot import draw
+from roofline import draw as roofline
 from terminal import UNFINISHED, console, say
 
 from tvm_orient import peers as ways
@@ -57,7 +58,7 @@ def main(
     patience: Annotated[float | None, typer.Option(help="Seconds that a peer may take to compile and run once.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes that compile before the first cell; 0: each cell compiles its own.", show_default="cores")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cells that the CSV file has.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write; the picture lies beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write; the pictures lie beside it.")] = None,
 ) -> None:
     """Measure, write, and name every cell where a peer wins."""
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
@@ -117,13 +118,13 @@ def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repea
 
 
 def summary(rows: list[Row], path: Path) -> None:
-    """The cells as a table for a page, the picture, and where a peer wins."""
+    """The cells as a table for a page, the pictures, and where a peer wins."""
     if not any(row.median_ms for row in rows):
         say("nothing was measured")
         return
     say(markdown(rows))
-    picture = draw(rows, path.with_suffix(".png"))
-    say(f"\n{path}\n{picture}\n")
+    pictures = [draw(rows, path.with_suffix(".png")), roofline(rows, path.with_name(f"{path.stem}-roofline.png"))]
+    say("\n" + "\n".join(map(str, [path, *filter(None, pictures)])) + "\n")
     groups = cells(rows).values()
     met = [group for group in groups if pick(group, "cold") and pick(group, "cold", ours=True)]
     lost = losses(rows)

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import grids
+import plot
+import roofline
 import typer
 import verdict
 
@@ -195,6 +197,32 @@ def test_files_are_joined_and_printed(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "| miss |" in done.output
     assert CliRunner().invoke(app, [str(tmp_path / "absent.csv")]).exit_code == 1
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def test_the_roofline_is_drawn(good: list[Row], tmp_path: Path) -> None:
+    clocked = [dataclasses.replace(made, hardware="NVIDIA H200", clocks="sm 1980 MHz, memory 3201 MHz", gbps=4300.0) for made in good]
+    assert roofline.bandwidth(clocked) == 4300
+    assert roofline.peak(clocked) == pytest.approx(132 * 128 * 2 * 1.98)
+    assert roofline.peak(good) is None
+    intensity, speed, _ = roofline.place(good[0])  # conv, K=31, 56x56 in 1 ms
+    assert intensity == pytest.approx(31 * 2 / 8, rel=0.01)
+    assert speed == pytest.approx(2 * 31 * 64 * 512 * 56 * 56 / 1e6)
+    assert len(list(roofline.points(good))) == len(TABLE.specs)
+    for name, rows in (("all", clocked), ("plain", good)):
+        picture = roofline.draw(rows, tmp_path / f"{name}.png")
+        assert picture is not None
+        assert picture.stat().st_size > 10_000
+    assert roofline.draw([], tmp_path / "none.png") is None
+
+
+def test_a_large_table_is_drawn_in_part(good: list[Row], tmp_path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(plot.draw(good, tmp_path / "bars.png")) as image:
+        assert image.size[1] < 6000
 
 
 # ---- the grids ----------------------------------------------------------------------------------
