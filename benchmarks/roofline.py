@@ -72,7 +72,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
     memory, arithmetic = bandwidth(rows), peak(rows)
     if memory:
         axis.plot([low / 2, high * 2], [low / 2 * memory, high * 2 * memory], color="#222222", linewidth=1, zorder=0)
-        axis.annotate(f"floors: {memory:.0f} GB/s", (low / 2, low / 2 * memory), fontsize=8, xytext=(4, 10), textcoords="offset points")
+        axis.annotate(f"floors: {memory:.0f} GB/s", (low / 2, low / 2 * memory), fontsize=8, xytext=(14, -4), textcoords="offset points")
     if arithmetic:
         axis.axhline(arithmetic, color="#222222", linewidth=1, linestyle="--", zorder=0)
         axis.annotate(f"float32 units: {arithmetic / 1e3:.0f} TFLOP/s", (low / 2, arithmetic), fontsize=8, xytext=(4, -11), textcoords="offset points")

@@ -8,6 +8,7 @@ A run that is stopped, by the budget or by Ctrl-C, keeps what it found, and exit
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from grids import networks, table
 from rich.table import Table
 from terminal import UNFINISHED, console, say
 
-from tvm_orient import logs
+from tvm_orient import logs, schedules
 from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
 from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.tune import Outcome, Progress, tune
+from tvm_orient.tune import Interrupted, Outcome, Progress, tune
 from tvm_orient.workshop import Workshop, cores
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
@@ -70,18 +71,48 @@ def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
 def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: Workshop) -> tuple[list[Outcome], str]:
     """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
     found: list[Outcome] = []
+    finished = Finished(directory, device, trials)
+    jobs = [job for job in jobs if job not in finished]
+    if finished.skipped:
+        say(f"{finished.skipped} problems were finished before")
     for number, (spec, batch) in enumerate(jobs, 1):
         if time.monotonic() > deadline:
             return found, f"time is over with {len(jobs) - number + 1} problems left"
         say(f"[{number}/{len(jobs)}] {spec}")
         try:
             found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory, shop=shop)
+            finished.add((spec, batch))
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one problem: the others may do better
             say(f"  failed: {problem}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            found += stop.outcomes if isinstance(stop, Interrupted) else []
             over = time.monotonic() > deadline
             return found, f"{'time is over' if over else 'interrupted'} in problem {number} of {len(jobs)}, of which the best so far is recorded"
     return found, DONE
+
+
+class Finished:
+    """The problems that earlier runs finished with as many trials and the same templates: asking again would only repeat the last comparison."""
+
+    def __init__(self, directory: Path, device: Device, trials: int) -> None:
+        self.path, self.device, self.trials, self.skipped = directory / ".trials" / device.slug / "finished.jsonl", device, trials, 0
+        self.known = set(self.path.read_text().splitlines()) if self.path.exists() else set()
+
+    def _line(self, job: tuple[ConvSpec, int]) -> str:
+        spec, batch = job
+        templates = [f"{template.name} {template.version}" for template in schedules.candidates(spec.parts()[0][2], self.device)[0]]
+        return json.dumps([spec.key, batch, self.trials, templates])
+
+    def __contains__(self, job: tuple[ConvSpec, int]) -> bool:
+        found = self._line(job) in self.known
+        self.skipped += found
+        return found
+
+    def add(self, job: tuple[ConvSpec, int]) -> None:
+        """Keeps that a problem is finished."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(self._line(job) + "\n")
 
 
 def watch(deadline: float) -> Callable[[Progress], None]:

@@ -71,6 +71,14 @@ class Outcome:
     note: str
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during tuning; outcomes: of the angles until then, the last one's as far as it came."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+
 _log = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
 
@@ -92,7 +100,7 @@ def tune(
     """Tune every distinct angle of a spec with `trials` trials each, measured at N = batch.
 
     directory: of the logs (default: the user's). shop: its processes are used and kept; None: one is made for this call, which compiles
-    in this process. Ctrl-C records what the current angle has found, then raises KeyboardInterrupt.
+    in this process. Ctrl-C records what the current angle has found, then raises Interrupted.
 
     Raises:
         InvalidArgument: trials or batch < 1. Unsupported: no template serves the spec. TuningFailed: not even the default runs.
@@ -113,7 +121,7 @@ def tune(
             run = _Run(part, device, shop, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
             outcomes.append(run.tune())
             if run.interrupted:
-                raise KeyboardInterrupt
+                raise Interrupted(outcomes)
     return outcomes
 
 
