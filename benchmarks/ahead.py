@@ -31,30 +31,39 @@ def jobs_of(cells: Sequence[tuple[ConvSpec, Sequence[str]]]) -> list[Job]:
 
 def compile_ahead(
     cells: Sequence[tuple[ConvSpec, Sequence[str]]], device: Device, batch: int, processes: int, deadline: float, patience: float | None = None
-) -> str:
-    """Compiles what the cells need until the deadline (of time.monotonic); says in one line what it came to.
+) -> tuple[str, set[Job]]:
+    """Compiles what the cells need until the deadline (of time.monotonic): (what it came to in one line, the jobs that are done).
 
     What fails or is late here is compiled, or fails, in its cell.
     """
-    jobs, begin, done, failed = jobs_of(cells), time.monotonic(), 0, 0
+    jobs, begin, failed = jobs_of(cells), time.monotonic(), 0
+    done: set[Job] = set()
     if len(jobs) <= _FEW or processes < 2:
-        return "compiling: in each cell"
+        return "compiling: in each cell", set(jobs)
     if any(name for _, name in jobs):
         _time_choices_anew()
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_start)
     try:
-        waiting = {pool.submit(compile_one, job, device, batch, patience) for job in jobs}
+        waiting = {pool.submit(compile_one, job, device, batch, patience): job for job in jobs}
         for future in concurrent.futures.as_completed(waiting, timeout=max(0.0, deadline - begin)):
-            done += 1
-            failed += not future.result()
+            if future.result():
+                done.add(waiting[future])
+            else:
+                failed += 1
     except (TimeoutError, BrokenProcessPool):
         pass
     finally:
         for process in list((pool._processes or {}).values()):
             process.kill()  # one that is late would run beside the measurement
         pool.shutdown(wait=True, cancel_futures=True)
-    return f"compiled ahead: {done} of {len(jobs)} in {time.monotonic() - begin:.0f} s, {failed} failed"
+    return f"compiled ahead: {len(done)} of {len(jobs)} in {time.monotonic() - begin:.0f} s, {failed} failed", done
+
+
+def late(cell: tuple[ConvSpec, Sequence[str]], done: set[Job]) -> bool:
+    """Whether a cell would have to compile a peer itself, which takes longer than all the rest of it."""
+    spec, names = cell
+    return any((spec.key, name) not in done for name in names if name in COMPILED)
 
 
 def _time_choices_anew() -> None:

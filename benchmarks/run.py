@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 import typer
-from ahead import compile_ahead
+from ahead import compile_ahead, late
 from grids import EIGHT, GRIDS
 from plot import draw
 from roofline import draw as roofline
@@ -76,7 +76,9 @@ def main(
         say(f"cells: {len(left)} of {len(specs)} to do on {device.slug} at N={images}")
         ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
         if ahead:
-            say(compile_ahead(left, device, images, ahead, min(deadline, time.monotonic() + 60 * (minutes or 1e9) / 2), patience))
+            said, ready = compile_ahead(left, device, images, ahead, min(deadline, time.monotonic() + 60 * (minutes or 1e9) / 2), patience)
+            say(said)
+            left.sort(key=lambda cell: late(cell, ready))  # in order otherwise; with --resume their peers are compiled next time
         unfinished = 0
         for number, (spec, names) in enumerate(left, 1):
             if time.monotonic() > deadline:

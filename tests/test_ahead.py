@@ -30,7 +30,8 @@ def in_cache(spec: ConvSpec) -> bool:
 def test_kernels_are_in_the_cache_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "_FEW", 0)
     assert not any(map(in_cache, SPECS))
-    said = ahead.compile_ahead([(spec, ["raster"]) for spec in SPECS], CPU, 1, 2, time.monotonic() + 200)
+    said, done = ahead.compile_ahead([(spec, ["raster"]) for spec in SPECS], CPU, 1, 2, time.monotonic() + 200)
+    assert done == {(spec.key, "") for spec in SPECS}
     assert said.startswith("compiled ahead: 2 of 2 in ")
     assert said.endswith(", 0 failed")
     assert all(map(in_cache, SPECS))
@@ -40,13 +41,22 @@ def test_kernels_are_in_the_cache_afterwards(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_deadline_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "_FEW", 0)
     begin = time.monotonic()
-    said = ahead.compile_ahead([(SPECS[0], [])], CPU, 1, 2, begin + 0.01)
+    said, done = ahead.compile_ahead([(SPECS[0], [])], CPU, 1, 2, begin + 0.01)
+    assert done == set()
     assert said.startswith("compiled ahead: 0 of 1")
     assert time.monotonic() - begin < 30
 
 
 def test_few_are_compiled_in_their_cells() -> None:
-    assert ahead.compile_ahead([(SPECS[0], [])], CPU, 1, 16, time.monotonic() + 100) == "compiling: in each cell"
+    assert ahead.compile_ahead([(SPECS[0], [])], CPU, 1, 16, time.monotonic() + 100) == ("compiling: in each cell", {(SPECS[0].key, "")})
+
+
+def test_cells_whose_peers_are_not_compiled_are_late() -> None:
+    done = {(SPECS[0].key, ""), (SPECS[0].key, "compiled_gather")}
+    assert not ahead.late((SPECS[0], ["compiled_gather", "raster"]), done)
+    assert ahead.late((SPECS[0], ["compiled_gather", "compiled_shift"]), done)
+    assert ahead.late((SPECS[1], ["compiled_gather"]), done)
+    assert not ahead.late((SPECS[1], []), done)
 
 
 def test_jobs_are_ours_then_the_compiled_peers() -> None:
