@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tvm_orient.taps import Taps
 
 EIGHT = tuple(22.5 * step for step in range(8))
 Plane = tuple[int, int, int]  # channels, height, width
-_HALVES = tuple(name for name in ("float16", "bfloat16") if name in DTYPES)
+_HALVES = tuple(name for name in ("bfloat16", "float16") if name in DTYPES)
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,32 @@ def _squares(channels: Iterable[int], sides: Iterable[int]) -> list[Plane]:
 
 
 def table(kind: str, quick: bool = False) -> Grid:
-    """The table of a kind of device: on a CPU eight angles and angle 0 alone; on CUDA every angle alone too, and half precision."""
+    """The table of a kind of device: on a CPU eight angles and angle 0 alone; on CUDA every angle alone too, and half precision.
+
+    On CUDA the eight angles in one call come first, of every dtype; then each angle alone, plane by plane, so that a run which is
+    cut has whole planes: the slowest angle against the fastest needs all of them.
+    """
     if kind == "cpu":
         planes = [(256, 28, 28)] if quick else _squares((128, 256, 512), (56, 28, 14))
         return Grid(8, tuple(spec(op, plane, taps, degrees) for degrees in (EIGHT, (0.0,)) for op in OPS for plane in planes for taps in (7, 31)))
-    planes = [(512, 28, 28)] if quick else _squares((512, 512, 512), (56, 28, 14))
-    alone = [(0.0,)] if quick else [(angle,) for angle in EIGHT]
-    first = [(EIGHT, "float32"), *((angle, "float32") for angle in alone), *(() if quick else ((EIGHT, half) for half in _HALVES))]
-    return Grid(64, tuple(spec(op, plane, taps, degrees, dtype=dtype) for degrees, dtype in first for taps in (31, 7) for plane in planes for op in OPS))
+    planes, dtypes = ([(512, 28, 28)], ("float32",)) if quick else (_squares((512, 512, 512), (56, 14, 28)), ("float32", *_HALVES))
+    alone = (0.0,) if quick else EIGHT
+    layers = [(taps, plane) for taps in (31, 7) for plane in planes]
+    together = [spec(op, plane, taps, dtype=dtype) for dtype in dtypes for taps, plane in layers for op in OPS]
+    single = [spec(op, plane, taps, (angle,), dtype=dtype) for dtype in dtypes for taps, plane in layers for angle in alone for op in OPS]
+    return Grid(64, tuple(together + single))
+
+
+# what the published benchmark passes as degrees to a parameter in radians: the angles that it ran, and none of which is vertical
+WRITTEN = (0.0, 22.5, 45.0, 66.75, 90.0, 112.5, 135.0, 157.5)
+
+
+def published(kind: str, quick: bool = False) -> Grid:
+    """The published benchmark's problems, at the angles that it ran: conv and conv_dw, since it times no gradient of x."""
+    planes = _squares((512, 512, 512), (56, 28, 14)) if kind == "cuda" and not quick else [(64, 14, 14)]
+    ran = [math.degrees(written) % 360 for written in (WRITTEN[:2] if quick else WRITTEN)]
+    batch = 64 if kind == "cuda" else 2
+    return Grid(batch, tuple(spec(op, plane, taps, (angle,)) for taps in (31, 7) for plane in planes for angle in ran for op in ("conv", "conv_dw")))
 
 
 # (network, planes, blocks of each, taps): reference shapes at 224 x 224; widened ones stand inside the pointwise pair of a block
@@ -60,7 +78,7 @@ _BLOCKS = (
 
 
 def networks(quick: bool = False) -> Grid:
-    """Every layer of the published networks, forward and backward, with eight angles: where most blocks are comes first."""
+    """Every layer of the published networks, forward and backward, with eight angles: the stem first, then where most blocks are."""
     found: dict[tuple[Plane, int, int], int] = {}
     for _, channels, blocks, sizes in _BLOCKS:
         for plane, count in zip(_squares(channels, _SIDES), blocks, strict=True):
@@ -69,5 +87,23 @@ def networks(quick: bool = False) -> Grid:
     for side in (224, 112):
         for taps in (31, 15):
             found[(64, side, side), taps, 2] = 1
-    layers = sorted(found, key=lambda layer: -found[layer] * math.prod(layer[0]))
+    # one of each kind first: the stem's two layers, whose stride no other has
+    layers = sorted(found, key=lambda layer: (layer[2] == 1, -found[layer] * math.prod(layer[0])))
     return Grid(64, tuple(spec(op, plane, taps, stride=stride) for plane, taps, stride in layers[: 2 if quick else None] for op in OPS))
+
+
+def batch_of_one(kind: str, quick: bool = False) -> Grid:
+    """One image at a time: the table's layers of eight angles, then those of the networks; on CUDA in bfloat16 too."""
+    first = [(plane, taps, 1) for taps in (31, 7) for plane in _squares((512, 512, 512), (56, 28, 14))]
+    rest = [((one.channels, one.height, one.width), one.kernel_size, one.stride[0]) for one in networks().specs if one.op == "conv"]
+    layers = list(dict.fromkeys(first + rest))[: 2 if quick else None]
+    dtypes = ("float32", *(name for name in _HALVES if name == "bfloat16" and kind == "cuda"))
+    return Grid(1, tuple(spec(op, plane, taps, stride=stride, dtype=dtype) for dtype in dtypes for plane, taps, stride in layers for op in OPS))
+
+
+GRIDS: dict[str, Callable[[str, bool], Grid]] = {
+    "table": table,
+    "networks": lambda kind, quick: networks(quick),
+    "batch1": batch_of_one,
+    "published": published,
+}

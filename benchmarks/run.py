@@ -1,96 +1,132 @@
-"""Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and a picture.
+"""Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and two pictures.
 
     python benchmarks/run.py --target cpu            (make bench: about an hour on two cores, most of it peers that compile)
     python benchmarks/run.py --target cuda           (make gpu-bench)
-    python benchmarks/run.py --quick --no-peers      a first look, in a minute or two
+    python benchmarks/run.py --quick --peers none    a first look, in a minute or two
 
-Each cell is written when it is done: a run that is stopped keeps them, and --resume goes on from there. The machine must be
-quiet: the busy column and the spread tell when it was not.
+Each cell is written when it is done: a run that is stopped keeps them, and --resume goes on from there; one that --minutes ended
+exits with 3. What compiles (our kernels and
+the peers) is compiled before by --jobs processes at once, into caches on the disk. The machine must be quiet: the busy column and the
+spread tell when it was not. verdict.py compares the file with the targets.
 """
 
 from __future__ import annotations
 
+import enum
+import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from grids import Grid, networks, table
+from ahead import compile_ahead, late
+from grids import EIGHT, GRIDS
 from plot import draw
-from terminal import console, say
+from roofline import draw as roofline
+from terminal import UNFINISHED, console, say
 
-from tvm_orient.bench import bench, losses, markdown, read_csv, write_csv
+from tvm_orient import peers as ways
+from tvm_orient.bench import angles_text, bench, losses, markdown, read_csv, write_csv
 from tvm_orient.bench import table as sheet
-from tvm_orient.device import device_for
+from tvm_orient.device import Device, device_for
 from tvm_orient.errors import OrientError
 from tvm_orient.spec import ConvSpec
 from tvm_orient.speeds import Row, cells, pick
 
 RESULTS = Path(__file__).resolve().parent / "results"
+_EIGHT = " ".join(f"{angle:g}" for angle in EIGHT)
+
+
+class Among(enum.StrEnum):
+    """Which cells get peers: every one, those of eight angles or of angle 0, or none."""
+
+    ALL = "all"
+    SOME = "some"
+    NONE = "none"
 
 
 def main(
     target: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    grid: Annotated[str, typer.Option(help="table, or networks: the layers of the published networks.")] = "table",
+    grid: Annotated[str, typer.Option(help=f"One of {', '.join(GRIDS)}.")] = "table",
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the grid, fewer calls, cold only.")] = False,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time what PyTorch alone can do too.")] = True,
+    peers: Annotated[Among, typer.Option(help="Cells in which to time what PyTorch alone can do too; some: those of eight angles or of angle 0.")] = Among.ALL,
     batch: Annotated[int | None, typer.Option(help="Images at a time, instead of the grid's.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed calls of each method in each state.")] = None,
+    first: Annotated[int | None, typer.Option(help="Only so many cells.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Begin no cell after so long.")] = None,
+    patience: Annotated[float | None, typer.Option(help="Seconds that a peer may take to compile and run once.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes that compile before the first cell; 0: each cell compiles its own.", show_default="cores")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cells that the CSV file has.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write; the picture lies beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write; the pictures lie beside it.")] = None,
 ) -> None:
     """Measure, write, and name every cell where a peer wins."""
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    if grid not in GRIDS:
+        raise typer.BadParameter(f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
     try:
         device = device_for(target)
-        chosen = networks(quick) if grid == "networks" else table(device.kind, quick)
-        chosen = Grid(batch or chosen.batch, chosen.specs)
-        words = [device.slug, *(["networks"] if grid == "networks" else []), *(["quick"] if quick else [])]
-        path = out or RESULTS / f"{'-'.join(words)}.csv"
+        chosen = GRIDS[grid](device.kind, quick)
+        images, specs = batch or chosen.batch, chosen.specs[:first]
+        path = out or RESULTS / f"{'-'.join([device.slug, *([grid] if grid != 'table' else []), *(['quick'] if quick else [])])}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_csv(path) if resume and path.exists() else []
-        count = repeats or (8 if quick else 30)
-        deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         done = {row.cell for row in rows}
-        left = [spec for spec in chosen.specs if (spec.key, chosen.batch) not in done]
-        for number, spec in enumerate(left, 1):
+        left = [(spec, rivals(spec, peers)) for spec in specs if (spec.key, images) not in done]
+        say(f"cells: {len(left)} of {len(specs)} to do on {device.slug} at N={images}")
+        ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
+        if ahead:
+            said, ready = compile_ahead(left, device, images, ahead, min(deadline, time.monotonic() + 60 * (minutes or 1e9) / 2), patience)
+            say(said)
+            left.sort(key=lambda cell: late(cell, ready))  # in order otherwise; with --resume their peers are compiled next time
+        unfinished = 0
+        for number, (spec, names) in enumerate(left, 1):
             if time.monotonic() > deadline:
-                say(f"{len(left) - number + 1} cells left: the time given is over; --resume goes on from here")
+                unfinished = len(left) - number + 1
+                say(f"{unfinished} cells left: the time given is over; --resume goes on from here")
                 break
-            new = measured(spec, target, chosen.batch, peers, count, quick, f"{number}/{len(left)}")
+            new = measured(spec, device, images, names, repeats or (8 if quick else 30), quick, f"{number}/{len(left)}", patience)
             rows += new
             write_csv(rows, path)
             console.print(sheet(new))
             torch.compiler.reset()  # the peers of a cell are not needed again
         summary(rows, path)
+        if unfinished:
+            raise typer.Exit(UNFINISHED)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem
 
 
-def measured(spec: ConvSpec, target: str, batch: int, peers: bool, repeats: int, quick: bool, place: str) -> list[Row]:
+def rivals(spec: ConvSpec, peers: Among) -> list[str]:
+    """The names of the peers that a cell is to have."""
+    wanted = peers is Among.ALL or (peers is Among.SOME and angles_text(spec) in (_EIGHT, "0"))
+    return [peer.name for peer in ways.PEERS] if wanted else []
+
+
+def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repeats: int, quick: bool, place: str, patience: float | None) -> list[Row]:
     """One cell, with what is being done shown in a terminal."""
     with console.status(place) as status:
         return bench(
             [spec],
-            device_for(target),
+            device,
             batch=batch,
             peers=peers,
             repeats=repeats,
             report=lambda text: status.update(f"{place} {text}"),
             states=("cold",) if quick else ("cold", "warm"),
+            patience=patience,
         )
 
 
 def summary(rows: list[Row], path: Path) -> None:
-    """The cells as a table for a page, the picture, and where a peer wins."""
+    """The cells as a table for a page, the pictures, and where a peer wins."""
     if not any(row.median_ms for row in rows):
         say("nothing was measured")
         return
     say(markdown(rows))
-    picture = draw(rows, path.with_suffix(".png"))
-    say(f"\n{path}\n{picture}\n")
+    pictures = [draw(rows, path.with_suffix(".png")), roofline(rows, path.with_name(f"{path.stem}-roofline.png"))]
+    say("\n" + "\n".join(map(str, [path, *filter(None, pictures)])) + "\n")
     groups = cells(rows).values()
     met = [group for group in groups if pick(group, "cold") and pick(group, "cold", ours=True)]
     lost = losses(rows)

@@ -1,8 +1,10 @@
-"""The console that the benchmark scripts print to."""
+"""The console that the benchmark scripts print to, and the exit status of one that its time ended."""
 
 from __future__ import annotations
 
 from rich.console import Console
+
+UNFINISHED = 3
 
 console = Console(markup=False, emoji=False, highlight=False)
 if not console.is_terminal:

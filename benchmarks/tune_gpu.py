@@ -3,11 +3,12 @@
     python benchmarks/tune_gpu.py --minutes 25                       (make gpu-tune) records go to tuning_logs/
     python benchmarks/tune_gpu.py --target cpu --quick --logs DIR    the same machinery without a GPU
 
-A run that is stopped, by the budget or by Ctrl-C, keeps what it found; the same command goes on from there.
+A run that is stopped, by the budget or by Ctrl-C, keeps what it found, and exits with 3; the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -17,15 +18,17 @@ from typing import Annotated
 import typer
 from grids import networks, table
 from rich.table import Table
-from terminal import console, say
+from terminal import UNFINISHED, console, say
 
-from tvm_orient import logs
+from tvm_orient import logs, schedules
 from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
 from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.tune import Outcome, Progress, tune
+from tvm_orient.tune import Interrupted, Outcome, Progress, tune
+from tvm_orient.workshop import Workshop, cores
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
+DONE = "all problems are done"
 
 
 def main(
@@ -35,39 +38,81 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the problems.")] = False,
     first: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at a time, instead of the grid's.")] = None,
+    processes: Annotated[int, typer.Option("--jobs", help="Processes that compile candidates.")] = cores(),
     directory: Annotated[Path, typer.Option("--logs", metavar="DIR", help="Where records go.", show_default="tuning_logs/ of the checkout")] = LOGS,
 ) -> None:
     """Tune, prune the logs, and report what it took and gained."""
     try:
         device = device_for(target)
-        grids = [table(device.kind, quick), *([networks(quick)] if device.kind == "cuda" else [])]
-        # a problem of eight angles tunes each of them, so those of one angle would add nothing
-        jobs = [(spec, batch or grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1][:first]
-        say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, records in {directory}")
-        outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes)
+        jobs = [(spec, batch or images) for spec, images in worth(device.kind, quick)][:first]
+        say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, {processes} compilers, records in {directory}")
+        with Workshop(device, processes) as shop:
+            outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes, shop)
         prune(directory, device)
         console.print(report(outcomes))
         say(f"{reason}; {sum(outcome.record is not None for outcome in outcomes)} of {len(outcomes)} angles have a record that beats the default")
+        if reason != DONE:
+            raise typer.Exit(UNFINISHED)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem
 
 
-def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float) -> tuple[list[Outcome], str]:
+def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
+    """Problems with their batches, most valuable first: the table in float32, then bfloat16, the networks' layers, float16.
+
+    Those of eight angles alone: each tunes every one of its angles.
+    """
+    grids = [table(kind, quick), *([networks(quick)] if kind == "cuda" else [])]
+    found = [(spec, grid.batch) for grid in grids for spec in grid.specs if len(spec.parts()) > 1]
+    return sorted(found, key=lambda job: job[0].dtype == "float16")
+
+
+def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: Workshop) -> tuple[list[Outcome], str]:
     """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
     found: list[Outcome] = []
+    finished = Finished(directory, device, trials)
+    jobs = [job for job in jobs if job not in finished]
+    if finished.skipped:
+        say(f"{finished.skipped} problems were finished before")
     for number, (spec, batch) in enumerate(jobs, 1):
         if time.monotonic() > deadline:
             return found, f"time is over with {len(jobs) - number + 1} problems left"
         say(f"[{number}/{len(jobs)}] {spec}")
         try:
-            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory)
+            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory, shop=shop)
+            finished.add((spec, batch))
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one problem: the others may do better
             say(f"  failed: {problem}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            found += stop.outcomes if isinstance(stop, Interrupted) else []
             over = time.monotonic() > deadline
             return found, f"{'time is over' if over else 'interrupted'} in problem {number} of {len(jobs)}, of which the best so far is recorded"
-    return found, "all problems are done"
+    return found, DONE
+
+
+class Finished:
+    """The problems that earlier runs finished with as many trials and the same templates: asking again would only repeat the last comparison."""
+
+    def __init__(self, directory: Path, device: Device, trials: int) -> None:
+        self.path, self.device, self.trials, self.skipped = directory / ".trials" / device.slug / "finished.jsonl", device, trials, 0
+        self.known = set(self.path.read_text().splitlines()) if self.path.exists() else set()
+
+    def _line(self, job: tuple[ConvSpec, int]) -> str:
+        spec, batch = job
+        templates = [f"{template.name} {template.version}" for template in schedules.candidates(spec.parts()[0][2], self.device)[0]]
+        return json.dumps([spec.key, batch, self.trials, templates])
+
+    def __contains__(self, job: tuple[ConvSpec, int]) -> bool:
+        found = self._line(job) in self.known
+        self.skipped += found
+        return found
+
+    def add(self, job: tuple[ConvSpec, int]) -> None:
+        """Keeps that a problem is finished."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(self._line(job) + "\n")
 
 
 def watch(deadline: float) -> Callable[[Progress], None]:

@@ -205,6 +205,8 @@ def test_what_is_refused() -> None:
         to.oriented_conv2d(x, w.cpu(), THREE)
     with pytest.raises(to.InvalidArgument, match="one device, got cuda:0 and cpu"):
         to.oriented_conv2d(x, w, THREE, torch.zeros(6))
+    with pytest.raises(to.InvalidArgument, match="dtype must be one of"):
+        to.oriented_conv2d(x.int(), w.int(), THREE)
 
 
 # ---- dtypes, layouts, epilogues, and what no template serves ------------------------------------

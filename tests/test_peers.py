@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tvm_orient import peers, reference
@@ -90,7 +91,10 @@ def test_a_ninth_spec_compiles() -> None:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", PEERS)
 def test_on_a_gpu(name: str, op: str) -> None:
-    check(PEERS[name], ConvSpec(op, 16, 14, 13, TAPS["flat" if name.startswith("native") else "three"]), "cuda")
+    spec = ConvSpec(op, 16, 14, 14, TAPS["flat" if name.startswith("native") else "three"])
+    if PEERS[name].applies(spec) is not None:
+        pytest.skip(f"{PEERS[name].applies(spec)}")
+    check(PEERS[name], spec, "cuda")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -106,6 +110,21 @@ def test_who_applies(op: str) -> None:
     assert who(Taps.oriented(math.pi, 7)) == who(Taps.oriented(math.pi / 2, 7)) == who(Taps.oriented(0.0, 7, anchor="start")) == always | shifts
     assert who(TAPS["three"], stride=(2, 2)) == always | {"grouped_raster"} | (set() if op == "conv_dx" else shifts)
     assert who(TAPS["flat"], (2, 2), "circular") == ({"compiled_gather"} if op == "conv_dx" else always | shifts | native)
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_dx"])
+def test_cudnn_by_name(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(x: Tensor, w: Tensor, padding: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], groups: int, *how: bool) -> Tensor:
+        assert how == (True, False, False)  # by timing, not deterministic, no TF32
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
+
+    monkeypatch.setattr(torch.ops.aten, "cudnn_convolution", stand_in, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    applied = [spec for taps in TAPS.values() for spec in specs(op, taps) if PEERS["native_cudnn"].applies(spec) is None]
+    assert len(applied) >= 4
+    for spec in applied:
+        check(PEERS["native_cudnn"], spec)
+    assert PEERS["native_cudnn"].applies(ConvSpec("conv_dw", 5, 6, 9, TAPS["flat"])) is not None
 
 
 def test_names_are_unique_and_described() -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvm_orient import build, launch, logs, reference, search, timers, tune
+from tvm_orient import build, launch, logs, reference, schedules, search, timers, tune
 from tvm_orient.device import cpu_device
-from tvm_orient.errors import InvalidArgument
+from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.lower import Choice
 from tvm_orient.measure import Timing, Worker
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 from tvm_orient.tvmkit import target
+from tvm_orient.workshop import Workshop
 
 SPEC = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.4], 7))
 
@@ -176,3 +177,52 @@ def test_openmp_pool_is_adopted_and_right(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+# ---- compiling several at once ------------------------------------------------------------------
+
+
+def _candidates(count: int) -> list[Choice]:
+    part = SPEC.parts()[0][2]
+    template, default = schedules.default(part, cpu_device())
+    near = ({**default, name: value} for name, values in template.knobs(part, cpu_device()).items() for value in values)
+    return list(dict.fromkeys(Choice.of(template, d) for d in near if template.invalid(part, cpu_device(), d) is None))[:count]
+
+
+def test_builders_make_what_this_process_would() -> None:
+    part, choices = SPEC.parts()[0][2], _candidates(3)
+    bad = Choice("cpu_rows", 1, (("patch_h", 3),))
+    with Workshop(cpu_device(), jobs=2) as shop:
+        shop.prepare(part, [*choices, bad])
+        paths = [shop.built(part, choice)[0] for choice in choices]
+        assert len(set(paths)) == 3
+        assert [shop.worker.verify(part, path, None)[1] for path in paths] == ["", "", ""]
+        with pytest.raises(BuildFailed):
+            shop.built(part, bad)
+        shop._builders[0]._process.kill()  # type: ignore[union-attr]
+        shop._builders[0]._process.wait()  # type: ignore[union-attr]
+        shop.clear()
+        assert not any(path.exists() for path in paths)
+        shop.prepare(part, choices)
+        with pytest.raises(BuildFailed, match="crashed the compiler"):
+            shop.built(part, choices[0])
+        assert shop.built(part, choices[1])[0].exists()
+        folder = Path(shop._folder.name)
+    assert not folder.exists()
+
+
+def test_one_shop_for_several_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+    prepare = Workshop.prepare
+    monkeypatch.setattr(Workshop, "prepare", lambda self, part, choices: (rounds.append(len(choices)), prepare(self, part, choices))[1])
+    with Workshop(cpu_device(), jobs=2) as shop:
+        for op in ("conv", "conv_dw"):
+            (outcome,) = tune.tune(
+                ConvSpec(op, 8, 14, 14, Taps.oriented([0.4], 7)), cpu_device(), trials=4, batch=1, directory=tmp_path, shop=shop
+            )  # fmt: skip
+            assert (outcome.trials, outcome.failed) == (4, 0)
+        worker = shop.worker._process
+        assert worker is not None
+        assert worker.poll() is None  # the same process measured both
+    assert max(rounds) >= 3, "a round is compiled together"
+    assert all(len(list(tmp_path.rglob(f"{op}.jsonl"))) == 1 for op in ("conv", "conv_dw"))

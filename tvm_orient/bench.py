@@ -29,15 +29,15 @@ from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupporte
 from .lower import default_choices
 from .spec import ConvSpec
 from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
-from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy
+from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy, time_limit
 
 Call = Callable[..., torch.Tensor]
 Report = Callable[[str], None]
 
 __all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "read_csv", "table", "write_csv"]
 
-_SLOW_S = 3.0  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
-_FEWEST = 5
+_SLOW_S = {"cpu": 3.0, "cuda": 0.5}  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
+_FEWEST = {"cpu": 5, "cuda": 3}  # a GPU's time spreads less, and is lent by the minute
 _LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
 _SETTLE_S = 0.002  # between turns on a CPU: other pools of threads than the coming one stop waiting for work
 _MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
@@ -74,6 +74,7 @@ def bench(
     repeats: int = 30,
     report: Report | None = None,
     states: Sequence[str] = STATES,
+    patience: float | None = None,
 ) -> list[Row]:
     """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
 
@@ -81,9 +82,10 @@ def bench(
 
     Args:
         peers: True for all of peers.PEERS, False for none, or the names of those wanted.
-        repeats: timed calls of each method in each state; one that needs more than 3 s for them gets fewer, 5 at least.
+        repeats: timed calls of each method in each state; one that needs more than 3 s for them (0.5 s on CUDA) gets fewer, 5 at least (3).
         report: told what is being done, a line at a time.
         states: of the cache, "cold" and "warm".
+        patience: seconds that a peer's first call may take, compiling included; None: any.
 
     Raises:
         InvalidArgument: batch or repeats < 1, an unknown peer or state.
@@ -104,7 +106,7 @@ def bench(
     rows = []
     for number, spec in enumerate(specs, 1):
         title = f"{spec.op} {spec.channels}x{spec.height}x{spec.width} K={spec.kernel_size} at {angles_text(spec)} ({number} of {len(specs)})"
-        rows += _Cell(spec, device, batch, (report or _silent), title).rows(wanted, repeats, states)
+        rows += _Cell(spec, device, batch, (report or _silent), title, patience).rows(wanted, repeats, states)
     return rows
 
 
@@ -121,11 +123,11 @@ def angles_text(spec: ConvSpec) -> str:
 class _Cell:
     """One spec on its way through: operands, expected result, runs."""
 
-    def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str) -> None:
-        self.spec, self.device, self.batch = spec, device, batch
+    def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str, patience: float | None = None) -> None:
+        self.spec, self.device, self.batch, self.patience = spec, device, batch, patience
         self.where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
         self.report, self.title = report, title
-        self.operands = _operands(spec, batch, self.where)
+        self.operands = sample(spec, batch, self.where)
         self._sets: dict[torch.memory_format, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         plane = batch * spec.channels * spec.itemsize
         held = plane * (spec.height * spec.width + spec.out_height * spec.out_width)
@@ -145,7 +147,7 @@ class _Cell:
             self.bound = reference.tolerance(self.spec, self.batch, *self.operands)
             for run in runs:
                 self._check(run)
-            load, speeds = others_busy(), ""
+            load, speeds = others_busy() if self.device.kind == "cpu" else None, ""
             for state in states:
                 self._time([run for run in runs if not run.failed], repeats, state)
                 speeds = speeds or clocks(self.device)
@@ -195,9 +197,12 @@ class _Cell:
             run = _Run(peer.name, floor=floor, layout=peer.memory_format)
             reason = peer.applies(self.spec)
             if reason is None:
-                # a copy writes to a place of its own, so there is one copy for each set
-                run.calls = [peer.make(self.spec, self.where) for _ in range(self.count if floor else 1)]
                 run.note = "floor: moves the bytes, computes nothing" if floor else ""
+                try:
+                    # a copy writes to a place of its own, so there is one copy for each set
+                    run.calls = [peer.make(self.spec, self.where) for _ in range(self.count if floor else 1)]
+                except OrientError as problem:
+                    run.fail(f"failed: {problem}")
             elif not floor:
                 run.fail(f"does not apply: {reason}")
             if not (floor and reason):
@@ -227,7 +232,8 @@ class _Cell:
             torch.full(tuple(self.expected.shape), math.nan, dtype=self.operands[0].dtype, device=self.where)
         try:
             call, operands = self._call(run, 0)
-            result = call(*operands)
+            with time_limit(None if run.ours else self.patience):
+                result = call(*operands)
         except Exception as problem:  # of a peer: whatever its compiler raises; it must not end the others
             run.fail(f"failed: {_last_line(problem)}")
             return
@@ -247,7 +253,7 @@ class _Cell:
         shares = {}
         for run in runs:
             self._touch(run, sets, state)
-            shares[run.name] = min(repeats, max(_FEWEST, int(_SLOW_S / (2 * run.seconds + _SETTLE_S))))
+            shares[run.name] = min(repeats, max(_FEWEST[self.device.kind], int(_SLOW_S[self.device.kind] / (2 * run.seconds + _SETTLE_S))))
         runs = [run for run in runs if not run.failed]
         order, shuffled = list(runs), random.Random(0)
         with no_collector():
@@ -276,7 +282,7 @@ class _Cell:
                 return
             run.seconds = time.perf_counter() - start
             spent += run.seconds
-            if spent > _SLOW_S:
+            if spent > _SLOW_S[self.device.kind]:
                 return
 
     def _turn(self, run: _Run, before: int, index: int) -> float:
@@ -303,7 +309,7 @@ class _Cell:
         problem: dict[str, Any] = {name: getattr(spec, name) for name in ("op", "channels", "height", "width", "kernel_size", "padding_mode", "dtype")}
         stride = "x".join(str(step) for step in dict.fromkeys(spec.stride))
         problem |= {"spec": spec.key, "angles": angles_text(spec), "stride": stride, "batch": self.batch}
-        problem |= _provenance(self.device) | circumstances
+        problem |= provenance(self.device) | circumstances
         rows = []
         for state in states:
             medians = {run.name: float(np.median(run.times[state])) for run in runs if run.times.get(state)}
@@ -357,7 +363,7 @@ def _twin_op(kernel: Call) -> Call:
     return lambda first, second: torch.ops.tvm_orient_bench.twin.default(first, second, number)
 
 
-def _operands(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal random operands of spec.op, the same in every run."""
     x = (batch, spec.channels, spec.height, spec.width)
     y = (batch, spec.channels, spec.out_height, spec.out_width)
@@ -366,7 +372,8 @@ def _operands(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Te
     return torch.randn(first, generator=source, dtype=dtype, device=where), torch.randn(second, generator=source, dtype=dtype, device=where)
 
 
-def _provenance(device: Device) -> dict[str, Any]:
+def provenance(device: Device) -> dict[str, Any]:
+    """What a row of measurements says of where it was made: device, threads, versions, date."""
     found = {"device": device.slug, "hardware": device.name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     for name, package in (("tvm", "apache-tvm"), ("version", "tvm-orient")):
         try:

@@ -23,7 +23,8 @@ from .spec import ConvSpec, image_shape, part_shape
 
 _TARGET_SECONDS = 0.03  # of runs per candidate
 _MOST_BYTES = 1 << 29  # of rotating operands
-_COLD_BYTES = 96 << 20  # more than the last-level cache of the machines we tune on
+_COLD_BYTES = {"cpu": 96 << 20, "cuda": 192 << 20}  # more than the last-level caches of the machines we tune on (an H200's L2: 60 MB)
+_QUEUE_CYCLES = 200_000  # 0.1 ms: the GPU waits so long before a timed launch that the host has queued all of it
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Timing:
 
 class Worker:
     """A worker process for one device; restarted when a candidate kills it or takes too long."""
+
+    module = "tvm_orient.measure"
 
     def __init__(self, device: Device, timeout: float = 30.0) -> None:
         self.device, self.timeout = device, timeout
@@ -84,7 +87,7 @@ class Worker:
         if self._process is None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tvm_orient.measure"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+                [sys.executable, "-m", self.module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
             )  # a session of its own, so that Ctrl-C reaches only the tuner
         process = self._process
         if process.stdin is None or process.stdout is None:
@@ -160,8 +163,8 @@ def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
     return {"median": times[len(times) // 2], "spread": (times[(len(times) * 4) // 5] - times[len(times) // 5]) / 2}
 
 
-def _copies(size: int) -> int:
-    return max(2, min(_MOST_BYTES // max(1, size), -(-_COLD_BYTES // max(1, size)), 64))
+def _copies(size: int, kind: str) -> int:
+    return max(2, min(_MOST_BYTES // max(1, size), -(-_COLD_BYTES[kind] // max(1, size)), 64))
 
 
 def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
 
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
-    copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes))
+    copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes), device.type)
     key = (str(shapes), spec.dtype, copies)
     if key not in cache:
         cache.clear()
@@ -183,7 +186,7 @@ def _copy(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     device, count = _device(request), max(1, request["copy"] // 8)
-    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(_copies(8 * count))]
+    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(_copies(8 * count, device.type))]
     return _median(lambda x, y: y.copy_(x), sets, device)
 
 
@@ -225,7 +228,7 @@ def _cuda_clock(function: Any, operands: list[Any]) -> float:
     import torch
 
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(20_000)  # keeps the GPU busy while the launch is queued, so that the events bracket the kernel alone
+    torch.cuda._sleep(_QUEUE_CYCLES)
     start.record()
     function(*operands)
     stop.record()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import published
 from .spec import ConvSpec
 from .taps import Offset, Taps
 
@@ -312,6 +313,29 @@ def _make_native(spec: ConvSpec, device: torch.device | str, memory_format: torc
     return lambda source, w: call(source.contiguous(memory_format=memory_format), w.view(spec.channels, 1, 1, -1))
 
 
+def _cudnn_applies(spec: ConvSpec) -> str | None:
+    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+        return "this build of torch has no cuDNN"
+    if spec.op == "conv_dw" or (spec.op == "conv_dx" and spec.stride != (1, 1)):
+        return "PyTorch calls cuDNN by name for a convolution only, not for its gradients"
+    return _native_applies(spec)
+
+
+def _make_cudnn(spec: ConvSpec, device: torch.device | str) -> Call:
+    """Forced to cuDNN: on NCHW PyTorch would take its own kernel."""
+    step, back = _horizontal_step(spec.taps) or 1, spec.op == "conv_dx"
+    reach = step * (spec.kernel_size // 2)
+    box, inside = (0, 0, -reach, reach), spec.padding_mode == "zeros"
+
+    def call(source: Tensor, w: Tensor) -> Tensor:
+        kernel = (w.flip(1) if back else w).view(spec.channels, 1, 1, -1)
+        padded, padding = (source, (0, reach)) if inside else (_pad(source, box, spec), (0, 0))
+        result: Tensor = torch.ops.aten.cudnn_convolution(padded, kernel, padding, spec.stride, (1, step), spec.channels, True, False, False)
+        return result
+
+    return call
+
+
 # ---- floors: moving the bytes -------------------------------------------------------------------
 
 
@@ -366,4 +390,6 @@ PEERS: tuple[Peer, ...] = (
     Peer("raster", "F.conv2d on the taps drawn into dense kernels, one call", _dense_applies, _make_raster),
     Peer("native", "F.conv2d with a (1, K) kernel, NCHW", _native_applies, _bound(_make_native, torch.contiguous_format)),
     Peer("native_channels_last", "the same on channels_last", _native_applies, _bound(_make_native, torch.channels_last), torch.channels_last),
+    Peer("native_cudnn", "the same on NCHW, by cuDNN whether PyTorch would choose it or not", _cudnn_applies, _make_cudnn),
+    Peer(published.NAME, "the published kernel, compiled for each size, where it is installed", published.applies, published.make),
 )

@@ -125,22 +125,28 @@ class _Done(ms.runner.PyRunnerFuture):  # type: ignore[misc]
 
 @derived_object
 class _Runner(ms.runner.PyRunner):  # type: ignore[misc]
-    def __init__(self, measure: Callable[[Decisions], float | None]) -> None:
+    def __init__(self, measure: Callable[[Decisions], float | None], ahead: Callable[[list[Decisions]], None]) -> None:
         super().__init__()
-        self.measure = measure
+        self.measure, self.ahead = measure, ahead
 
     def run(self, inputs: Any) -> list[Any]:
         import ast
         from pathlib import Path
 
-        return [_Done(self.measure(ast.literal_eval(Path(str(item.artifact_path)).read_text()))) for item in inputs]
+        proposed = [ast.literal_eval(Path(str(item.artifact_path)).read_text()) for item in inputs]
+        self.ahead(proposed)
+        return [_Done(self.measure(decisions)) for decisions in proposed]
 
 
 def search(
     knobs: Mapping[str, Sequence[int]], valid: Callable[[Decisions], bool], features: Callable[[Decisions], Sequence[float]],
     measure: Callable[[Decisions], float | None], *, target: Any, trials: int, round_size: int, seed: int,
+    ahead: Callable[[list[Decisions]], None] = lambda proposed: None,
 ) -> None:  # fmt: skip
-    """Propose up to `trials` decisions to `measure`, which returns seconds or None for a failure; may raise Stopped."""
+    """Propose up to `trials` decisions to `measure`, which returns seconds or None for a failure; may raise Stopped.
+
+    ahead: told each round of them before the first is measured.
+    """
 
     def space(sch: Any) -> None:
         block = sch.get_sblock("y")
@@ -150,12 +156,15 @@ def search(
 
     stopped: list[Stopped] = []
 
-    def guarded(decisions: Decisions) -> float | None:
-        try:
-            return measure(decisions)
-        except (Stopped, KeyboardInterrupt):
-            stopped.append(Stopped())
-            raise
+    def guarded(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(given: Any) -> Any:
+            try:
+                return function(given)
+            except (Stopped, KeyboardInterrupt):
+                stopped.append(Stopped())
+                raise
+
+        return call
 
     logger = logging.getLogger("tvm_orient.search")
     generator = ms.space_generator.ScheduleFn(space, sch_rules=[], postprocs=[_Valid(valid)], mutator_probs={_MoveKnob(random.Random(seed)): 1.0})
@@ -185,7 +194,7 @@ def search(
         try:
             ms.tune_tasks(
                 tasks=[context], task_weights=[1.0], work_dir=work, max_trials_global=trials, num_trials_per_iter=round_size, builder=_Handover(work),
-                runner=_Runner(guarded), database="memory", cost_model=model, task_scheduler="round-robin",
+                runner=_Runner(guarded(measure), guarded(ahead)), database="memory", cost_model=model, task_scheduler="round-robin",
                 measure_callbacks=[ms.measure_callback.AddToDatabase(), ms.measure_callback.RemoveBuildArtifact(), ms.measure_callback.UpdateCostModel()],
             )  # fmt: skip
         except BaseException as problem:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -26,12 +24,13 @@ import filelock
 
 from . import logs, paths, schedules
 from .device import Device
-from .errors import BuildFailed, InvalidArgument, OrientError, TuningFailed
-from .lower import Choice, compile_library, scheduled, workspace_shape
-from .measure import Worker
+from .errors import BuildFailed, InvalidArgument, TuningFailed
+from .journal import Journal
+from .lower import Choice
 from .schedules.base import Template
 from .spec import ConvSpec
 from .taps import Taps
+from .workshop import Workshop, Workspace
 
 MARGIN = 0.02  # a tuned choice must beat the default by this share in the same run
 _ROUND = 8  # candidates between two fits of the cost model
@@ -71,6 +70,14 @@ class Outcome:
     note: str  #: why there is no record, for people
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during tuning; outcomes: of the angles until then, the last one's as far as it came."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+
 _log = logging.getLogger(__name__)
 Report = Callable[[Progress], None]
 
@@ -86,8 +93,9 @@ def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
 
 
 def tune(
-    spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None
-) -> list[Outcome]:
+    spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None,
+    shop: Workshop | None = None,
+) -> list[Outcome]:  # fmt: skip
     """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
 
     Args:
@@ -95,12 +103,13 @@ def tune(
         batch: the N they are timed at, >= 1.
         report: told after each trial.
         directory: of the logs (default: the user's).
+        shop: its processes are used and kept; None: one is made for this call, which compiles in this process.
 
     Raises:
         InvalidArgument: trials or batch < 1.
         Unsupported: no template serves the spec.
         TuningFailed: not even the default runs.
-        KeyboardInterrupt: Ctrl-C, once what the current angle has found is recorded.
+        Interrupted: Ctrl-C, once what the current angle has found is recorded.
     """
     for name, value in (("trials", trials), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -109,13 +118,16 @@ def tune(
     for part in parts:
         schedules.default(part, device)  # refuses before any work
     outcomes = []
-    with Worker(device) as worker, _device_lock(device):
+    with contextlib.ExitStack() as stack:
+        shop = shop or stack.enter_context(Workshop(device))
+        stack.enter_context(_device_lock(device))
         _warn_if_busy(device)
         for position, part in enumerate(parts):
-            run = _Run(part, device, worker, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
+            shop.clear()
+            run = _Run(part, device, shop, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
             outcomes.append(run.tune())
             if run.interrupted:
-                raise KeyboardInterrupt
+                raise Interrupted(outcomes)
     return outcomes
 
 
@@ -147,7 +159,7 @@ def _device_lock(device: Device) -> Any:
 class _Run:
     part: ConvSpec
     device: Device
-    worker: Worker
+    shop: Workshop
     trials: int
     batch: int
     seed: int
@@ -164,7 +176,7 @@ class _Run:
     def tune(self) -> Outcome:
         self.start = time.perf_counter()
         templates, _ = schedules.candidates(self.part, self.device)
-        self.journal = _Journal(self.directory, self.device, self.part, self.batch)
+        self.journal = Journal(self.directory, self.device, self.part, self.batch)
         default = Choice.of(*schedules.default(self.part, self.device))
         try:
             self._resume(templates)
@@ -203,9 +215,16 @@ class _Run:
                 raise search.Stopped
             return self._trial(Choice.of(template, decisions))
 
-        knobs = template.knobs(self.part, self.device)
+        def ahead(proposed: list[dict[str, int]]) -> None:
+            known = {choice for choice, _ in self.done}
+            new = [choice for decisions in proposed if (choice := Choice.of(template, decisions)) not in known]
+            with self._stage("build"):
+                self.shop.prepare(self.part, new[: max(0, enough - len(self.done))])
+
+        knobs, size = template.knobs(self.part, self.device), max(_ROUND, min(2 * _ROUND, self.shop.jobs))  # a round keeps every builder busy
+        how: dict[str, Any] = {"target": target(self.device), "trials": enough + size, "round_size": size, "seed": self.seed, "ahead": ahead}
         try:
-            search.search(knobs, valid, features, measure, target=target(self.device), trials=enough + _ROUND, round_size=_ROUND, seed=self.seed)
+            search.search(knobs, valid, features, measure, **how)
         except search.Stopped as stopped:
             if len(self.done) < enough:
                 raise KeyboardInterrupt from stopped
@@ -215,33 +234,24 @@ class _Run:
         known = next((seconds for c, seconds in self.done if c == choice), math.nan)
         if known is None or not math.isnan(known):
             return known
-        with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
-            seconds, error = self._measure(choice, Path(folder))
+        seconds, error = self._measure(choice)
         self.journal.add(choice, seconds, error)
         self.done.append((choice, seconds))
         self._tell()
         return seconds
 
-    def _measure(self, choice: Choice, folder: Path) -> tuple[float | None, str]:
+    def _measure(self, choice: Choice) -> tuple[float | None, str]:
         try:
-            kernel, workspace = self._build(choice, folder)
+            kernel, workspace = self._built(choice)
         except BuildFailed as problem:
             return None, str(problem)
         with self._stage("measure"):
-            timing = self.worker.time(self.part, self.batch, kernel, workspace)
+            timing = self.shop.worker.time(self.part, self.batch, kernel, workspace)
         return timing.median, timing.error
 
-    def _build(self, choice: Choice, folder: Path) -> tuple[Path, tuple[int, int] | None]:
+    def _built(self, choice: Choice) -> tuple[Path, Workspace]:
         with self._stage("build"):
-            try:
-                module = scheduled(self.part, self.device, [choice])
-            except OrientError:
-                raise
-            except Exception as problem:  # a candidate that TVM cannot schedule is a result, not a crash
-                raise BuildFailed(f"{choice.template} {dict(choice.decisions)}: {str(problem)[-300:]}") from problem
-            kernel = folder / "kernel.so"
-            compile_library(module, self.device, kernel)
-            return kernel, workspace_shape([module["main"]]) if self.part.op == "conv_dw" else None
+            return self.shop.built(self.part, choice)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Any:
@@ -276,12 +286,11 @@ class _Run:
             if choice == default:
                 note = "the default is the best found"
                 break
-            with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
-                try:
-                    record, best, base, note = self._final(choice, default, Path(folder))
-                except BuildFailed as problem:
-                    note = str(problem)
-                    continue
+            try:
+                record, best, base, note = self._final(choice, default)
+            except BuildFailed as problem:
+                note = str(problem)
+                continue
             if not note.startswith("wrong"):
                 break
         kept = record
@@ -296,41 +305,38 @@ class _Run:
 
     def _default_record(self, default: Choice) -> logs.Record | None:
         """That the default won here: without it a record of the nearest shape would answer. None where it does not build, run or pass."""
-        with tempfile.TemporaryDirectory(prefix="tvm_orient-") as folder:
-            try:
-                kernel, workspace = self._build(default, Path(folder))
-            except BuildFailed:
-                return None
-            with self._stage("verify"):
-                error, _ = self.worker.verify(self.part, kernel, workspace)
-            with self._stage("measure"):
-                timing = self.worker.time(self.part, self.batch, kernel, workspace)
-                floor = self.worker.copy_seconds(self.part.bytes_moved(self.batch))
+        try:
+            kernel, workspace = self._built(default)
+        except BuildFailed:
+            return None
+        with self._stage("verify"):
+            error, _ = self.shop.worker.verify(self.part, kernel, workspace)
+        with self._stage("measure"):
+            timing = self.shop.worker.time(self.part, self.batch, kernel, workspace)
+            floor = self.shop.worker.copy_seconds(self.part.bytes_moved(self.batch))
         if error is None or timing.median is None:
             return None
         return self._record(default, timing.median, timing.spread, timing.median, floor, error)
 
-    def _final(self, choice: Choice, default: Choice, folder: Path) -> tuple[logs.Record | None, float | None, float | None, str]:
-        (folder / "a").mkdir()
-        (folder / "b").mkdir()
-        kernel, workspace = self._build(choice, folder / "a")
+    def _final(self, choice: Choice, default: Choice) -> tuple[logs.Record | None, float | None, float | None, str]:
+        kernel, workspace = self._built(choice)
         with self._stage("verify"):
-            error, wrong = self.worker.verify(self.part, kernel, workspace)
+            error, wrong = self.shop.worker.verify(self.part, kernel, workspace)
         if error is None:
             return None, None, self.default_seconds, f"wrong: {dict(choice.decisions)}: {wrong}"
-        base_kernel, base_workspace = self._build(default, folder / "b")
+        base_kernel, base_workspace = self._built(default)
         ours: list[float] = []
         theirs: list[float] = []
         spreads: list[float] = []
         with self._stage("measure"):
             for _ in range(_FINAL_RUNS):
                 for kept, library, space in ((theirs, base_kernel, base_workspace), (ours, kernel, workspace)):
-                    timing = self.worker.time(self.part, self.batch, library, space)
+                    timing = self.shop.worker.time(self.part, self.batch, library, space)
                     if timing.median is not None:
                         kept.append(timing.median)
                         if kept is ours:
                             spreads.append(timing.spread)
-            floor = self.worker.copy_seconds(self.part.bytes_moved(self.batch))
+            floor = self.shop.worker.copy_seconds(self.part.bytes_moved(self.batch))
         if not ours or not theirs:
             return None, None, self.default_seconds, "the winner did not run a second time"
         best, base = statistics.median(ours), statistics.median(theirs)
@@ -357,36 +363,6 @@ class _Run:
             "batch": self.batch,
             **{name: _version(package) for name, package in packages.items()},
         }
-
-
-class _Journal:
-    """Trials of one problem on one device at one batch size, append-only; what makes a second run resume."""
-
-    def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
-        name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
-        self.path = directory / ".trials" / device.slug / f"{part.op}-{name}.jsonl"
-
-    def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
-        """(template, version, decisions, seconds or None) of every readable trial, each choice once."""
-        found: dict[str, tuple[str, int, dict[str, int], float | None]] = {}
-        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short
-                entry = json.loads(line)
-                name, version, decisions = json.loads(entry["choice"])
-                found[entry["choice"]] = (name, int(version), {k: int(v) for k, v in decisions.items()}, entry["seconds"])
-        return list(found.values())
-
-    def add(self, choice: Choice, seconds: float | None, error: str) -> None:
-        """Append one trial."""
-        key = json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
-        entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as problem:
-            raise TuningFailed(f"the journal of trials cannot be written ({problem}): free the disk, or set TVM_ORIENT_LOG_DIR") from problem
 
 
 def _us(seconds: float | None) -> float | None:

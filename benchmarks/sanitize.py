@@ -1,0 +1,180 @@
+"""Run every template on small problems under compute-sanitizer: memcheck (accesses out of bounds), racecheck (hazards in shared memory).
+
+    python benchmarks/sanitize.py                    (make gpu-sanitize)
+    python benchmarks/sanitize.py --target cpu       the same problems on the CPU's templates, without the sanitizer
+
+First every problem runs plainly and is compared with the reference, which also fills the cache of kernels; then a process of its own
+repeats them under each tool. Where compute-sanitizer is not installed, that is said and the plain run decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import grids  # noqa: F401  makes a bare checkout importable
+import torch
+import typer
+from terminal import say
+
+from tvm_orient import launch, reference, schedules
+from tvm_orient.bench import sample
+from tvm_orient.device import Device, device_for
+from tvm_orient.errors import OrientError, Unsupported
+from tvm_orient.lower import Choice, generic_choices
+from tvm_orient.spec import LAYOUTS, OPS, ConvSpec
+from tvm_orient.taps import Taps
+
+TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
+_FOUND = 9  # the exit status that the sanitizer is told to give
+_LINES = {"eight": [math.pi * i / 8 for i in range(8)], "diagonal": [math.pi / 4], "upright": [math.pi / 2], "flat": [0.0]}
+# name: channels, height, width, taps, K, stride, padding, dtype; planes that no tile divides, halos wider than the plane, every dtype
+PROBLEMS = {
+    "eight angles": (16, 15, 14, "eight", 7, 1, "zeros", "float32"),
+    "long": (4, 29, 30, "diagonal", 31, 1, "zeros", "float32"),
+    "longer than the plane": (3, 7, 7, "upright", 31, 1, "zeros", "float32"),
+    "stride": (4, 21, 18, "upright", 15, 2, "zeros", "float32"),
+    "circular": (3, 10, 9, "flat", 7, 1, "circular", "float32"),
+    "bfloat16": (8, 14, 14, "eight", 7, 1, "zeros", "bfloat16"),
+    "float16": (2, 28, 28, "diagonal", 31, 1, "zeros", "float16"),
+}  # fmt: skip
+Case = tuple[str, ConvSpec, tuple[Choice, ...]]
+
+
+def cases(device: Device, deep: bool) -> Iterator[Case]:
+    """(what, spec, choices) of every template of the device on every problem that it takes; deep: also each knob at each of its values."""
+    for op, layout in itertools.product(OPS, LAYOUTS):
+        for name, (channels, height, width, lines, taps, stride, padding, dtype) in PROBLEMS.items():
+            spec = ConvSpec(op, channels, height, width, Taps.oriented(_LINES[lines], taps), (stride, stride), padding, dtype, layout)
+            parts = [part for _, _, part in spec.parts()]
+            for template in (template for template in schedules.TEMPLATES if template.kind == device.kind):
+                if any(template.declines(part, device) for part in parts):
+                    continue
+                yield f"{template.name}, {name}", spec, tuple(Choice.of(template, template.default(part, device)) for part in parts)
+                if not deep or len(parts) > 1:
+                    continue
+                for knob, values in template.knobs(spec, device).items():
+                    for value in values:
+                        decisions = {**template.default(spec, device), knob: value}
+                        if value != template.default(spec, device)[knob] and template.invalid(spec, device, decisions) is None:
+                            yield f"{template.name} {knob}={value}, {name}", spec, (Choice.of(template, decisions),)
+            if layout == "nchw":  # it knows no other
+                yield f"generic, {name}", spec, generic_choices(spec, device)
+
+
+def run(case: Case, device: Device, check: bool) -> str | None:
+    """Runs one case at N=2; why its result is not the reference's, or None."""
+    _, spec, choices = case
+    where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
+    operands = sample(spec, 2, where)
+    try:
+        out = launch.load(spec, device, choices)(*operands)
+    except Unsupported:  # float64 alone, say: not every kernel serves every problem
+        return None
+    if not check:
+        return None
+    difference = float((out.double() - reference.run(spec, *operands)).abs().max())
+    bound = reference.tolerance(spec, 2, *operands)
+    return None if difference <= bound else f"off by {difference:.3g}, where rounding allows {bound:.3g}"
+
+
+def plainly(device: Device, deep: bool, check: bool = True) -> int:
+    """Runs every case; the number of those that are wrong."""
+    wrong = count = 0
+    for case in cases(device, deep):
+        count += 1
+        try:
+            reason = run(case, device, check)
+        except OrientError as problem:
+            reason = f"failed: {problem}"
+        if reason is not None:
+            wrong += 1
+            say(f"wrong: {case[1].op}, {case[0]}: {reason}")
+    say(f"cases: {count} on {device.slug}, {wrong} wrong")
+    return wrong
+
+
+def find(named: Path | None) -> str | None:
+    """The sanitizer: the one that is named, or on PATH, or in a folder of CUDA; None where there is none."""
+    if named is not None:
+        return str(named)
+    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", *map(str, sorted(Path("/usr/local").glob("cuda-*"), reverse=True))]
+    inside = [f"{folder}/{place}" for folder in folders if folder for place in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(inside))
+
+
+def only_ours(sanitizer: str) -> list[str]:
+    """Options that leave torch's kernels alone; the name of the option differs by version."""
+    try:
+        said = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    text = said.stdout + said.stderr
+    return next(([option, "kns=main"] for option in ("--kernel-name", "--filter") if option in text), [])
+
+
+def under(sanitizer: str, tool: str, device: Device, deep: bool, folder: Path, seconds: float) -> tuple[bool | None, str]:
+    """(clean, what the tool came to) of all cases under one tool; None where it could not run."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--target", device.kind, "--inside", *(["--deep"] if deep else [])]
+    # without torch's pool each tensor is an allocation of its own, so that an access past its end is seen
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
+    reason = "it did not run"
+    for options in dict.fromkeys((tuple(only_ours(sanitizer)), ())):
+        log = folder / f"sanitizer-{tool}.log"
+        with log.open("w") as file:
+            try:
+                full = [sanitizer, "--tool", tool, "--error-exitcode", str(_FOUND), *options, *command]
+                status = subprocess.run(full, stdout=file, stderr=subprocess.STDOUT, check=False, timeout=seconds, env=environment).returncode
+            except subprocess.TimeoutExpired:
+                return None, f"no end within {seconds:.0f} s: {log}"
+            except OSError as problem:
+                return None, str(problem)
+        text = log.read_text(errors="replace")
+        summary = re.search(TOOLS[tool], text)
+        if summary and "cases:" in text:
+            clean = int(summary[1]) == 0 and status == 0
+            return clean, f"{summary[0]}s, {re.findall(r'cases: .*', text)[-1]}" + ("" if clean else f": {log}")
+        reason = ([line for line in text.splitlines() if "rror" in line] or text.splitlines() or ["no output"])[-1].strip()
+    return None, f"could not run: {reason}"
+
+
+def main(
+    target: Annotated[str, typer.Option(help="cuda, or cpu for its own templates.")] = "cuda",
+    deep: Annotated[bool, typer.Option("--deep", help="Every knob of every template at every value too.")] = False,
+    tools: Annotated[str, typer.Option(help="Which of the sanitizer's tools.")] = ",".join(TOOLS),
+    sanitizer: Annotated[Path | None, typer.Option(help="The program, instead of the one on PATH or in CUDA's folders.")] = None,
+    seconds: Annotated[float, typer.Option(help="Most for one tool.")] = 600.0,
+    logs: Annotated[Path, typer.Option(metavar="DIR", help="Where the tools' output goes.")] = Path(),
+    inside: Annotated[bool, typer.Option("--inside", hidden=True)] = False,
+) -> None:
+    """Run the cases plainly, then under each tool; 1 where one is wrong or a tool finds something."""
+    try:
+        device = device_for(target)
+        if inside:
+            raise typer.Exit(1 if plainly(device, deep, check=False) else 0)
+        bad = plainly(device, deep)
+        program = find(sanitizer)
+        if program is None or (device.kind == "cpu" and sanitizer is None):
+            say("skipped: compute-sanitizer " + ("is for CUDA kernels" if device.kind == "cpu" else "is neither on PATH nor in a folder of CUDA"))
+            raise typer.Exit(1 if bad else 0)
+        logs.mkdir(parents=True, exist_ok=True)
+        for tool in tools.split(","):
+            clean, text = under(program, tool, device, deep, logs, seconds)
+            say(f"{tool}: {'clean' if clean else 'skipped' if clean is None else 'FOUND'}: {text}")
+            bad += clean is False
+    except OrientError as problem:
+        say(f"error: {problem}")
+        raise typer.Exit(1) from problem
+    raise typer.Exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
