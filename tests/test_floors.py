@@ -19,11 +19,11 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors paths taps",
-            "spec device form",
-            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass pool",
+            "spec device form figures",
+            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass integers trace bound pool",
             "schedules",
             "logs lower search",
-            "tune build cache measure",
+            "tune build cache measure predict",
             "checks launch ops speeds",
             "functional nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
@@ -43,6 +43,10 @@ SAME_FLOOR = {
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),
     ("anysize", "gather"),
+    ("trace", "sass"),
+    ("trace", "integers"),
+    ("bound", "trace"),
+    ("bound", "sass"),
     ("launch", "checks"),
     ("ops", "checks"),
     ("ops", "launch"),
@@ -58,7 +62,7 @@ SAME_FLOOR = {
     ("__main__", "cli"),
 }
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
-MAY_IMPORT_TVM = {"compute", "merge", "rewrite", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure"}
+MAY_IMPORT_TVM = {"compute", "merge", "rewrite", "serial", "search", "tvmkit", "nvrtc", "schedules", "lower", "tune", "build", "measure", "predict"}
 LOWEST_WITH_TORCH_OR_TVM = 2
 MOST_LINES = 400
 

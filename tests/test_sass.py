@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import struct
 
+import numpy as np
 import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
-from tvm_orient import lower, nvrtc, sass
+from tvm_orient import figures, lower, nvrtc, sass, trace
+from tvm_orient.bound import outputs_of
 from tvm_orient.device import arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
+from tvm_orient.gather import gather
+from tvm_orient.predict import predict
 from tvm_orient.spec import ConvSpec
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
@@ -104,6 +108,81 @@ def test_counts_are_read_right() -> None:
     assert spill.spills > 0
     assert 0 < add.registers < 32
     assert add.instructions >= 8
+
+
+LOOP = """
+    extern "C" __global__ void main_kernel(const float* __restrict__ x, float* y, int n) {
+      __shared__ float tile[64 * 33];
+      for (int i = 0; i < 64; ++i) tile[threadIdx.x * STEP + i % 32] = x[(blockIdx.x * 64 + i) * 64 + threadIdx.x];
+      __syncthreads();
+      float sum = 0;
+      #pragma unroll 1
+      for (int i = 0; i < n; ++i) if (threadIdx.x < 40) sum += tile[threadIdx.x * STEP + i];
+      y[blockIdx.x * 64 + threadIdx.x] = sum;
+    }
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize(("step", "ways"), [(33, 1), (32, 32), (2, 2), (1, 1)])
+def test_a_trace_follows_loops_branches_and_banks(arch: str, step: int, ways: int) -> None:
+    """Two blocks of two warps; all counts are known from the source."""
+    (kernel,) = sass.kernels(nvrtc.compile_cubin(LOOP.replace("STEP", str(step)), arch))
+    ran = trace.run(kernel, 64, [0, 5], [7])
+    assert (ran.blocks, ran.warps) == (2, 4)
+    assert ran.count("LDG") == 4 * 64
+    assert ran.sectors["load"] == 2 * 64 * 64 * 4 / 32
+    assert ran.count("LDS") == 7 * 4  # the second warp of a block has 8 lanes of 32 active
+    assert ran.wavefronts["LDS"] == 2 * 7 * (ways + (ways if ways < 32 else 8) - (step == 2))
+    assert ran.wavefronts["LDG"] == 4 * 64
+    assert ran.stored == 2 * 64 * 4
+    assert (ran.count("STG"), ran.sectors["store"]) == (4, 2 * 64 * 4 / 32)
+    assert 0 < ran.rounds <= 64
+
+
+def test_a_trace_says_what_it_cannot_follow() -> None:
+    source = 'extern "C" __global__ void main_kernel(int* x) { if (x[threadIdx.x] > 3) x[x[threadIdx.x + 32]] = 1; }'
+    (kernel,) = sass.kernels(nvrtc.compile_cubin(source, "sm_80"))
+    with pytest.raises(BuildFailed, match="depends on data"):
+        trace.run(kernel, 32, [0])
+
+
+def test_wavefronts() -> None:
+    lane, every = np.arange(32), np.ones(32, bool)
+    cases = [(4 * lane, 4, 1), (8 * lane, 4, 2), (0 * lane, 4, 1), (16 * lane, 16, 4), (16 * lane, 4, 4), (8 * lane, 8, 2), (128 * lane, 4, 32)]
+    for address, size, passes in cases:
+        assert trace.wavefronts(address, size, every) == passes, (address, size)
+    assert trace.wavefronts(128 * lane, 4, lane < 3) == 3
+    assert trace.wavefronts(132 * lane, 4, every) == 1
+    assert trace.wavefronts(132 * lane, 4, every, lines=True) == 32
+
+
+def test_resident_blocks() -> None:
+    """By hand, from the limits of compute capability 9.0 and 8.9."""
+    assert figures.resident_blocks(figures.figures("sm_90a"), 256, 32, 0) == 8  # 64 warps
+    assert figures.resident_blocks(figures.figures("sm_90a"), 256, 128, 0) == 2  # 65536 registers
+    assert figures.resident_blocks(figures.figures("sm_90a"), 196, 56, 24320) == 5
+    assert figures.resident_blocks(figures.figures("sm_90a"), 32, 32, 48 * 1024) == 4  # 228 KiB
+    assert figures.resident_blocks(figures.figures("sm_89"), 32, 32, 0) == 24
+    assert figures.resident_blocks(figures.figures("sm_89"), 64, 32, 48 * 1024) == 2  # 100 KiB
+    with pytest.raises(InvalidArgument, match="no figures"):
+        figures.figures("sm_70")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_predictions_agree_with_what_is_known(arch: str) -> None:
+    specs = [spec_of("conv", 16, 28, 28, line(45, k=7)), spec_of("conv_dx", 16, 28, 28, line(45, k=7), 2), spec_of("conv_dw", 16, 28, 28, line(22.5, k=7))]
+    device = arch_device(arch)
+    for spec, found in zip(specs, predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device), strict=True):
+        assert found.spills == 0
+        assert len(found.bounds) == (2 if spec.op == "conv_dw" else 1)
+        first = found.bounds[0]
+        live = len(gather(spec).every) / (4 if spec.op == "conv_dx" else 1)
+        assert first.fma >= live * 0.95
+        assert first.worst == max(first.clocks.values()) == first.clocks[first.limit]
+        assert 0 < first.occupancy <= 1
+        copied = 32 * spec.bytes_moved(64) / 64 / outputs_of(spec) / figures.figures(arch).dram
+        assert copied <= first.clocks["dram"] <= 1.2 * copied
 
 
 def test_what_nvrtc_refuses() -> None:
