@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures",
-            "reference gather compute merge rewrite anysize serial peers timers tvmkit nvrtc sass integers trace bound pool",
+            "reference gather compute merge rewrite staging anysize serial peers timers tvmkit nvrtc sass integers trace bound pool",
             "schedules",
             "logs lower search",
             "tune build cache measure predict",

@@ -25,7 +25,7 @@ _LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)
 _ADDRESS = re.compile(r"\[([^\[\]]*)\]$")
 _NOTE = re.compile(r"\(\*.*?\*\)")
 _SPACES = {"LDG": "global", "STG": "global", "LDS": "shared", "STS": "shared", "LDL": "local", "STL": "local"}
-_IDLE = {"BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "DEPBAR", "LDGDEPBAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
+_IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "DEPBAR", "LDGDEPBAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
 
 
 class Step(NamedTuple):
@@ -134,6 +134,8 @@ class _Run:
             active = mask & self._predicate(step.guard, mask)
         warps = mask.reshape(-1, WARP).any(1)
         self.per_warp += warps
+        if step.guard == "!PT":  # padding that takes a slot
+            name = "NEVER"
         self.trace.warp_instructions[name] += int(warps.sum())
         if name in ("BRA", "CALL"):
             if step.opcode[-1] == "DIV" or (name == "CALL" and step.target < 0):
@@ -148,6 +150,9 @@ class _Run:
             return [(at + 1, mask & ~active)]
         if name in _SPACES or name == "LDGSTS":
             self._memory(step, name, active)
+        elif name == "DEPBAR" and "copies" in self.waiting:
+            self.trace.rounds += 1
+            self.waiting.clear()
         elif name not in _IDLE:
             self._compute(step, active)
         return [(at + 1, mask)]
@@ -247,9 +252,12 @@ class _Run:
         size = next((n for part, n in (("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1), ("16", 2)) if part in step.opcode), size)
         for operand in step.operands:
             self._await(operand)
-        if name == "LDGSTS":
+        if name == "LDGSTS":  # zeros where its predicate is false
             self._transfer("STS", "shared", self._address(spots[0], active), size, active)
+            for operand in step.operands[2:]:
+                active = active & self._predicate(operand, active)
             self._transfer("LDG", "global", self._address(spots[1], active), size, active)
+            self.waiting.add("copies")
             return
         if _SPACES[name] == "local":
             self._local(name, spots[0], [o for o in step.operands if o != spots[0]], size, active)

@@ -25,7 +25,7 @@ _MOST_UNROLLED = 4096  # multiply-adds of one thread
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 2, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -119,10 +119,16 @@ class SharedPatch(Template):
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(halo=_VECTOR, pitch=_VECTOR, quad=decisions["vector"])
 
+    def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
+        """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
+        width = decisions["patch_w"]
+        return spec.dtype == "float32" and width in (2, 4) and gather(spec).output[1] % width == 0
+
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
         weights = sch.cache_read(y, 0 if sch.get(y).reads[0].source.name == "w" else 1, "shared") if decisions["weights_shared"] else None
-        n, c, h, w = sch.get_loops(y)
+        out = sch.cache_write(y, 0, "local") if self._vector_store(spec, decisions) else y
+        n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
         column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
@@ -132,13 +138,19 @@ class SharedPatch(Template):
         thread = sch.fuse(plane, row, column)
         threads = int(sch.get(thread).extent)
         sch.bind(thread, "threadIdx.x")
+        if out != y:
+            sch.compute_at(y, thread, preserve_unit_loops=True)
+            for loop in sch.get_loops(y)[-2:]:
+                sch.unroll(loop)
+            sch.vectorize(pixel_w)
+        else:
+            sch.unroll(pixel_w)
+        sch.unroll(pixel_h)
         sch.compute_at(stage, block, preserve_unit_loops=True)
         cooperate(sch, stage, threads, decisions["vector"])
         if weights is not None:
             sch.compute_at(weights, block, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1)
-        sch.unroll(pixel_h)
-        sch.unroll(pixel_w)
 
 
 TEMPLATE = SharedPatch()
