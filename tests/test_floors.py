@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures",
-            "reference gather compute merge rewrite staging anysize serial peers timers tvmkit nvrtc sass integers trace bound pool",
+            "reference gather compute merge rewrite staging anysize serial peers timers tvmkit nvrtc sass integers trace bound estimate pool",
             "schedules",
             "logs lower search",
             "tune build cache measure predict",
@@ -46,6 +46,8 @@ SAME_FLOOR = {
     ("trace", "sass"),
     ("trace", "integers"),
     ("bound", "trace"),
+    ("estimate", "trace"),
+    ("estimate", "gather"),
     ("bound", "sass"),
     ("launch", "checks"),
     ("ops", "checks"),

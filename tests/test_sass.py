@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
-from tvm_orient import figures, lower, nvrtc, sass, trace
+from tvm_orient import figures, lower, nvrtc, sass, schedules, trace
 from tvm_orient.bound import outputs_of
-from tvm_orient.device import arch_device
+from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.gather import gather
+from tvm_orient.lower import Choice
 from tvm_orient.predict import predict
 from tvm_orient.spec import ConvSpec
 
@@ -52,39 +55,51 @@ def test_every_arch(arch: str) -> None:
         assert kernel.shared <= 49152 + 1024  # static, and what the driver keeps for itself from sm_90 on
         assert kernel.count("FFMA", "FADD") > 0
         assert kernel.count("RED.", "ATOM") == 0, "a float atomic: sums would depend on the order of blocks"
-        assert kernel.name == "conv_dw_kernel_1" or (kernel.count("BAR") > 0 and kernel.count("LDG.E.128") > 0)
+        assert kernel.name == "conv_dw_kernel_1" or (kernel.count("BAR") > 0 and kernel.count("LDGSTS") > 0)
 
 
 ANGLES = [math.degrees(a) for a in EIGHT]
 
 
-def budget_spec(*degrees: float) -> ConvSpec:
-    return spec_of("conv", 512, 56, 56, line(*degrees, k=31))
+def defaults(device: Device, *sizes: tuple[int, int], op: str = "conv", angles: Sequence[float] = ANGLES) -> list[tuple[ConvSpec, Choice]]:
+    """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
+    specs = [spec_of(op, 512, height, height, line(angle, k=k)) for k, height in sizes for angle in angles]
+    return [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
 
 
-@pytest.fixture(scope="module")
-def budgets() -> dict[str, sass.Kernel]:
-    return kernels_of(together({f"a{i}": source_of(budget_spec(degrees), "sm_90a") for i, degrees in enumerate(ANGLES)}))
+def test_the_defaults_run_at_the_speed_of_dram() -> None:
+    """K=31 at 56x56 and K=7 down to 14x14 (design.md 5), on an H200: by what their warps execute, nothing needs longer than DRAM.
+
+    At K=31 the pipe of memory may need 5 % more, beyond 90 degrees 25 %: with larger patches eight angles in one kernel would spill.
+    """
+    device = arch_device("sm_90a")
+    cases = defaults(device, (31, 56)) + defaults(device, (7, 56), (7, 28), (7, 14), angles=ANGLES[:5])
+    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
+        (one,) = found.bounds
+        assert found.spills == 0, spec
+        mirrored = float(spec.taps.key.partition("a")[2]) > 90  # the compiler keeps more alive there, so patches are smaller
+        assert one.worst <= (1.25 if mirrored else 1.05) * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
+        assert one.limit == "dram" or spec.kernel_size == 31, (str(spec), choice.decisions, one.clocks)
 
 
-# the budget that lets K=31 run at DRAM speed: see design.md 5
-@pytest.mark.parametrize("degrees", ANGLES)
-def test_budget_of_each_angle(budgets: dict[str, sass.Kernel], degrees: float) -> None:
-    decisions = dict(lower.default_choices(budget_spec(degrees), arch_device("sm_90a"))[0].decisions)
-    outputs = decisions["patch_h"] * decisions["patch_w"]
-    kernel = budgets[f"a{ANGLES.index(degrees)}_kernel"]
-    loads, instructions = kernel.count("LDS") / outputs, kernel.instructions / outputs
+def test_the_estimate_agrees_with_machine_code() -> None:
+    """What ranks the choices, before anything is compiled, against what is compiled: within 20 % for the pipe of memory."""
+    device = arch_device("sm_90a")
+    cases = defaults(device, (31, 56), (7, 14), angles=ANGLES[1:4])
+    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
+        estimate = schedules.find(choice.template).estimate(spec, device, dict(choice.decisions))
+        assert estimate["memory"] == pytest.approx(found.bounds[0].clocks["memory"], rel=0.2), spec
+        assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01)
+
+
+def test_eight_angles_in_one_kernel() -> None:
+    source = source_of(spec_of("conv", 512, 56, 56, line(*ANGLES, k=31)), "sm_90a")
+    (kernel,) = kernels_of(source).values()
+    threads = int(re.findall(r"__launch_bounds__\((\d+)\)", source)[0])
     assert kernel.spills == 0
-    assert loads <= 5, f"{loads:.2f} shared loads per output"
-    assert instructions <= 60, f"{instructions:.1f} instructions per output"
-
-
-def test_eight_angles_in_one_kernel(budgets: dict[str, sass.Kernel]) -> None:
-    kernels = kernels_of(source_of(budget_spec(*ANGLES), "sm_90a"))
-    assert list(kernels) == ["main_kernel"]
-    assert kernels["main_kernel"].spills == 0
-    assert kernels["main_kernel"].registers <= 128, "the angles take registers in turn, not together: two blocks of 224 threads fit an SM"
-    assert kernels["main_kernel"].shared == max(kernel.shared for kernel in budgets.values()), "the angles share one allocation"
+    assert kernel.registers <= 128, "the angles take registers in turn, not together"
+    assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
+    assert figures.resident_blocks(figures.figures("sm_90a"), threads, kernel.registers, kernel.shared - 1024) >= 4
 
 
 def test_counts_are_read_right() -> None:

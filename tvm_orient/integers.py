@@ -265,6 +265,19 @@ def _prmt(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     return {o[0]: _apply(value, r.read(o[1]), r.read(o[3]))}
 
 
+def _dot(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """IDP.2A d, a, b, c: both halves of a times two bytes of b, unsigned, plus c."""
+    if (parts[0], *parts[2:]) != ("2A", "U16", "U8"):
+        return {o[0]: _NOTHING}
+    first = 16 if parts[1] == "HI" else 0
+
+    def value(a: Any, b: Any, c: Any) -> Any:
+        low, high = _wide(b) >> np.uint64(first) & np.uint64(255), _wide(b) >> np.uint64(first + 8) & np.uint64(255)
+        return ((_wide(a) & np.uint64(0xFFFF)) * low + (_wide(a) >> np.uint64(16)) * high + _wide(c)).astype(_U32)
+
+    return {o[0]: _apply(value, r.read(o[1]), r.read(o[2]), r.read(o[3]))}
+
+
 def _abs(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     return {o[0]: _apply(lambda a: np.abs(_signed(a)).astype(_U32), r.read(o[1]))}
 
@@ -290,5 +303,5 @@ INTEGER: dict[str, _Compute] = {
     "IMAD": _imad, "UIMAD": _imad, "IADD3": _iadd3, "UIADD3": _iadd3, "VIADD": _add, "IADD": _add, "UIADD": _add, "LEA": _lea, "ULEA": _lea,
     "SHF": _shf, "USHF": _shf, "LOP3": _lop3, "ULOP3": _lop3, "PLOP3": _plop3, "UPLOP3": _plop3, "ISETP": _isetp, "UISETP": _isetp, "SEL": _select,
     "USEL": _select, "IMNMX": _minmax, "VIMNMX": _minmax, "UIMNMX": _minmax, "VIADDMNMX": _minmax, "HFMA2": _half, "PRMT": _prmt, "UPRMT": _prmt, "IABS": _abs,
-    "R2P": _to_predicates, "P2R": _from_predicates,
+    "IDP": _dot, "R2P": _to_predicates, "P2R": _from_predicates,
 }  # fmt: skip
