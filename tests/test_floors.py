@@ -19,7 +19,7 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors paths taps",
-            "spec device form figures",
+            "spec device form figures banks",
             "reference gather compute merge rewrite staging anysize serial peers timers tvmkit nvrtc sass integers trace bound estimate pool",
             "schedules",
             "logs lower search",
@@ -46,7 +46,6 @@ SAME_FLOOR = {
     ("trace", "sass"),
     ("trace", "integers"),
     ("bound", "trace"),
-    ("estimate", "trace"),
     ("estimate", "gather"),
     ("bound", "sass"),
     ("launch", "checks"),

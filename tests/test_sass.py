@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
-from tvm_orient import figures, lower, nvrtc, sass, schedules, trace
+from tvm_orient import banks, figures, lower, nvrtc, sass, schedules, trace
 from tvm_orient.bound import outputs_of
 from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
@@ -166,10 +166,10 @@ def test_wavefronts() -> None:
     lane, every = np.arange(32), np.ones(32, bool)
     cases = [(4 * lane, 4, 1), (8 * lane, 4, 2), (0 * lane, 4, 1), (16 * lane, 16, 4), (16 * lane, 4, 4), (8 * lane, 8, 2), (128 * lane, 4, 32)]
     for address, size, passes in cases:
-        assert trace.wavefronts(address, size, every) == passes, (address, size)
-    assert trace.wavefronts(128 * lane, 4, lane < 3) == 3
-    assert trace.wavefronts(132 * lane, 4, every) == 1
-    assert trace.wavefronts(132 * lane, 4, every, lines=True) == 32
+        assert banks.wavefronts(address, size, every) == passes, (address, size)
+    assert banks.wavefronts(128 * lane, 4, lane < 3) == 3
+    assert banks.wavefronts(132 * lane, 4, every) == 1
+    assert banks.wavefronts(132 * lane, 4, every, lines=True) == 32
 
 
 def test_resident_blocks() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .banks import WARP, wavefronts
 from .figures import Figures, resident_blocks
 from .gather import Gather
-from .trace import WARP, wavefronts
 
 ISSUE = 2  # clocks between two instructions of one warp, where nothing else hides what they wait for
 _COPY = 22  # instructions of one asynchronous copy, its address and its test included

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
-from tvm_orient.trace import WARP
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
 
