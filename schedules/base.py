@@ -57,6 +57,10 @@ class Template(ABC):
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         return None
 
+    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
+        """Clocks of an SM for 32 outputs by resource, before anything is compiled; empty for a template that has no estimate."""
+        return {}
+
     @abstractmethod
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         """The layout of the TE stages that `apply` expects."""

@@ -36,7 +36,9 @@ _PRELUDE = r"""
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
+#include <vector>
 struct Index { int x, y, z; };
 static Index threadIdx, blockIdx;
 static int fault;
@@ -82,6 +84,22 @@ static inline float __shfl_down_sync(unsigned, float v, int delta, int width = 3
 static inline float __shfl_sync(unsigned, float v, int lane, int width = 32) { return shuffle(v, current / width * width + lane % width); }
 static inline float __shfl_xor_sync(unsigned, float v, int mask, int = 32) { return shuffle(v, current ^ mask); }
 
+// cp.async: the copy takes place when it is waited for, so that a missing wait shows
+struct Copy { float* to; const float* from; int bytes; bool inside; };
+static std::vector<Copy> copies[MOST];
+template <int BYTES> static void tvm_orient_copy(float* to, const float* from, bool inside) {
+  aligned(to, BYTES);
+  if (inside) aligned(from, BYTES);
+  copies[current].push_back({to, from, BYTES, inside});
+}
+static void tvm_orient_arrived() {
+  for (const Copy& copy : copies[current]) {
+    if (copy.inside) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+  }
+  copies[current].clear();
+}
+
 static void (*body)();
 static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
 
@@ -100,7 +118,7 @@ static void run_block(int across, int threads, bool backwards) {
     fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
     fibers[t].uc_stack.ss_size = STACK;
     makecontext(&fibers[t], entry, 0);
-    state[t] = READY; turn[t] = 0;
+    state[t] = READY; turn[t] = 0; copies[t].clear();
   }
   for (;;) {
     for (int i = 0; i < threads; ++i) {

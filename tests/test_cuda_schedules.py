@@ -132,7 +132,9 @@ def test_the_reasons_of_shared_patch() -> None:
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
     default = dict(template.default(spec, GPU))
     assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "planes": 16, "row_patches": 14, "patch_w": 1}))
-    assert "multiply-adds, at most" in str(template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 8, "patch_w": 8}))
+    assert "multiply-adds, at most" in str(
+        template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 28, "patch_w": 2, "row_patches": 2})
+    )
     assert "vector must be one of" in str(template.invalid(spec_of("conv", 64, 56, 57, line(45, k=31)), GPU, {**default, "vector": 4}))
     assert "unrolls at most" in str(template.declines(spec_of("conv", 1, 400, 400, line(0, k=301)), GPU))
     assert "shared memory" in str(template.declines(spec_of("conv", 1, 10, 100_000, line(0, k=7)), GPU))

@@ -19,11 +19,12 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors paths taps",
-            "spec device form",
-            "reference gather epilogue compute channels_last merge rewrite anysize serial published peers timers tvmkit nvrtc sass pool",
+            "spec device form figures banks",
+            "reference gather epilogue compute channels_last merge rewrite staging anysize serial published peers timers tvmkit nvrtc sass integers "
+            "trace bound estimate pool",
             "schedules",
             "logs lower search",
-            "tune build cache measure workshop journal",
+            "tune build cache measure workshop journal predict",
             "checks launch ops speeds",
             "functional nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
@@ -51,6 +52,11 @@ SAME_FLOOR = {
     ("rewrite", "tvmkit"),
     ("anysize", "gather"),
     ("peers", "published"),
+    ("trace", "sass"),
+    ("trace", "integers"),
+    ("bound", "trace"),
+    ("estimate", "gather"),
+    ("bound", "sass"),
     ("launch", "checks"),
     ("ops", "checks"),
     ("ops", "launch"),
@@ -81,6 +87,7 @@ MAY_IMPORT_TVM = {
     "tune",
     "build",
     "measure",
+    "predict",
 }
 LOWEST_WITH_TORCH_OR_TVM = 2
 MOST_LINES = 400

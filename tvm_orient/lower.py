@@ -6,6 +6,7 @@ The compiler is imported inside the functions that need it: choosing a kernel th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,12 +121,11 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
         BuildFailed: the compiler refused it.
         EnvironmentProblem: nothing here links a library.
     """
-    from .merge import branches
     from .pool import launcher_object
     from .tvmkit import load_tvm, rewrite_cuda, target
 
     tvm = load_tvm()
-    rewrite_cuda(branches)
+    rewrite_cuda(functools.partial(_finished, arch=device.arch))
     from tvm.support import cc
 
     if cc.get_cc() is None:
@@ -147,15 +147,23 @@ def cuda_source(module: Any, device: Device) -> str:
     Raises:
         BuildFailed: TVM refused to lower it.
     """
-    from .merge import branches
     from .tvmkit import load_tvm, rewrite_cuda, target
 
     tvm = load_tvm()
-    rewrite_cuda(branches)
+    rewrite_cuda(functools.partial(_finished, arch=device.arch))
     try:
         return str(tvm.compile(module, target=target(device)).mod.imports[0].inspect_source())
     except Exception as problem:
         raise BuildFailed(f"TVM refused to lower the kernel for {device.arch}: {last_line(problem)}") from problem
+
+
+def _finished(source: str, arch: str) -> str:
+    """CUDA source with what TVM cannot say: branches that may hold barriers, and from sm_80 on copies that nobody waits for one by one."""
+    from .merge import branches
+    from .staging import asynchronous
+
+    source = branches(source)
+    return asynchronous(source) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 
 def last_line(problem: BaseException) -> str:

@@ -84,14 +84,16 @@ def _rebase(nest: Any, group: Group, buffers: Sequence[Any]) -> Any:
 def _one_nest(nests: Sequence[Any], kind: str) -> Any:
     cuda = kind == "cuda"
     threads = max(_threads(nest) for nest in nests) if cuda else 0
-    task, total, branches = tirx.Var("task", "int32"), tirx.const(0, "int32"), []
+    branches: list[Any] = []
+    task, total = tirx.Var("task", "int32"), tirx.const(0, "int32")
     yes, no = tirx.const(1, "int32"), tirx.const(0, "int32")
     for nest in nests:
         own = tirx.Var(BRANCH, "int32")
         nest = structural_map(nest, (tirx.Var, lambda v, old=nest.loop_var, own=own: own if v.same_as(old) else v)) if cuda and len(nests) > 1 else nest
         start, total = total, total + nest.extent
         mine = yes if len(nests) == 1 else tirx.if_then_else(tirx.all(task >= start, task < total), yes, no)
-        branches.append(tirx.For(nest.loop_var, task - start, mine, tirx.ForKind.SERIAL, _widen(nest.body, threads) if cuda else nest.body))
+        first = tirx.max(task - start, no) if cuda and branches else task - start  # never negative, so that buffers are cut to one task's part
+        branches.append(tirx.For(nest.loop_var, first, mine, tirx.ForKind.SERIAL, _widen(nest.body, threads) if cuda else nest.body))
     body = branches[0] if len(branches) == 1 else tirx.SeqStmt(branches)
     if not cuda:
         return tirx.For(task, no, total, tirx.ForKind.PARALLEL, body)

@@ -7,12 +7,20 @@ A block owns a band of rows of `planes` channels; it stages rows + max dh - min 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from tvm_orient.banks import WARP
 from tvm_orient.device import Device
+from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
+from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
-from tvm_orient.gather import gather, round_up
+from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
@@ -20,12 +28,15 @@ from ..base import Decisions, Template, cooperate, most_dividing, quads
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
+_FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
+_MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
+_PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 145  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 2, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -42,58 +53,117 @@ class SharedPatch(Template):
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         g = gather(spec)
-        heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
-        widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
+        heights = tuple(p for p in (1, 2, 4, 7, 8, 14, 28, 56) if p % g.phases[0] == 0) or (g.phases[0],)
+        widths = tuple(p for p in (1, 2, 3, 4, 5, 7) if p % g.phases[1] == 0) or (g.phases[1],)
         return {
             "patch_h": heights,
             "patch_w": widths,
-            "row_patches": (1, 2, 4, 7, 8, 14),
+            "row_patches": (1, 2, 4, 7, 8, 14, 28, 56),
             "planes": (1, 2, 4, 8, 16),
             "vector": quads(spec),
             "weights_shared": (0, 1),
+            "collect": (0, 1),
+            "pad": (0, 4, 8, 12, 16, 20, 24, 28),
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        return dict(_best(self, spec, device))
+
+    def _patches(self, spec: ConvSpec, device: Device) -> list[tuple[int, int]]:
+        """The patches that load least per output, without regard to the block that they are part of."""
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        # nvcc keeps what a column of outputs shares until the last one is done: a vertical line gets two columns, or all registers go
-        vertical = g.span() > 8 and len({term.col for term in g.every}) == 1
-        aim = 2 if vertical else 4
-        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, p % 2 * (g.span() > 4), abs(math.log(p / aim))))
-        aim = 8 if vertical else 7 if g.span() > 24 else 4  # steep lines share rows: a taller patch reads each once
-        patch_h = min(
-            (p for p in knobs["patch_h"] if p * patch_w <= 32 or p == knobs["patch_h"][0]), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / aim)))
-        )
-        decisions = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
-        best = decisions if self._invalid(spec, device, decisions) is None else self._least(spec, device)
-        for row_patches in knobs["row_patches"]:
-            for planes in knobs["planes"]:
-                trial = {**decisions, "row_patches": row_patches, "planes": planes}
-                if (
-                    row_patches * patch_h < height + patch_h
-                    and spec.channels % planes == 0
-                    and self._invalid(spec, device, trial) is None
-                    and self._score(spec, trial) > self._score(spec, best)
-                ):
-                    best = trial
+        pitch, weights, ranked = self._pitch(spec, {"pad": 0}), sum(len(t.taps) for t in g.every), []
+        key = cells(g, -(-width // g.phases[1]), _VECTOR, pitch)
+        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+            area = patch_h * patch_w
+            if area * max(map(len, g.terms.values())) > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > _MOST_OUTPUTS:
+                continue
+            own = patch(key, patch_h, patch_w, math.gcd(pitch, patch_w // g.phases[1], _VECTOR), height % patch_h == 0 and width % patch_w == 0)
+            if own.alive + max(map(len, g.terms.values())) + area <= _MOST_HELD:
+                covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
+                loads = sum(count * (4 if patch_w // g.phases[1] == 4 else words) for words, count in own.loads.items())
+                ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
+        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[:_PATCHES]]
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
+        g, knobs = gather(spec), self.knobs(spec, device)
+        height, width = g.output
+        planes = [p for p in knobs["planes"] if spec.channels % p == 0]
+        for patch_h, patch_w in self._patches(spec, device):
+            rows, columns = -(-height // patch_h), -(-width // patch_w)
+            collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1 and spec.dtype == "float32")
+            bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)})
+            for row_patches in bands:
+                fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
+                d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": knobs["vector"][0]}
+                trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0})
+                if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= _MOST_STAGED:
+                    yield trial
+
+    def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
+        """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
+        words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
+        best, fewest = decisions, math.inf
+        for pad in (0, 4, 8, 12, 16, 20, 24, 28) if decisions["row_patches"] > 1 and gather(spec).phases == (1, 1) else ():
+            trial = {**decisions, "pad": pad}
+            count = passes(self._lanes(spec, trial)[: 2 * WARP], words)
+            if count < fewest:
+                best, fewest = trial, count
+            if count <= words:
+                break
         return best
+
+    def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
+        """Float of the stage that each thread's patch begins at."""
+        g, row_of = gather(spec), _stage(spec).phases * self._pitch(spec, decisions)
+        shape = (decisions["planes"], decisions["row_patches"], -(-g.output[1] // decisions["patch_w"]))
+        plane, row, column = np.indices(shape).reshape(3, -1)
+        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * row_of
+        return plane * (self._staged_rows(spec, decisions) * row_of) + down + column * (decisions["patch_w"] // g.phases[1])
+
+    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
+        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
+        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        height, width = g.output
+        pitch, rows = self._pitch(spec, d), self._staged_rows(spec, d)
+        band = min(height, d["row_patches"] * d["patch_h"])
+        lanes, threads = self._lanes(spec, d), self._threads(spec, d)
+        align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
+        whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
+        own = patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
+        warps, outputs = -(-threads // WARP), d["planes"] * band * width
+        loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
+        weights = len([s for t in g.every for s in t.taps])
+        across = min(WARP, threads) * d["planes"] / threads  # channels in a warp
+        staged = d["planes"] * rows * _stage(spec).phases * pitch
+        fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
+        stores, again = self._stores(g, spec, d)
+        memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * fetched) / WARP
+        if d["collect"]:
+            memory += 2 * outputs / WARP
+        others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
+        copies = staged / d["vector"] / threads + (outputs / threads / _VECTOR if d["collect"] else 0)
+        dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
+        l2 = spec.itemsize * (fetched + again * outputs)
+        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
+
+    def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
+        """Passes of a warp that store its patches, and how often each sector is written."""
+        if d["patch_w"] in (2, 4) and self._vector_store(spec, d):
+            return d["patch_h"] * d["patch_w"] * 1.25, 1.0
+        columns = -(-g.output[1] // d["patch_w"])
+        _, row, column = np.indices((d["planes"], d["row_patches"], columns)).reshape(3, -1)
+        base = row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
+        return d["patch_h"] * d["patch_w"] * passes(base, 1, lines=not d["collect"]), 1.0 if d["collect"] else min(8.0, d["patch_w"])
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
-        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0}
-
-    def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
-        """Useful share of what a block loads and runs: staged rows that are not halo, times lanes that are not idle."""
-        g = gather(spec)
-        rows = min(decisions["row_patches"] * decisions["patch_h"], g.output[0])
-        staged = (rows - 1) * g.step[0] + g.span()
-        threads = self._threads(spec, decisions)
-        lanes = threads / round_up(threads, 32)
-        crowd = min(1.0, threads / 128) * min(1.0, 49152 / 2 / self._shared(spec, decisions))
-        return float((rows * g.step[0] / staged) ** 0.5 * lanes * crowd**0.5)
+        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
@@ -101,9 +171,19 @@ class SharedPatch(Template):
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged tile."""
         g = gather(spec)
-        stage = g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+        row_of = _stage(spec).phases * self._pitch(spec, decisions)
+        collected = decisions["row_patches"] * decisions["patch_h"] * g.output[1] if decisions["collect"] else 0
+        return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of + collected) * DTYPES[spec.sums]
+
+    def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Rows of the source that a block's band reads."""
+        g = gather(spec)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return decisions["planes"] * min(rows, stage.rows) * stage.phases * stage.columns * DTYPES[spec.sums]
+        return min(rows, _stage(spec).rows)
+
+    def _pitch(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Columns of a staged row: whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
+        return _stage(spec).columns + decisions["pad"]
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
@@ -111,35 +191,98 @@ class SharedPatch(Template):
             return f"a block would have {threads} threads, at most 1024"
         if shared > min(device.shared_memory, 49152):
             return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
+        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > _MOST_COLLECTED:
+            return f"a block would collect more than {_MOST_COLLECTED} bytes of results"
         work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=_VECTOR, quad=decisions["vector"])
+        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"])
+
+    def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
+        """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
+        width = decisions["patch_w"]
+        return spec.dtype == "float32" and width in (2, 4) and gather(spec).output[1] % width == 0
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
         reads = [region.source.name for region in sch.get(y).reads]
         weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] else None
-        n, c, h, w = sch.get_loops(y)
-        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
-        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
-        sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
-        block = sch.fuse(n, block_c, band)
-        sch.bind(block, "blockIdx.x")
-        thread = sch.fuse(plane, row, column)
-        threads = int(sch.get(thread).extent)
-        sch.bind(thread, "threadIdx.x")
+        block, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
         cooperate(sch, stage, threads, decisions["vector"])
         if weights is not None:
             sch.compute_at(weights, block, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1)
+
+    def _direct(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
+        """Each thread stores its own patch: (loop over blocks, threads)."""
+        out = sch.cache_write(y, 0, "local") if self._vector_store(spec, decisions) else y
+        n, c, h, w = sch.get_loops(out)
+        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
+        band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
+        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
+        sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
+        block, thread = sch.fuse(n, block_c, band), sch.fuse(plane, row, column)
+        sch.bind(block, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+        if out != y:
+            sch.compute_at(y, thread, preserve_unit_loops=True)
+            for loop in sch.get_loops(y)[-2:]:
+                sch.unroll(loop)
+            sch.vectorize(pixel_w)
+        else:
+            sch.unroll(pixel_w)
+        sch.unroll(pixel_h)
+        return block, int(sch.get(thread).extent)
+
+    def _collected(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
+        """Patches meet in shared memory, and the block stores whole rows: (loop over blocks, threads)."""
+        out = sch.cache_write(y, 0, "shared")
+        n, c, h, w = sch.get_loops(out)
+        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
+        band, row = sch.split(h, [None, decisions["row_patches"] * decisions["patch_h"]])
+        sch.reorder(n, block_c, band, plane, row, w)
+        block = sch.fuse(n, block_c, band)
+        sch.bind(block, "blockIdx.x")
+        sch.compute_at(y, block, preserve_unit_loops=True)
+        *_, y_plane, y_row, y_w = sch.get_loops(y)
+        patch, pixel_h = sch.split(y_row, [None, decisions["patch_h"]])
+        column, pixel_w = sch.split(y_w, [None, decisions["patch_w"]])
+        sch.reorder(y_plane, patch, column, pixel_h, pixel_w)
+        thread = sch.fuse(y_plane, patch, column)
+        threads = int(sch.get(thread).extent)
+        sch.bind(thread, "threadIdx.x")
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
+        vector = next(v for v in (4, 2, 1) if (spec.dtype == "float32" and gather(spec).output[1] % v == 0) or v == 1)
+        group, lanes = sch.split(w, [None, vector])
+        _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
+        sch.bind(inner, "threadIdx.x")
+        if vector > 1:
+            sch.vectorize(lanes)
+        return block, threads
+
+
+@functools.lru_cache(maxsize=1024)
+def _stage(spec: ConvSpec) -> Stage:
+    """The staged source without padding against bank conflicts."""
+    g = gather(spec)
+    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+
+
+@functools.lru_cache(maxsize=1024)
+def _best(template: SharedPatch, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
+    """The choice of the least estimate; the one that needs least where none fits."""
+    best, least = template._least(spec, device), math.inf
+    for trial in template._candidates(spec, device):
+        if template._invalid(spec, device, trial) is None:
+            score = soft_maximum(template.estimate(spec, device, trial))
+            if score < least:
+                best, least = trial, score
+    return tuple(best.items())
 
 
 TEMPLATE = SharedPatch()

@@ -27,7 +27,7 @@ def explain(
     target: Target = None,
     arch: Arch = None,
     mode: Annotated[str | None, typer.Option(metavar="|".join(LOOKUP_MODES), help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP")] = None,
-    sass: Annotated[bool, typer.Option("--sass", help="Compile each angle for the GPU and count what the code does; needs no GPU.")] = False,
+    sass: Annotated[bool, typer.Option("--sass", help="Compile each angle for the GPU, count what its code does, and predict a bound; needs no GPU.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not."""
@@ -35,7 +35,7 @@ def explain(
 
     device = chosen_device(target, arch)
     answers = [(spec, explained(spec, device, mode)) for spec in specs]
-    code = [[machine_code.read(part, device) for part in parts] if sass else [] for _, parts in answers]
+    code = [machine_code.read(parts, device) if sass else [] for _, parts in answers]
     if as_json:
         plain = [{"spec": spec.key, "parts": _plain(spec, parts, facts)} for (spec, parts), facts in zip(answers, code, strict=True)]
         print_json({"device": dataclasses.asdict(device), "specs": plain})
@@ -46,8 +46,11 @@ def explain(
             printer.print()
         _print(printer, spec, parts, device.slug)
         if sass:
-            printer.print("\nmachine code", style="bold")
+            printer.print("\nmachine code, executed per output", style="bold")
             printer.print(machine_code.shown(parts, facts))
+            if (clocks := machine_code.predicted(parts, facts)) is not None:
+                printer.print("\nclocks of an SM for 32 outputs, predicted: no resource can do it in less", style="bold")
+                printer.print(clocks)
 
 
 def _plain(spec: ConvSpec, parts: list[Explained], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""explain --sass: what ptxas makes of the CUDA kernel of each angle; compiles, but needs no GPU."""
+"""explain --sass: what ptxas makes of the CUDA kernel of each angle, and how fast it could be at best; compiles, but needs no GPU."""
 
 from __future__ import annotations
 
@@ -14,49 +14,60 @@ from .output import angle, size, table
 if TYPE_CHECKING:
     from ..build import Explained
 
-_COUNTS = {"instructions": "instr.", "shared_loads": "LDS", "multiply_adds": "FMA"}
+_COUNTS = {"instructions": "instr./output", "loads": "LDS", "wavefronts": "passes", "fma": "FMA"}
 
 
-def read(part: Explained, device: Device) -> list[dict[str, Any]]:
-    """Facts of each kernel of one angle: registers a thread, spills, bytes of shared memory, and instructions as they stand in the code.
+def read(parts: list[Explained], device: Device) -> list[list[dict[str, Any]]]:
+    """Facts of each kernel of each angle: registers a thread, spills, bytes of shared memory, instructions as they stand in the code.
 
-    outputs: pixels of a thread's register patch, which the counts belong to; None for a kernel that has none.
+    bound: what `bound.Bound` says, per output and in clocks of an SM for 32 outputs; None for the generic kernel and for a GPU without figures.
 
     Raises:
-        InvalidArgument: not a CUDA device. BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin` and `sass.kernels`.
+        InvalidArgument: not a CUDA device. BuildFailed, EnvironmentProblem: as `predict.predict`.
     """
     if device.kind != "cuda":
         raise InvalidArgument(f"--sass reads CUDA kernels, got the device {device.slug}: name a GPU that need not be here, such as --arch sm_90a")
-    from .. import nvrtc, sass
-    from ..lower import cuda_source, scheduled
+    from ..predict import predict
 
-    decisions = dict(part.choice.decisions)
-    patch = decisions["patch_h"] * decisions["patch_w"] if {"patch_h", "patch_w"} <= decisions.keys() else None
-    cubin = nvrtc.compile_cubin(cuda_source(scheduled(part.part, device, [part.choice]), device), device.arch)
-    return [
-        {
-            "kernel": kernel.name,
-            "registers": kernel.registers,
-            "spills": kernel.spills,
-            "shared_bytes": kernel.shared,
-            "outputs": patch if kernel.name == "main_kernel" else None,  # the second pass of conv_dw has no patch
-            "instructions": kernel.instructions,
-            "shared_loads": kernel.count("LDS"),
-            "multiply_adds": kernel.count("FFMA", "FMUL"),
-        }
-        for kernel in sorted(sass.kernels(cubin), key=lambda kernel: kernel.name)
-    ]
+    facts = []
+    for found in predict([(part.part, part.choice) for part in parts], device):
+        bounds = found.bounds or (None,) * len(found.kernels)
+        facts.append([_fact(kernel, one) for kernel, one in zip(found.kernels, bounds, strict=True)])
+    return facts
+
+
+def _fact(kernel: Any, one: Any) -> dict[str, Any]:
+    return {
+        "kernel": f"main_kernel{kernel.name.partition('_kernel')[2]}",
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+        "shared_bytes": kernel.shared,
+        "instructions": kernel.instructions,
+        "multiply_adds": kernel.count("FFMA", "FMUL"),
+        "bound": None if one is None else {name: getattr(one, name) for name in ("limit", "clocks", "occupancy", "blocks", "rounds", *_COUNTS)},
+    }
 
 
 def shown(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table:
-    """One row per kernel, the counts per output where a thread owns a patch of them."""
-    numbers = ("registers", "spills", "shared", "patch", *(f"{word}/output" for word in _COUNTS.values()))
+    """One row per kernel: resources and occupancy, then counts per output."""
+    numbers = ("registers", "spills", "shared", "occupancy", *_COUNTS.values())
     rows = table("angle", "kernel", *numbers, right=numbers)
     for part, kernels in zip(parts, facts, strict=True):
         for kernel in kernels:
-            outputs = kernel["outputs"]
-            counts = [f"{kernel[name] / outputs:.1f}" if outputs else "-" for name in _COUNTS]
+            one = kernel["bound"]
+            counts = [f"{one['occupancy']:.0%}", *(f"{one[name]:.1f}" for name in _COUNTS)] if one else ["-"] * (1 + len(_COUNTS))
             spills = Text(str(kernel["spills"]), style="red" if kernel["spills"] else "dim")
-            patch = str(outputs or "-")
-            rows.add_row(angle(part.part.taps), kernel["kernel"], str(kernel["registers"]), spills, size(kernel["shared_bytes"]), patch, *counts)
+            rows.add_row(angle(part.part.taps), kernel["kernel"], str(kernel["registers"]), spills, size(kernel["shared_bytes"]), *counts)
     return rows
+
+
+def predicted(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table | None:
+    """One row per kernel: the resource that needs longest, then clocks of an SM for 32 outputs by resource; None where nothing is predicted."""
+    resources = list(next((kernel["bound"]["clocks"] for kernels in facts for kernel in kernels if kernel["bound"]), {}))
+    rows = table("angle", "kernel", "bound by", *resources, right=tuple(resources))
+    for part, kernels in zip(parts, facts, strict=True):
+        for kernel in kernels:
+            if one := kernel["bound"]:
+                clocks = [Text(f"{one['clocks'][name]:.1f}", style="bold" if name == one["limit"] else "dim") for name in resources]
+                rows.add_row(angle(part.part.taps), kernel["kernel"], one["limit"], *clocks)
+    return rows if resources else None

@@ -1,0 +1,146 @@
+"""What a register patch costs before anything is compiled: loads, passes of the memory pipe, registers. Templates rank their choices by it.
+
+`bound` reads the same from machine code; `python benchmarks/static.py --search` compares the two.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .banks import WARP, wavefronts
+from .figures import Figures, resident_blocks
+from .gather import Gather
+
+ISSUE = 2  # clocks between two instructions of one warp, where nothing else hides what they wait for
+_COPY = 22  # instructions of one asynchronous copy, its address and its test included
+_ENTRY = 40  # instructions of a thread outside its loops
+_MARGIN = 24  # registers for addresses and what is on its way
+_SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Of a thread's patch of outputs: multiply-adds, shared loads by words a lane (1, 2, 4), and values alive at once."""
+
+    products: int
+    loads: dict[int, int]
+    alive: int
+
+
+@functools.lru_cache(maxsize=4096)
+def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
+    """Of a patch of height x width outputs; key: `cells`; align: floats that every thread's first column is a multiple of.
+
+    The compiler keeps a value from the first output that needs it to the last, row by row, and joins neighbours into aligned vectors.
+    whole: no output of the patch lies outside the plane; else each stands under a test, and nothing is shared or joined.
+    """
+    phases, step, terms = key
+    where, order = [], []
+    for i in range(height):
+        for j in range(width):
+            cells = terms[(i % phases[0]) * phases[1] + j % phases[1]]
+            where.append(cells + np.array([i // phases[0] * step, 0, j // phases[1]]))
+            order.append(np.full(len(cells), i * width + j))
+    if not (products := sum(map(len, where))):
+        return Patch(0, {1: 0, 2: 0, 4: 0}, 0)
+    every, when = np.concatenate(where), np.concatenate(order)
+    if not whole:
+        return Patch(products, {1: products, 2: 0, 4: 0}, max(map(len, where)))
+    flat = (every[:, 0] * 64 + every[:, 1]) * 65536 + every[:, 2]
+    first: Any
+    distinct, first, back = np.unique(flat, return_index=True, return_inverse=True)
+    last = np.zeros(len(distinct), np.int64)
+    np.maximum.at(last, back, when)
+    change = np.zeros(height * width + 1, np.int64)
+    np.add.at(change, when[first], 1)
+    np.add.at(change, last + 1, -1)
+    return Patch(products, _joined(distinct, align), int(change.cumsum().max()))
+
+
+def cells(g: Gather, columns: int, halo: int, pitch: int) -> Any:
+    """(phases, row step, by phase an array of (row, column phase, column) in the stage that output 0 reads)."""
+    shape, found = g.stage(columns, halo, pitch), []
+    for a, b in itertools.product(range(g.phases[0]), range(g.phases[1])):  # a plane may have fewer rows than there are phases
+        terms = g.terms.get((a, b), ())
+        rows = [(t.row + shape.top, *shape.place(t.col)) for t in terms]
+        found.append(np.array(rows, np.int64).reshape(-1, 3))
+    return _Key(g.phases, g.step[0], tuple(found))
+
+
+class _Key(tuple[Any, ...]):
+    """Arrays as part of a key: equal where their bytes are."""
+
+    def __new__(cls, phases: tuple[int, int], step: int, terms: tuple[Any, ...]) -> _Key:
+        return super().__new__(cls, (phases, step, terms))
+
+    def __hash__(self) -> int:
+        return hash((self[0], self[1], tuple(t.tobytes() for t in self[2])))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and hash(self) == hash(other)
+
+
+def _joined(distinct: Any, align: int) -> dict[int, int]:
+    """Loads by width of these words, sorted: whole aligned groups of 4 and 2 as one, the rest one by one."""
+    counts = {1: 0, 2: 0, 4: 0}
+    left = distinct
+    for size in (4, 2):
+        if align % size == 0:
+            group, where, many = np.unique(left // size, return_inverse=True, return_counts=True)
+            counts[size] = int((many == size).sum())
+            left = left[many[where] != size]
+            del group
+    counts[1] = len(left)
+    return counts
+
+
+def passes(base: Any, words: int, lines: bool = False) -> float:
+    """Passes a warp of one access of `words` floats by lanes at these offsets, on average."""
+    lanes = -(-len(base) // WARP) * WARP
+    address, active = np.zeros(lanes, np.int64), np.zeros(lanes, bool)
+    address[: len(base)], active[: len(base)] = base * 4, True
+    return wavefronts(address, 4 * words, active, lines) / (lanes // WARP)
+
+
+def soft_maximum(clocks: dict[str, float]) -> float:
+    """Near the largest, a little more where others come close."""
+    top = max(clocks.values())
+    return float(top * sum((value / top) ** _SOFT for value in clocks.values()) ** (1 / _SOFT))
+
+
+def clocks(
+    device: Figures,
+    threads: int,
+    outputs: float,
+    shared: int,
+    registers: int,
+    memory: float,
+    products: float,
+    others: float,
+    copies: float,
+    dram: float,
+    l2: float,
+) -> dict[str, float]:
+    """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
+
+    outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
+    and asynchronous copies of a thread. dram, l2: bytes of a block.
+    """
+    warps = -(-threads // WARP)
+    units = outputs / WARP
+    total = products + others + copies * _COPY + _ENTRY
+    resident = max(1, resident_blocks(device, threads, min(255, registers + _MARGIN), shared))
+    return {
+        "dram": dram / units / device.dram,
+        "l2": l2 / units / device.l2,
+        "memory": memory / units,
+        "issue": total * warps / units / 4,
+        "fma": products * warps / units * WARP / device.fp32_lanes,
+        "integer": (copies * _COPY * 0.7 + _ENTRY) * warps / units * WARP / 64,
+        "latency": (2 * device.latency + ISSUE * total) / resident / units,
+    }

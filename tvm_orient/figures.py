@@ -1,0 +1,74 @@
+"""Figures of the GPUs that kernels are predicted for, each with its source, and how many blocks fit an SM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One GPU: bandwidth in bytes a second, SMs, clock in Hz, and per SM: bytes a clock from L2, FP32 lanes, bytes of shared memory, limits.
+
+    latency: clocks until a load from DRAM arrives.
+    """
+
+    name: str
+    bandwidth: float
+    sms: int
+    clock: float
+    l2: float
+    fp32_lanes: int
+    shared_memory: int
+    warps: int
+    blocks: int
+    latency: int
+
+    @property
+    def dram(self) -> float:
+        """Bytes of DRAM a clock that an SM gets of what a copy achieves."""
+        return ACHIEVED * self.bandwidth / self.sms / self.clock
+
+
+# a copy reaches 16.4 bytes a clock an SM on an H200, 89 % of the maker's figure; taken over for the others
+ACHIEVED = 0.89
+# bandwidth, SMs and boost clock: the maker's data sheets (A100 SXM 80 GB, RTX 4090, H200 SXM). L2: 5120 bytes a clock for the whole
+# chip (A100 white paper), taken over for the other two, for which the maker gives none. FP32 lanes (arithmetic throughput), shared
+# memory, warps and blocks: CUDA programming guide, compute capabilities 8.0, 8.9, 9.0. Latency: 600 clocks, rounded up
+# from what published pointer chases find (470 to 570)
+FIGURES = {
+    "sm_80": Figures("A100 SXM 80 GB", 2.039e12, 108, 1.41e9, 5120 / 108, 64, 164 * 1024, 64, 32, 600),
+    "sm_89": Figures("RTX 4090", 1.008e12, 128, 2.52e9, 5120 / 128, 128, 100 * 1024, 48, 24, 600),
+    "sm_90a": Figures("H200 SXM", 4.8e12, 132, 1.98e9, 5120 / 132, 128, 228 * 1024, 64, 32, 600),
+}
+REGISTERS, REGISTER_UNIT, SHARED_UNIT, RESERVED = 65536, 256, 128, 1024  # of an SM; allocated by warp; by block; kept by the driver
+
+
+def has_figures(arch: str) -> bool:
+    """Whether kernels for this arch can be predicted."""
+    return arch in FIGURES or f"{arch}a" in FIGURES
+
+
+def figures(arch: str) -> Figures:
+    """Of the GPU that stands for an arch.
+
+    Raises:
+        InvalidArgument: an arch without figures.
+    """
+    found = FIGURES.get(arch) or FIGURES.get(f"{arch}a")
+    if found is None:
+        raise InvalidArgument(f"no figures to predict with for {arch}: there are some for {', '.join(FIGURES)}")
+    return found
+
+
+def resident_blocks(figures: Figures, threads: int, registers: int, shared: int) -> int:
+    """Blocks that an SM holds at once (CUDA programming guide, "hardware multithreading"); 0 where one does not fit.
+
+    threads, shared (bytes, without what the driver keeps): of a block. registers: of a thread.
+    """
+    warps = -(-threads // 32)
+    by_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    by_registers = REGISTERS // by_warp // 4 * 4 // warps  # each quarter of the SM has a quarter of them
+    by_shared = figures.shared_memory // (-(-(shared + RESERVED) // SHARED_UNIT) * SHARED_UNIT)
+    return min(by_registers, by_shared, figures.warps // warps, figures.blocks)

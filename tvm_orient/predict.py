@@ -1,0 +1,96 @@
+"""Kernels compiled for a GPU that need not be here, and what the static model says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import nvrtc, sass
+from .bound import BATCH, Bound, Launch, bound
+from .device import Device
+from .figures import has_figures
+from .lower import Choice, cuda_source, is_generic, scheduled, workspace_shape
+from .schedules.base import most_dividing
+from .spec import ConvSpec
+from .tvmkit import load_tvm
+
+_STARTS = 'extern "C"'
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The kernels that compute one angle of a problem by one choice, in the order in which they run.
+
+    bounds: of each; empty for the generic kernel, and for a GPU that has no figures.
+    """
+
+    kernels: tuple[sass.Kernel, ...]
+    bounds: tuple[Bound, ...]
+
+    @property
+    def clocks(self) -> float:
+        """Clocks of an SM for 32 outputs, all kernels together."""
+        return sum(one.worst for one in self.bounds)
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of local memory in all kernels."""
+        return sum(kernel.spills for kernel in self.kernels)
+
+
+def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
+    """Compile single-angle specs by their choices, all in one source (half of NVRTC's time is headers), and predict each.
+
+    Raises:
+        BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin`, `sass.kernels` and `trace.run`.
+    """
+    whole, launches = "", []
+    for index, (spec, choice) in enumerate(cases):
+        module = scheduled(spec, device, [choice])
+        source = cuda_source(module, device)
+        if not whole:
+            whole = source.partition(_STARTS)[0]
+        whole += source[source.index(_STARTS) :].replace("main_kernel", f"case{index}_kernel")
+        launches.append([] if is_generic([choice]) or not has_figures(device.arch) else _launches(module, spec, choice))
+    found = {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(whole, device.arch))}
+    results = []
+    for index, (spec, _) in enumerate(cases):
+        kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)
+        bounds = tuple(bound(kernel, spec, device.arch, launch, moved) for kernel, (launch, moved) in zip(kernels, launches[index], strict=False))
+        results.append(Predicted(kernels, bounds))
+    return results
+
+
+def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch, int]]:
+    """(launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
+    grids = _grids(module["main"])
+    groups = spec.channels // most_dividing(spec.channels, dict(choice.decisions).get("planes", 1))
+    grid, threads = grids[0]
+    first = Launch(grid, threads, range(grid // BATCH // groups))
+    if len(grids) == 1:
+        return [(first, spec.bytes_moved(BATCH))]
+    bands, taps = workspace_shape([module["main"]])
+    space = 4 * BATCH * spec.channels * bands * taps
+    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*grids[1], range(min(8, grids[1][0]))), space)]
+
+
+def _grids(func: Any) -> list[tuple[int, int]]:
+    """(blocks for BATCH images, threads of a block) of each nest."""
+    load_tvm()
+    from tvm import sym, tirx
+    from tvm_ffi import structural_map
+
+    found, threads = [], [1]
+
+    def look(loop: Any) -> Any:
+        if loop.thread_binding is not None and loop.thread_binding.thread_tag == "threadIdx.x":
+            threads.append(int(loop.extent))
+        elif loop.thread_binding is not None:
+            extent = structural_map(loop.extent, (tirx.Var, lambda _: tirx.const(BATCH, "int32")))
+            found.append((int(sym.Analyzer().simplify(extent)), max(threads)))
+            threads[:] = [1]
+        return loop
+
+    structural_map(func.body, (tirx.For, look))  # inner loops come first
+    return found
