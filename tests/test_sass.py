@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import struct
@@ -212,3 +213,17 @@ def test_what_nvrtc_refuses() -> None:
 def test_archs() -> None:
     assert {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120"} <= set(nvrtc.archs())
     assert nvrtc.version() >= (13, 0)
+
+
+# ---- channels_last ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", [7, 31])
+def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
+    """A warp of channels shares its taps: at 28x28 every angle is near what DRAM allows, and nothing spills."""
+    device = arch_device("sm_90a")
+    specs = [dataclasses.replace(spec_of("conv", 512, 28, 28, line(angle, k=kernel_size)), layout="nhwc") for angle in (0, 22.5, 45, 90)]
+    for predicted in predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device):
+        assert predicted.spills == 0
+        (one,) = predicted.bounds
+        assert one.worst <= 1.2 * one.clocks["dram"], one.clocks

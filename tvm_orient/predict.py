@@ -64,13 +64,16 @@ def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Pr
 
 def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch, int]]:
     """(launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
-    grids = _grids(module["main"])
-    groups = spec.channels // most_dividing(spec.channels, dict(choice.decisions).get("planes", 1))
+    grids, decisions = _grids(module["main"]), dict(choice.decisions)
     grid, threads = grids[0]
-    first = Launch(grid, threads, range(grid // BATCH // groups))
+    if spec.layout == "nhwc":  # channels are innermost in a grid
+        sample = range(0, grid // BATCH, -(-spec.channels // min(spec.channels, decisions["lanes"])))
+    else:
+        sample = range(grid // BATCH // (spec.channels // most_dividing(spec.channels, decisions.get("planes", 1))))
+    first = Launch(grid, threads, sample)
     if len(grids) == 1:
         return [(first, spec.bytes_moved(BATCH))]
-    bands, taps = workspace_shape([module["main"]])
+    bands, taps = workspace_shape([module["main"]], spec.layout)
     space = 4 * BATCH * spec.channels * bands * taps
     return [(first, spec.bytes_moved(BATCH) + space), (Launch(*grids[1], range(min(8, grids[1][0]))), space)]
 

@@ -15,13 +15,13 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
-from ..base import Decisions, Template, divisors, most_dividing
+from ..base import Decisions, Template, cooperate, divisors, most_dividing
 
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _MOST_STAGED = 4096  # values in the box around what a patch reads; nvcc drops those that no tap reads
 _MOST_TAPS = 64  # sums of one thread of conv_dw, all in registers
-_MOST_READ = 190  # values that a patch reads: nvcc loads most of them first, and beyond this it spills
+_MOST_READ, _MOST_SUMMED = 230, 190  # values that a patch reads (conv_dw: and sums): nvcc loads most of them first, and beyond this it spills
 
 
 def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
@@ -35,12 +35,14 @@ def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
 
 
 def _read(spec: ConvSpec, height: int, width: int) -> int:
-    """Distinct source pixels that a patch of outputs reads."""
+    """Distinct source pixels that a patch of outputs reads; where it spans the plane, those inside."""
     g = gather(spec)
-    return len({
+    rows, columns = (range(n) if patch >= out else None for n, patch, out in zip(g.source, (height, width), g.output, strict=True))
+    found = {
         (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
         for i in range(height) for j in range(width) for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ())
-    })  # fmt: skip
+    }  # fmt: skip
+    return sum((rows is None or i in rows) and (columns is None or j in columns) for i, j in found)
 
 
 def _cost(spec: ConvSpec, height: int, width: int) -> float:
@@ -48,7 +50,7 @@ def _cost(spec: ConvSpec, height: int, width: int) -> float:
     g = gather(spec)
     wanted = math.prod(size / (-(-size // patch) * patch) for size, patch in zip(g.output, (height, width), strict=True))
     sloped = all(len({(t.row, t.col)[axis] for t in g.every}) > 1 for axis in (0, 1))
-    long = 1 + 0.15 * abs(math.log2(height / width)) if sloped else 1.0
+    long = 1 + 0.2 * abs(math.log2(height / width)) if sloped else 1.0
     return (_read(spec, height, width) / (height * width) + 1) * long / wanted
 
 
@@ -69,7 +71,7 @@ class Pixels(Template):
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         g = gather(spec)
-        heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
+        heights = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[1] == 0) or (g.phases[1],)
         return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8)}
 
@@ -104,6 +106,9 @@ class Pixels(Template):
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
+        # rows of weights lie K apart: lanes would touch a line each, and by way of shared memory they touch banks of their own where K is odd
+        reads = [region.source.name for region in sch.get(y).reads]
+        weights = sch.cache_read(y, reads.index("w"), "shared") if "w" in reads else None
         n, h, w, c = sch.get_loops(y)
         down, pixel_h = sch.split(h, [None, decisions["patch_h"]])
         across, pixel_w = sch.split(w, [None, decisions["patch_w"]])
@@ -112,10 +117,15 @@ class Pixels(Template):
         plane = sch.fuse(down, across)
         patches, patch = sch.split(plane, [None, most_dividing(int(sch.get(plane).extent), decisions["patches"])])
         sch.reorder(n, patches, chunk, patch, lane, pixel_h, pixel_w)
-        sch.bind(sch.fuse(n, patches, chunk), "blockIdx.x")
+        block = sch.fuse(n, patches, chunk)
+        sch.bind(block, "blockIdx.x")
         thread = sch.fuse(patch, lane)
+        threads = int(sch.get(thread).extent)
         sch.bind(thread, "threadIdx.x")
         _stage_in_registers(sch, stage, thread)
+        if weights is not None:
+            sch.compute_at(weights, block, preserve_unit_loops=True)
+            cooperate(sch, weights, threads, 1)
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
 
@@ -149,12 +159,11 @@ class PixelsDw(Template):
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, g = self.knobs(spec, device), gather(spec)
-        rows = next((r for r in knobs["rows"] if r >= 4), knobs["rows"][-1])
         lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
-        best = {"rows": rows, "patch_h": 1, "patch_w": 1, "lanes": lanes, "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1)}
-        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
-            trial = {**best, "patch_h": patch_h, "patch_w": patch_w}
-            fits = _read(spec, patch_h, patch_w) + len(g.every) <= _MOST_READ and self._invalid(spec, device, trial) is None
+        best = {"rows": knobs["rows"][-1], "patch_h": 1, "patch_w": 1, "lanes": lanes, "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1)}
+        for rows, patch_h, patch_w in itertools.product((r for r in knobs["rows"] if 4 <= r <= 14), knobs["patch_h"], knobs["patch_w"]):
+            trial = {**best, "rows": rows, "patch_h": patch_h, "patch_w": patch_w}
+            fits = _read(spec, patch_h, patch_w) + len(g.every) <= _MOST_SUMMED and self._invalid(spec, device, trial) is None
             if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
                 best = trial
         return best
