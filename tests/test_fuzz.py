@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from _helpers import OPS, check_cpu, check_generic, check_serial
+import torch
+from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, operands, stored_rounding
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from tvm_orient import launch, lower
+from tvm_orient.device import cpu_device
 from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, PADDING_MODES, ConvSpec
 from tvm_orient.taps import Taps
 
@@ -63,10 +66,17 @@ def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int
 
 
 @settings(max_examples=settings().max_examples * 16, **_SETTINGS)
-@given(specs(), st.integers(1, 3))
+@given(specs(templates=True), st.integers(1, 3))
 def test_generic_on_a_cpu(spec: ConvSpec, batch: int) -> None:
+    """As it is; or as a call gets it, with torch around it for the layouts and epilogues that it knows nothing of."""
     note(spec.key)
-    check_generic(spec, "cpu", (batch,))
+    if spec.layout == "nchw" and spec == spec.plain:
+        check_generic(spec, "cpu", (batch,))
+        return
+    given = operands(spec, batch, seed=batch)
+    laid = [t.contiguous(memory_format=torch.channels_last) if spec.layout == "nhwc" and t.dim() == 4 else t for t in given]
+    rounded = stored_rounding(spec, given)  # of the sum, before torch's epilogue
+    assert_close(launch.load(spec, cpu_device(), lower.generic_choices(spec, cpu_device()))(*laid), spec, given, extra=rounded)
 
 
 @settings(max_examples=settings().max_examples * 4, **_SETTINGS)
