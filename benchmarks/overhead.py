@@ -8,6 +8,7 @@ The problem is tiny and its kernel runs on one thread, so that nearly all of a t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
@@ -21,12 +22,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from tvm_orient import Taps, launch, oriented_conv2d, tap_conv2d
+from tvm_orient import Taps, launch, ops, oriented_conv2d, tap_conv2d
 from tvm_orient.bench import public_op
 from tvm_orient.device import cpu_device
 
 CALLS, ROUNDS = 500, 15
-LIMITS = {"op": 12.0, "op, gradients recorded": 25.0}
+LIMITS = {"op": 12.0, "op, channels_last": 12.0, "op with an epilogue": 12.0, "op, gradients recorded": 25.0}
 
 
 def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -49,6 +50,9 @@ def methods() -> dict[str, Callable[[], object]]:
     x, w, out = torch.randn(1, 8, 4, 4), torch.randn(8, 3), torch.empty(1, 8, 4, 4)
     wanting, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
     kernel, op, dense = launch.kernel(spec, cpu_device()), public_op(spec), w.view(8, 1, 1, 3)
+    last, bias = x.contiguous(memory_format=torch.channels_last), torch.randn(8)
+    for other in (dataclasses.replace(spec, layout="nhwc"), dataclasses.replace(spec, bias=True, activation="relu")):
+        launch.kernel(other, cpu_device())
 
     @torch.library.custom_op("tvm_orient_twin::conv", mutates_args=())
     def twin(x: torch.Tensor, weight: torch.Tensor, taps: str) -> torch.Tensor:
@@ -61,6 +65,8 @@ def methods() -> dict[str, Callable[[], object]]:
         "bare tvm-ffi function": lambda: kernel.function(x, w, out),
         "launch.Kernel": lambda: kernel(x, w),
         "op": lambda: op(x, w),
+        "op, channels_last": lambda: op(last, w),
+        "op with an epilogue": lambda: ops.conv_epilogue(x, w, bias, "relu", key, [1, 1], "zeros"),
         "op, gradients recorded": lambda: op(wanting, weight),
         "custom_op twin": lambda: twin(x, w, key),
         "tap_conv2d": lambda: tap_conv2d(x, w, taps),

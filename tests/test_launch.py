@@ -178,7 +178,7 @@ def test_operands_that_are_not_aligned_are_copied() -> None:
     x, w = operands(SPEC, 2)
     for offset in (1, 2, 4, 8, 16):
         moved = torch.cat([x.new_zeros(offset), x.flatten()])[offset:].view(x.shape)
-        assert kernel._aligned(moved).data_ptr() % kernel.alignment == 0
+        assert kernel._laid(moved).data_ptr() % kernel.alignment == 0
         assert torch.equal(kernel(moved, w), kernel(x, w))
     assert kernel._aligned(x) is x or x.data_ptr() % kernel.alignment
 

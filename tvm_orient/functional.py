@@ -55,8 +55,8 @@ def oriented_conv2d(
             sums pass through them before they are rounded and stored. The gradient computes what it needs of them again.
 
     Returns:
-        (N, C, ceil(H/stride), ceil(W/stride)), in the dtype of x (of the autocast region inside one) and in its memory format:
-        contiguous, or channels_last where x is.
+        (N, C, ceil(H/stride), ceil(W/stride)), in the dtype of x (of the autocast region inside one) and in its memory format,
+        contiguous or channels_last.
 
     Raises:
         InvalidArgument: a rule above is broken.

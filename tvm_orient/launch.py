@@ -74,7 +74,10 @@ class Kernel:
         Raises:
             Unsupported: a tensor has 2**31 elements or more.
         """
-        first, second = self._laid(first), self._laid(second)
+        if self.last or not self._fits(first):
+            first = self._laid(first)
+        if self.last or not self._fits(second):
+            second = self._laid(second)
         n = first.shape[0]
         out = first.new_empty(self.result, dtype=self.sums) if self.sums_up else first.new_empty((n, *self.result))
         if n == 0:
@@ -87,16 +90,17 @@ class Kernel:
         elif bias is None:
             self._run(first, second, *self.tables, out, *self.numbers)
         else:
-            self._run(first, second, self._aligned(bias.contiguous()), out)
+            self._run(first, second, bias if self._fits(bias) else self._laid(bias), out)
         return out.permute(0, 3, 1, 2) if self.last and not self.sums_up else out
+
+    def _fits(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_contiguous() and tensor.data_ptr() % self.alignment == 0
 
     def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
         """The operand as the kernel reads it: images with their axes in the order of spec.layout."""
         if self.last and tensor.dim() == 4:
-            return self._aligned(tensor.permute(0, 2, 3, 1).contiguous())
-        return self._aligned(tensor.contiguous())
-
-    def _aligned(self, tensor: torch.Tensor) -> torch.Tensor:
+            tensor = tensor.permute(0, 2, 3, 1)
+        tensor = tensor.contiguous()
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
 
     def _run(self, *arguments: torch.Tensor | int) -> None:

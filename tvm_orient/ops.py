@@ -26,7 +26,7 @@ for _schema in (
     _library.define(_schema, tags=(torch.Tag.needs_exact_strides,))  # strides choose the layout, of the kernel and of the result
 
 
-# what a call has been checked and built for: everything about its operands but N, the values and the strides
+# what a call has been checked and built for: everything about its operands but N, the values and the strides; a CPU is device -1
 _ready: dict[tuple[Any, ...], Kernel | Converted | Provisional] = {}
 _MOST = 4096
 launch.on_forget(_ready.clear)
@@ -35,6 +35,10 @@ launch.on_forget(_ready.clear)
 def layout_of(image: torch.Tensor) -> str:
     """The layout that an operator takes for an image (N, C, H, W): "nhwc" where it is channels_last and not contiguous."""
     return "nchw" if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last) else "nhwc"
+
+
+def _kind(first: torch.Tensor, second: torch.Tensor) -> tuple[Any, ...]:
+    return first.dtype, second.dtype, first.get_device(), second.get_device()
 
 
 def _prepared(
@@ -52,7 +56,7 @@ def _prepared(
 
 def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
     layout = layout_of(x)
-    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device, layout)
+    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(x, weight), layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
@@ -63,8 +67,8 @@ def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], p
 def _conv_epilogue(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
 ) -> torch.Tensor:
-    layout, added = layout_of(x), None if bias is None else (bias.shape, bias.dtype, bias.device)
-    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, x.dtype, weight.dtype, x.device, weight.device, layout, activation, added)
+    layout, added = layout_of(x), None if bias is None else (bias.shape, bias.dtype, bias.get_device())
+    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(x, weight), layout, activation, added)
     kernel = _ready.get(key)
     if kernel is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
@@ -76,7 +80,7 @@ def _conv_epilogue(
 
 def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
     layout = layout_of(dy)
-    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, dy.dtype, weight.dtype, dy.device, weight.device, layout)
+    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(dy, weight), layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, (stride[0], stride[1]))
@@ -86,7 +90,7 @@ def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, wid
 
 def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
     layout = layout_of(x)
-    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, x.dtype, dy.dtype, x.device, dy.device, layout)
+    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, *_kind(x, dy), layout)
     kernel = _ready.get(key)
     if kernel is None:
         checks.dw_operands(x, dy, (stride[0], stride[1]))
