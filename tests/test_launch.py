@@ -180,7 +180,7 @@ def test_operands_that_are_not_aligned_are_copied() -> None:
         moved = torch.cat([x.new_zeros(offset), x.flatten()])[offset:].view(x.shape)
         assert kernel._laid(moved).data_ptr() % kernel.alignment == 0
         assert torch.equal(kernel(moved, w), kernel(x, w))
-    assert kernel._aligned(x) is x or x.data_ptr() % kernel.alignment
+    assert kernel._laid(x) is x or x.data_ptr() % kernel.alignment
 
 
 # ---- fresh processes ----------------------------------------------------------------------------
