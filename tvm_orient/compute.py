@@ -119,7 +119,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         if not g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
             return te.if_then_else(a < 0, stage[a, c, 0, 0, 0, 0], zero)
         products = []
-        for t in terms:
+        for t in sorted(terms, key=lambda t: (t.row, t.col)) if form.sweep else terms:
             phase, shift = shape_of.place(t.col)
             products.append(
                 total_of([weight[c, s].astype(spec.sums) for s in t.taps])
