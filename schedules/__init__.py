@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument, Unsupported
+from tvm_orient.estimate import soft_maximum
 from tvm_orient.spec import ConvSpec
 
 from .base import Decisions, Generic, Template
 from .cpu import generic as cpu_generic
 from .cpu import pixels as cpu_pixels
 from .cpu import rows
-from .cuda import conv_dw, pixels, shared_patch
+from .cuda import conv_dw, pixels, shared_patch, whole_plane
 from .cuda import generic as cuda_generic
 
 TEMPLATES: tuple[Template, ...] = (
     rows.TEMPLATE, rows.DW_TEMPLATE, cpu_pixels.TEMPLATE, cpu_pixels.DW_TEMPLATE,
-    shared_patch.TEMPLATE, conv_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
+    shared_patch.TEMPLATE, whole_plane.TEMPLATE, conv_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
 GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
@@ -45,7 +46,7 @@ def find(name: str) -> Template:
 
 
 def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
-    """The analytic choice for a single-group spec: always valid, never tuned.
+    """The analytic choice for a single-group spec: always valid, never tuned. Of the least estimate where templates have one, else the first's.
 
     Raises:
         Unsupported: no template serves this spec on this device.
@@ -54,4 +55,8 @@ def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     if not serve:
         near = {t.name for t in TEMPLATES if t.kind == device.kind and spec.op in t.ops} or set(declined)
         raise Unsupported(f"no template serves {spec} on {device.slug}: " + "; ".join(f"{name}: {why}" for name, why in declined.items() if name in near))
-    return serve[0], serve[0].default(spec, device)
+    choices = [(template, template.default(spec, device)) for template in serve]
+    estimates = [template.estimate(spec, device, decisions) for template, decisions in choices]
+    if not all(estimates):
+        return choices[0]
+    return choices[min(range(len(choices)), key=lambda i: soft_maximum(estimates[i]))]

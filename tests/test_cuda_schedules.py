@@ -130,7 +130,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
 def test_the_reasons_of_shared_patch() -> None:
     template = schedules.find("shared_patch")
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
-    default = dict(template.default(spec, GPU))
+    default = {**template.default(spec, GPU), "collect": 0}
     assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "planes": 16, "row_patches": 14, "patch_w": 1}))
     assert "multiply-adds, at most" in str(
         template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 28, "patch_w": 2, "row_patches": 2})
@@ -138,6 +138,22 @@ def test_the_reasons_of_shared_patch() -> None:
     assert "vector must be one of" in str(template.invalid(spec_of("conv", 64, 56, 57, line(45, k=31)), GPU, {**default, "vector": 4}))
     assert "unrolls at most" in str(template.declines(spec_of("conv", 1, 400, 400, line(0, k=301)), GPU))
     assert "shared memory" in str(template.declines(spec_of("conv", 1, 10, 100_000, line(0, k=7)), GPU))
+
+
+def test_the_reasons_of_whole_plane() -> None:
+    template = schedules.find("whole_plane")
+    assert "at most 64 outputs" in str(template.declines(spec_of("conv", 64, 14, 14, line(45, k=7)), GPU))
+    assert "float32" in str(template.declines(spec_of("conv", 64, 7, 7, line(45, k=7), dtype="float64"), GPU))
+    many = Taps.from_offsets([[[h, w] for h in range(-7, 8) for w in range(-7, 8)]])
+    assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 15, 15, many, 2, "circular"), GPU))
+    spec = spec_of("conv", 256, 15, 15, line(45, k=7), 2)
+    assert "shared memory" in str(template.invalid(spec, GPU, {**template.default(spec, GPU), "planes": 128}))
+
+
+def test_the_default_is_of_the_least_estimate() -> None:
+    assert schedules.default(spec_of("conv", 512, 7, 7, line(45, k=7)), GPU)[0].name == "whole_plane"
+    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name == "shared_patch"  # blocks of one thread, for 67 is prime
+    assert schedules.default(spec_of("conv", 512, 56, 56, line(45, k=31)), GPU)[0].name == "shared_patch"
 
 
 # ---- one launch a layer -------------------------------------------------------------------------

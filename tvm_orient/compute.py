@@ -86,16 +86,19 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
     func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
-    return _whole_rows(func).with_attr("global_symbol", "main")
+    return _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2))).with_attr("global_symbol", "main")
 
 
-def _whole_rows(func: Any) -> Any:
-    """The function with every read of the stage widened to whole rows, so that staging keeps its alignment and pitch."""
+def _whole_rows(func: Any, name: str, axes: int) -> Any:
+    """The function with every read of the stage widened to whole rows, so that staging keeps its alignment and pitch.
+
+    name: of the buffer. axes: those after this one are widened.
+    """
 
     def widen(region: Any) -> Any:
-        if region.source.name != "stage":
+        if region.source.name != name:
             return region
-        ranges = [Range(0, size) if axis > 2 and int(size) > 1 else r for axis, (size, r) in enumerate(zip(region.source.shape, region.region, strict=True))]
+        ranges = [Range(0, size) if axis > axes and int(size) > 1 else r for axis, (size, r) in enumerate(zip(region.source.shape, region.region, strict=True))]
         return tirx.BufferRegion(region.source, ranges)
 
     def block(b: Any) -> Any:
@@ -112,19 +115,29 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
     shape_of = g.stage(columns, form.halo, form.pitch)
-    stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
-    zero = tirx.const(0, spec.sums)
+    top, zero = shape_of.top, tirx.const(0, spec.sums)
+    stage: Any = None if form.bare else _stage(source, g, shape_of, spec, form.quad)
+
+    def weight_of(c: Any, t: Term) -> Any:
+        return total_of([weight[c, s].astype(spec.sums) for s in t.taps])
+
+    def tested(a: Any, c: Any, i: Any, j: Any, t: Term) -> Any:
+        row, col = i * g.step[0] + t.row, j * g.step[1] + t.col
+        if g.wrap:
+            return weight_of(c, t) * source[a, c, tirx.floormod(row, g.source[0]), tirx.floormod(col, g.source[1])].astype(spec.sums)
+        inside = te.all(row >= 0, row < g.source[0], col >= 0, col < g.source[1])
+        return te.if_then_else(inside, weight_of(c, t) * source[a, c, row, col].astype(spec.sums), zero)
 
     def value(a: Any, c: Any, i: Any, j: Any, terms: Sequence[Term]) -> Any:
+        if form.bare:
+            products = [tested(a, c, i, j, t) for t in sorted(terms, key=lambda t: (t.row, t.col))]
+            return total_of(products) if products else te.if_then_else(a < 0, source[a, c, 0, 0].astype(spec.sums), zero)
         if not g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
             return te.if_then_else(a < 0, stage[a, c, 0, 0, 0, 0], zero)
         products = []
-        for t in terms:
+        for t in sorted(terms, key=lambda t: (t.row, t.col)) if form.sweep else terms:
             phase, shift = shape_of.place(t.col)
-            products.append(
-                total_of([weight[c, s].astype(spec.sums) for s in t.taps])
-                * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad]
-            )
+            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
         return total_of(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:

@@ -14,6 +14,8 @@ class Form:
     halo, pitch: columns of the left halo, and of a staged row, are a multiple of this.
     quad: columns are staged in groups of this many, loaded as one vector.
     reduce: sum over taps by a loop, so that taps can stand outside the patch.
+    sweep: add the taps of an output from the topmost row down, so that a patch needs few values of the stage at once.
+    bare: no stage; a tap outside the plane is left out by a test, which a template must make constant.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
     vector_math: exponentials as polynomials, which vectorise, in place of calls.
@@ -25,6 +27,8 @@ class Form:
     pitch: int = 1
     quad: int = 1
     reduce: bool = False
+    sweep: bool = False
+    bare: bool = False
     rows: int = 0
     run: int = 1
     row_lanes: int = 1

@@ -30,13 +30,13 @@ _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
 _MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
-_PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 145  # of patches that are estimated: how many, outputs, and values, weights and sums at once
+_PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 2, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 3, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -199,7 +199,7 @@ class SharedPatch(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"])
+        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"], sweep=True)
 
     def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
         """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
