@@ -187,11 +187,18 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     zero = tirx.const(0, spec.sums)
     tall = bands * rows
 
+    quad = max(1, form.dy_quad)
+    if columns % quad or (quad > 1 and width % quad):
+        raise InvalidArgument(f"columns of dy cannot be loaded {quad} at a time: {columns} of them for a width of {width}")
+
     def padded(a: Any, c: Any, p: Any, q: Any) -> Any:
         value = dy[a, c, p, q].astype(spec.sums)
-        return te.if_then_else(te.all(p < height, q < width), value, zero) if tall != height or columns != width else value
+        return te.if_then_else(te.all(p < height, q // quad < -(-width // quad)), value, zero) if tall != height or columns != width else value
 
-    dys = te.compute((n, channels, tall, columns), padded, name="dys")
+    if form.dy_quad:
+        dys = te.compute((n, channels, tall, columns // quad, quad), lambda a, c, p, j, i: padded(a, c, p, j * quad + i), name="dys")
+    else:
+        dys = te.compute((n, channels, tall, columns), padded, name="dys")
     rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
@@ -199,13 +206,51 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         q = (ro * v + lane % v) * form.run + ri
         row = p * g.step[0] + pick(t, trows)
         column = q + pick(t, shifts)
-        return te.sum(dys[a, c, p, q] * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        own = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
+        return te.sum(own * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
-    count = len(terms)
-    lanes = te.compute((n, channels, bands, count, v * form.row_lanes), product, name="lanes")
-    rl = te.reduce_axis((0, v * form.row_lanes), "rl")
-    part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
+    count, many = len(terms), v * form.row_lanes
+    if form.dy_quad:
+        lanes = te.compute((n, channels, bands, many, count), lambda a, c, band, lane, t: product(a, c, band, t, lane), name="lanes")
+        sums, many = _joined(lanes, form.joins, "groups") if form.joins > 1 else lanes, form.joins if form.joins > 1 else many
+        rl = te.reduce_axis((0, many), "rl")
+        part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name="part")
+    else:
+        lanes = te.compute((n, channels, bands, count, many), product, name="lanes")
+        rl = te.reduce_axis((0, many), "rl")
+        part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
+    if form.slices:
+        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, bands, form, part)])
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, band, t, c: part[a, c, band, t])])
+
+
+def _joined(lanes: Any, groups: int, name: str) -> Any:
+    """Lanes (n, c, band, lane, tap) summed in `groups` runs of neighbours."""
+    *outer, many, count = lanes.shape
+    each = int(many) // groups
+    rl = te.reduce_axis((0, each), "rl")
+    return te.compute((*outer, groups, count), lambda a, c, band, g, t: te.sum(lanes[a, c, band, g * each + rl, t], axis=rl), name=name)
+
+
+def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, form: Form, part: Any) -> Any:
+    """As `weight_sums`, by way of "slices": images s, s + slices, ... are summed apart by term, `ahead` of them in one step."""
+    many, taps, zero = form.slices, spec.kernel_size, tirx.const(0, spec.sums)
+    home = {s: i for i, t in enumerate(terms) for s in t.taps}
+    places, alive = [home.get(s, 0) for s in range(taps)], integers([int(s in home) for s in range(taps)])
+    ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
+    rb, rs = te.reduce_axis((0, bands), "rb"), te.reduce_axis((0, many), "rs")
+
+    def total(slice: Any, c: Any, t: Any) -> Any:
+        image = (ro * form.ahead + ri) * many + slice
+        return te.sum(te.if_then_else(image < n, part[image, c, rb, t], zero), axis=[ro, ri, rb])
+
+    slices = te.compute((many, channels, len(terms)), total, name="slices")
+
+    def joined(c: Any, s: Any) -> Any:
+        value = slices[rs, c, s if places == list(range(taps)) else pick(s, integers(places))]
+        return te.sum(value if len(home) == taps else tirx.Select(pick(s, alive) == 1, value, zero), axis=rs)
+
+    return te.compute((channels, taps), joined, name="y")
 
 
 def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, part: Any) -> Any:

@@ -16,6 +16,9 @@ class Form:
     reduce: sum over taps by a loop, so that taps can stand outside the patch.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
+    dy_quad: of conv_dw, columns of dy in groups of this many, loaded as one vector, and sums with taps innermost (0: neither).
+    joins: of conv_dw with dy_quad, groups in which a band's lanes are summed first (0: all lanes at once).
+    slices, ahead: of conv_dw, that images are parted in to be summed apart, and images of one slice loaded together (0: one after the other).
     vector_math: exponentials as polynomials, which vectorise, in place of calls.
     batch: a fixed N, a TVM variable, or None for a new one.
     """
@@ -28,5 +31,9 @@ class Form:
     rows: int = 0
     run: int = 1
     row_lanes: int = 1
+    dy_quad: int = 0
+    joins: int = 0
+    slices: int = 0
+    ahead: int = 1
     vector_math: bool = False
     batch: Any = None
