@@ -27,7 +27,7 @@ from ..base import Decisions, Template, cooperate, most_dividing, quads
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
-_MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 145  # of an untuned block; patches that are estimated; values, sums and dy of one at once
+_MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
 _MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one patch
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
