@@ -85,7 +85,8 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
-    func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
+    make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
+    func = make(spec, channels, form)
     return _whole_rows(func).with_attr("global_symbol", "main")
 
 
@@ -222,6 +223,48 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     if form.slices:
         return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, bands, form, part)])
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, band, t, c: part[a, c, band, t])])
+
+
+def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
+    """One lane a plane: where x is read is known when the loops over pixels and taps are unrolled, and so is whether it lies inside."""
+    g, n = gather(spec), batch_of(form)
+    (height, width), (out_height, out_width) = g.source, g.output
+    terms = g.terms[0, 0] or (Term(0, 0, ()),)
+    source = te.placeholder((n, channels, height, width), name="x", dtype=spec.dtype)
+    dy = te.placeholder((n, channels, out_height, out_width), name="dy", dtype=spec.dtype)
+    stage, dys = _flat(source, spec.sums, "stage"), _flat(dy, spec.sums, "dys")
+    rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
+    rows, columns = integers([t.row for t in terms]), integers([t.col for t in terms])
+
+    def at(planes: Any, a: Any, c: Any, place: Any) -> Any:
+        quad = int(planes.shape[4])
+        return planes[a, c, 0, place // quad, place % quad]
+
+    def product(a: Any, c: Any, band: Any, lane: Any, t: Any) -> Any:
+        row, column = rp * g.step[0] + pick(t, rows), ri * g.step[1] + pick(t, columns)
+        if g.wrap:
+            row, column = tirx.floormod(row, height), tirx.floormod(column, width)
+        inside = te.all(row >= 0, row < height, column >= 0, column < width)
+        place = tirx.max(tirx.min(row * width + column, height * width - 1), 0)
+        return te.sum(tirx.Select(inside, at(dys, a, c, rp * out_width + ri) * at(stage, a, c, place), tirx.const(0, spec.sums)), axis=[rp, ri])
+
+    lanes = te.compute((n, channels, 1, 1, len(terms)), product, name="lanes")
+    rl = te.reduce_axis((0, 1), "rl")
+    part = te.compute((n, channels, 1, len(terms)), lambda a, c, band, t: te.sum(lanes[a, c, band, rl, t], axis=rl), name="part")
+    return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, 1, form, part)])
+
+
+def _flat(images: Any, dtype: str, name: str) -> Any:
+    """Planes (n, c, h, w) as (n, c, 1, h * w / quad, quad): a whole one is copied in groups of 4 where it parts into them."""
+    n, channels, height, width = images.shape
+    size, width = int(height) * int(width), int(width)
+    quad = 1 if size % 4 else 4
+
+    def value(a: Any, c: Any, _: Any, j: Any, i: Any) -> Any:
+        place = j * quad + i
+        return images[a, c, place // width, place % width].astype(dtype)
+
+    return te.compute((n, channels, 1, size // quad, quad), value, name=name)
 
 
 def _joined(lanes: Any, groups: int, name: str) -> Any:

@@ -24,6 +24,7 @@ from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
+from . import whole_planes
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
@@ -54,8 +55,8 @@ class ConvDw(Template):
         width = spec.out_width
         return {
             "patch_h": (1, 2, 4, 7, 8, 14), "patch_w": (1, 2, 4, 7, 8), "lanes": tuple(sorted({-(-width // p) for p in (1, 2, 4, 7, 8)})),
-            "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16), "vector": quads(spec), "dy_shared": (0, 1),
-            "pad": (0, 4, 8, 12, 16, 20, 24, 28),
+            "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16, 32, 64), "vector": quads(spec),
+            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole_planes.serves(spec) else (0,),
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -82,15 +83,17 @@ class ConvDw(Template):
         return patch(key, patch_h, patch_w, math.gcd(patch_w, _VECTOR), True)
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
-        """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
+        """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps; whole planes."""
         knobs = self.knobs(spec, device)
+        for number in (p for p in knobs["planes"] if spec.channels % p == 0 and knobs["whole"][-1]):
+            yield {**self._least(spec, device), "planes": number, "whole": 1}
         for patch_h, patch_w in self._patches(spec, device):
             rows, lanes = -(-spec.out_height // patch_h), -(-spec.out_width // patch_w)
             for parts, planes, dy_shared in itertools.product((1, 2, 4), (p for p in knobs["planes"] if spec.channels % p == 0), (0, 1)):
                 row_lanes = min((r for r in knobs["row_lanes"] if r * parts >= rows), default=knobs["row_lanes"][-1])
                 turns = min((t for t in knobs["turns"] if row_lanes * t * parts >= rows), default=knobs["turns"][-1])
                 d = {"patch_h": patch_h, "patch_w": patch_w, "lanes": lanes, "row_lanes": row_lanes, "turns": turns, "planes": planes}
-                trial = {**d, "vector": knobs["vector"][0], "dy_shared": dy_shared, "pad": 0}
+                trial = {**d, "vector": knobs["vector"][0], "dy_shared": dy_shared, "pad": 0, "whole": 0}
                 if self._threads(trial) <= _MOST_THREADS and (parts == 1 or row_lanes * parts < 2 * rows):
                     yield self._padded(spec, trial)
 
@@ -121,6 +124,8 @@ class ConvDw(Template):
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        if d["whole"]:
+            return whole_planes.estimate(spec, figure, d["planes"])
         height, width = g.output
         stage, rows = self._stage(spec, d)
         own, taps, threads, quad = self._patch(spec, d["patch_h"], d["patch_w"]), max(1, len(g.every)), self._threads(d), self._dy_quad(spec, d)
@@ -143,10 +148,10 @@ class ConvDw(Template):
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
         few = {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "row_lanes": 1, "turns": 1, "planes": 1}
-        return {**few, "vector": knobs["vector"][0], "dy_shared": 0, "pad": 0}
+        return {**few, "vector": knobs["vector"][0], "dy_shared": 0, "pad": 0, "whole": 0}
 
     def _threads(self, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["lanes"] * decisions["row_lanes"]
+        return decisions["planes"] * (1 if decisions["whole"] else decisions["lanes"] * decisions["row_lanes"])
 
     def _rows(self, decisions: Decisions) -> int:
         """Of a band."""
@@ -165,6 +170,8 @@ class ConvDw(Template):
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
         """Bytes of the staged x and dy; sums of lanes lie where they did."""
+        if decisions["whole"]:
+            return whole_planes.staged(spec, decisions["planes"])
         stage, rows = self._stage(spec, decisions)
         dy = self._rows(decisions) * self._columns(spec, decisions) if decisions["dy_shared"] else 0
         size = decisions["planes"] * DTYPES[spec.sums]
@@ -178,13 +185,15 @@ class ConvDw(Template):
             return f"a block would stage {staged} bytes of x and {dy} of dy, at most {_MOST_STAGED} and {_MOST_DY}"
         if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, _MOST_SUMS):
             return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
-        work = taps * decisions["patch_h"] * decisions["patch_w"]
+        work = 0 if decisions["whole"] else taps * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         d = decisions
+        if d["whole"]:
+            return Form(dy_quad=1, slices=_SLICES, ahead=_AHEAD, whole=True)
         return Form(
             vector=d["lanes"], halo=_VECTOR, pitch=self._stage(spec, d)[0].columns, quad=d["vector"], rows=self._rows(d), run=d["patch_w"],
             row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d), slices=_SLICES, ahead=_AHEAD,
@@ -197,7 +206,7 @@ class ConvDw(Template):
 
     def _joins(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Groups of lanes that are summed side by side before the groups are: as many as there are threads for."""
-        lanes, taps = decisions["lanes"] * decisions["row_lanes"], max(1, len(gather(spec).every))
+        lanes, taps = self._threads(decisions) // decisions["planes"], max(1, len(gather(spec).every))
         return most_dividing(lanes, max(1, self._threads(decisions) // (decisions["planes"] * taps)))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
@@ -208,7 +217,7 @@ class ConvDw(Template):
         sch.reorder(n, block_c, band, plane, tap)
         block = sch.fuse(n, block_c, band)
         sch.bind(block, "blockIdx.x")
-        threads = int(sch.get(plane).extent) * decisions["lanes"] * decisions["row_lanes"]
+        threads = int(sch.get(plane).extent) * (self._threads(decisions) // decisions["planes"])
         wide = max(32, self._threads(decisions))
         own = self._spread(sch, [plane, tap], wide)
         self._sum_in_register(sch, part, own)
@@ -218,7 +227,15 @@ class ConvDw(Template):
             kept = sch.cache_write(groups, 0, "local")
             sch.compute_at(kept, block, preserve_unit_loops=True)
             self._sum_in_register(sch, groups, self._spread(sch, sch.get_loops(kept)[1:], wide))
-        self._sum(sch, lanes, block, decisions)
+        self._sum(sch, spec, lanes, block, decisions)
+        if decisions["whole"]:
+            for staged in (stage, dys):
+                quad = int(sch.get(sch.get_loops(staged)[-1]).extent)
+                sch.compute_at(staged, block, preserve_unit_loops=True)
+                cooperate(sch, staged, threads, quad)
+                sch.storage_align(staged, 0, 1, 2 * quad, quad)
+            self._second_pass(sch)
+            return
         sch.compute_at(stage, block, preserve_unit_loops=True)
         cooperate(sch, stage, threads, decisions["vector"])
         if decisions["dy_shared"]:
@@ -243,7 +260,7 @@ class ConvDw(Template):
         sch.unroll(inner)
         sch.decompose_reduction(block, outer)
 
-    def _sum(self, sch: Any, lanes: Any, block: Any, decisions: Decisions) -> None:
+    def _sum(self, sch: Any, spec: ConvSpec, lanes: Any, block: Any, decisions: Decisions) -> None:
         """One thread a (plane, lane): its patches row by row, all taps unrolled inside."""
         sch.set_scope(lanes, 0, "shared")
         copy = sch.cache_write(lanes, 0, "local")
@@ -254,6 +271,15 @@ class ConvDw(Template):
         sch.bind(thread, "threadIdx.x")
         sch.unroll(tap)
         sch.compute_at(lanes, thread, preserve_unit_loops=True)
+        if decisions["whole"]:
+            *_, tap, row, pixel = sch.get_loops(lanes)
+            outer, inner = (pixel, row) if whole_planes.by_columns(spec) else (row, pixel)
+            sch.reorder(outer, inner, tap)
+            for loop in (outer, inner, tap):
+                sch.unroll(loop)
+            init = sch.decompose_reduction(lanes, outer)
+            sch.unroll(sch.get_loops(init)[-1])
+            return
         *_, tap, row, column, pixel = sch.get_loops(lanes)
         outer, patch = sch.split(row, [None, decisions["patch_h"]])
         sch.reorder(outer, column, patch, pixel, tap)
