@@ -161,6 +161,10 @@ DW_FORMS = {
     "runs": Form(vector=2, run=3),
     "row lanes": Form(vector=2, rows=4, row_lanes=2),
     "runs and ragged row lanes": Form(vector=1, run=2, rows=5, row_lanes=2),
+    "taps innermost": Form(vector=3, rows=4, row_lanes=2, dy_quad=1),
+    "groups of lanes": Form(vector=3, rows=4, row_lanes=2, dy_quad=1, joins=3),
+    "slices of images": Form(vector=2, rows=2, slices=2, ahead=2),
+    "whole planes": Form(dy_quad=1, slices=3, whole=True),
 }
 CASES = [(op, name, form) for op in OPS for name, form in {**FORMS, **(DW_FORMS if op == "conv_dw" else {})}.items()]
 
@@ -194,8 +198,9 @@ def test_columns_staged_in_groups(op: str, quad: int, form: Form) -> None:
         (spec_of("conv", 1, 4, 8, line(0, k=3)), Form(halo=4, pitch=1, quad=4)),  # nor the pitch
         (spec_of("conv", 1, 4, 8, line(0, k=3), 2), Form(halo=4, pitch=4, quad=4)),
         (spec_of("conv", 1, 4, 8, line(0, k=3), padding="circular"), Form(halo=4, pitch=4, quad=4)),
+        (spec_of("conv_dw", 1, 4, 6, line(0, k=3)), Form(vector=2, run=4, dy_quad=4)),
     ],
-    ids=["width", "halo", "pitch", "stride", "circular"],
+    ids=["width", "halo", "pitch", "stride", "circular", "dy"],
 )
 def test_columns_that_cannot_be_grouped_are_refused(spec: ConvSpec, form: Form) -> None:
     with pytest.raises(InvalidArgument, match="4 at a time"):

@@ -85,7 +85,8 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
-    func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
+    make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
+    func = make(spec, channels, form)
     return _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2))).with_attr("global_symbol", "main")
 
 
@@ -200,11 +201,18 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     zero = tirx.const(0, spec.sums)
     tall = bands * rows
 
+    quad = max(1, form.dy_quad)
+    if columns % quad or (quad > 1 and width % quad):
+        raise InvalidArgument(f"columns of dy cannot be loaded {quad} at a time: {columns} of them for a width of {width}")
+
     def padded(a: Any, c: Any, p: Any, q: Any) -> Any:
         value = dy[a, c, p, q].astype(spec.sums)
-        return te.if_then_else(te.all(p < height, q < width), value, zero) if tall != height or columns != width else value
+        return te.if_then_else(te.all(p < height, q // quad < -(-width // quad)), value, zero) if tall != height or columns != width else value
 
-    dys = te.compute((n, channels, tall, columns), padded, name="dys")
+    if form.dy_quad:
+        dys = te.compute((n, channels, tall, columns // quad, quad), lambda a, c, p, j, i: padded(a, c, p, j * quad + i), name="dys")
+    else:
+        dys = te.compute((n, channels, tall, columns), padded, name="dys")
     rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
@@ -212,13 +220,93 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         q = (ro * v + lane % v) * form.run + ri
         row = p * g.step[0] + pick(t, trows)
         column = q + pick(t, shifts)
-        return te.sum(dys[a, c, p, q] * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        own = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
+        return te.sum(own * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
-    count = len(terms)
-    lanes = te.compute((n, channels, bands, count, v * form.row_lanes), product, name="lanes")
-    rl = te.reduce_axis((0, v * form.row_lanes), "rl")
-    part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
+    count, many = len(terms), v * form.row_lanes
+    if form.dy_quad:
+        lanes = te.compute((n, channels, bands, many, count), lambda a, c, band, lane, t: product(a, c, band, t, lane), name="lanes")
+        sums, many = _joined(lanes, form.joins, "groups") if form.joins > 1 else lanes, form.joins if form.joins > 1 else many
+        rl = te.reduce_axis((0, many), "rl")
+        part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name="part")
+    else:
+        lanes = te.compute((n, channels, bands, count, many), product, name="lanes")
+        rl = te.reduce_axis((0, many), "rl")
+        part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
+    if form.slices:
+        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, bands, form, part)])
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, band, t, c: part[a, c, band, t])])
+
+
+def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
+    """One lane a plane: where x is read is known when the loops over pixels and taps are unrolled, and so is whether it lies inside."""
+    g, n = gather(spec), batch_of(form)
+    (height, width), (out_height, out_width) = g.source, g.output
+    terms = g.terms[0, 0] or (Term(0, 0, ()),)
+    source = te.placeholder((n, channels, height, width), name="x", dtype=spec.dtype)
+    dy = te.placeholder((n, channels, out_height, out_width), name="dy", dtype=spec.dtype)
+    stage, dys = _flat(source, spec.sums, "stage"), _flat(dy, spec.sums, "dys")
+    rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
+    rows, columns = integers([t.row for t in terms]), integers([t.col for t in terms])
+
+    def at(planes: Any, a: Any, c: Any, place: Any) -> Any:
+        quad = int(planes.shape[4])
+        return planes[a, c, 0, place // quad, place % quad]
+
+    def product(a: Any, c: Any, band: Any, lane: Any, t: Any) -> Any:
+        row, column = rp * g.step[0] + pick(t, rows), ri * g.step[1] + pick(t, columns)
+        if g.wrap:
+            row, column = tirx.floormod(row, height), tirx.floormod(column, width)
+        inside = te.all(row >= 0, row < height, column >= 0, column < width)
+        place = tirx.max(tirx.min(row * width + column, height * width - 1), 0)
+        return te.sum(tirx.Select(inside, at(dys, a, c, rp * out_width + ri) * at(stage, a, c, place), tirx.const(0, spec.sums)), axis=[rp, ri])
+
+    lanes = te.compute((n, channels, 1, 1, len(terms)), product, name="lanes")
+    rl = te.reduce_axis((0, 1), "rl")
+    part = te.compute((n, channels, 1, len(terms)), lambda a, c, band, t: te.sum(lanes[a, c, band, rl, t], axis=rl), name="part")
+    return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, 1, form, part)])
+
+
+def _flat(images: Any, dtype: str, name: str) -> Any:
+    """Planes (n, c, h, w) as (n, c, 1, h * w / quad, quad): a whole one is copied in groups of 4 where it parts into them."""
+    n, channels, height, width = images.shape
+    size, width = int(height) * int(width), int(width)
+    quad = 1 if size % 4 else 4
+
+    def value(a: Any, c: Any, _: Any, j: Any, i: Any) -> Any:
+        place = j * quad + i
+        return images[a, c, place // width, place % width].astype(dtype)
+
+    return te.compute((n, channels, 1, size // quad, quad), value, name=name)
+
+
+def _joined(lanes: Any, groups: int, name: str) -> Any:
+    """Lanes (n, c, band, lane, tap) summed in `groups` runs of neighbours."""
+    *outer, many, count = lanes.shape
+    each = int(many) // groups
+    rl = te.reduce_axis((0, each), "rl")
+    return te.compute((*outer, groups, count), lambda a, c, band, g, t: te.sum(lanes[a, c, band, g * each + rl, t], axis=rl), name=name)
+
+
+def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, form: Form, part: Any) -> Any:
+    """As `weight_sums`, by way of "slices": images s, s + slices, ... are summed apart by term, `ahead` of them in one step."""
+    many, taps, zero = form.slices, spec.kernel_size, tirx.const(0, spec.sums)
+    home = {s: i for i, t in enumerate(terms) for s in t.taps}
+    places, alive = [home.get(s, 0) for s in range(taps)], integers([int(s in home) for s in range(taps)])
+    ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
+    rb, rs = te.reduce_axis((0, bands), "rb"), te.reduce_axis((0, many), "rs")
+
+    def total(slice: Any, c: Any, t: Any) -> Any:
+        image = (ro * form.ahead + ri) * many + slice
+        return te.sum(te.if_then_else(image < n, part[image, c, rb, t], zero), axis=[ro, ri, rb])
+
+    slices = te.compute((many, channels, len(terms)), total, name="slices")
+
+    def joined(c: Any, s: Any) -> Any:
+        value = slices[rs, c, s if places == list(range(taps)) else pick(s, integers(places))]
+        return te.sum(value if len(home) == taps else tirx.Select(pick(s, alive) == 1, value, zero), axis=rs)
+
+    return te.compute((channels, taps), joined, name="y")
 
 
 def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, part: Any) -> Any:

@@ -18,6 +18,10 @@ class Form:
     bare: no stage; a tap outside the plane is left out by a test, which a template must make constant.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
+    dy_quad: of conv_dw, columns of dy in groups of this many, loaded as one vector, and sums with taps innermost (0: neither).
+    joins: of conv_dw with dy_quad, groups in which a band's lanes are summed first (0: all lanes at once).
+    slices, ahead: of conv_dw, that images are parted in to be summed apart, and images of one slice loaded together (0: one after the other).
+    whole: of conv_dw with dy_quad, that a lane owns a whole plane: nothing is padded, products with zeros outside are left out.
     vector_math: exponentials as polynomials, which vectorise, in place of calls.
     batch: a fixed N, a TVM variable, or None for a new one.
     """
@@ -32,5 +36,10 @@ class Form:
     rows: int = 0
     run: int = 1
     row_lanes: int = 1
+    dy_quad: int = 0
+    joins: int = 0
+    slices: int = 0
+    ahead: int = 1
+    whole: bool = False
     vector_math: bool = False
     batch: Any = None

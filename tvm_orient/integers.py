@@ -248,18 +248,19 @@ def _half(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _prmt(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """Bytes of (b:a) picked by the nibbles of the selector."""
+    """Bytes of (b:a) picked by the nibbles of the selector; 8 in a nibble asks for the byte's sign eight times."""
     if parts or not o[2].startswith("0x"):
         return {o[0]: _NOTHING}
     selector = int(o[2], 16)
-    if any(selector >> (4 * i) & 8 for i in range(4)):
-        return {o[0]: _NOTHING}
 
     def value(a: Any, b: Any) -> Any:
         both = _wide(a) + (_wide(b) << np.uint64(32))
         result = np.zeros_like(both)
         for i in range(4):
-            result = result | (((both >> np.uint64(8 * (selector >> (4 * i) & 7))) & np.uint64(255)) << np.uint64(8 * i))
+            byte = (both >> np.uint64(8 * (selector >> (4 * i) & 7))) & np.uint64(255)
+            if selector >> (4 * i) & 8:
+                byte = (byte >> np.uint64(7)) * np.uint64(255)
+            result = result | (byte << np.uint64(8 * i))
         return result.astype(_U32)
 
     return {o[0]: _apply(value, r.read(o[1]), r.read(o[3]))}

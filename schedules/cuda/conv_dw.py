@@ -6,26 +6,40 @@ tap in registers, so that each staged value serves every tap that needs it. Seco
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from tvm_orient.banks import WARP
 from tvm_orient.device import Device
+from tvm_orient.estimate import Patch, cells, clocks, passes, patch, soft_maximum
+from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
-from tvm_orient.gather import gather, round_up
+from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
+from . import whole_planes
 
 _VECTOR = 4
-_MOST_SHARED = 36864  # bytes of one angle: merged angles add the largest of each buffer, and a kernel may have 48 KiB
+_MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
+_MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
 _MOST_TAPS = 64  # sums of one thread, all in registers
-_MOST_UNROLLED = 2048  # multiply-adds of one patch
+_MOST_UNROLLED = 4096  # multiply-adds of one patch
+_UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
+_WEIGHTS, _SLICES, _AHEAD = 32, 16, 4  # second pass: weights of a block, threads of each, images that a thread loads at once
+_MOST_WEIGHTS = 512  # threads of a block of the second pass
 
 
 class ConvDw(Template):
     """conv_dw, any stride."""
 
-    name, version, kind, ops = "two_pass_dw", 1, "cuda", ("conv_dw",)
+    name, version, kind, ops = "two_pass_dw", 2, "cuda", ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -39,121 +53,288 @@ class ConvDw(Template):
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         width = spec.out_width
-        lanes = tuple(sorted({-(-width // p) for p in (1, 2, 4, 7, 8)}))
         return {
-            "patch_h": (1, 2, 4, 7), "patch_w": (1, 2, 4, 7), "lanes": lanes, "rows": (1, 2, 4, 7, 8, 14, 16, 28, 56), "row_lanes": (1, 2, 4, 7, 8),
-            "planes": (1, 2, 4, 8, 16), "vector": quads(spec),
+            "patch_h": (1, 2, 4, 7, 8, 14), "patch_w": (1, 2, 4, 7, 8), "lanes": tuple(sorted({-(-width // p) for p in (1, 2, 4, 7, 8)})),
+            "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16, 32, 64), "vector": quads(spec),
+            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole_planes.serves(spec) else (0,),
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, height, width = self.knobs(spec, device), spec.out_height, spec.out_width
-        patch_w = min(knobs["patch_w"], key=lambda p: (-(-width // p) * p - width, abs(math.log(p / 4))))
-        patch_h = min((p for p in knobs["patch_h"] if p * patch_w <= 16 or p == 1), key=lambda p: (-(-height // p) * p - height, abs(math.log(p / 4))))
-        lanes = max(n for n in knobs["lanes"] if n <= -(-width // patch_w))
-        best = self._least(spec, device)
-        for rows in knobs["rows"]:
-            for row_lanes in knobs["row_lanes"]:
-                for planes in knobs["planes"]:
-                    trial = {
-                        "patch_h": patch_h,
-                        "patch_w": patch_w,
-                        "lanes": lanes,
-                        "rows": rows,
-                        "row_lanes": row_lanes,
-                        "planes": planes,
-                        "vector": knobs["vector"][0],
-                    }
-                    fits = rows <= max(height, patch_h) and spec.channels % planes == 0 and self._invalid(spec, device, trial) is None
-                    if fits and self._score(spec, trial) > self._score(spec, best):
-                        best = trial
+        return dict(_best(self, spec, device))
+
+    def _patches(self, spec: ConvSpec, device: Device) -> list[tuple[int, int]]:
+        """The patches that load least per pixel, of those whose values fit the registers."""
+        g, knobs, taps, ranked = gather(spec), self.knobs(spec, device), len(gather(spec).every), []
+        height, width = g.output
+        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+            area = patch_h * patch_w
+            if area * taps > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width:
+                continue
+            own = self._patch(spec, patch_h, patch_w)
+            if own.alive + taps + area <= _MOST_HELD:
+                covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
+                loads = sum(count * (4 if patch_w % 4 == 0 else words) for words, count in own.loads.items())
+                ranked.append(((loads + 2 * taps) / area * covered, patch_h, patch_w))
+        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[:_PATCHES]]
+
+    def _patch(self, spec: ConvSpec, patch_h: int, patch_w: int) -> Patch:
+        g = gather(spec)
+        key = cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+        return patch(key, patch_h, patch_w, math.gcd(patch_w, _VECTOR), True)
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps; whole planes."""
+        knobs = self.knobs(spec, device)
+        for number in (p for p in knobs["planes"] if spec.channels % p == 0 and knobs["whole"][-1]):
+            yield {**self._least(spec, device), "planes": number, "whole": 1}
+        for patch_h, patch_w in self._patches(spec, device):
+            rows, lanes = -(-spec.out_height // patch_h), -(-spec.out_width // patch_w)
+            for parts, planes, dy_shared in itertools.product((1, 2, 4), (p for p in knobs["planes"] if spec.channels % p == 0), (0, 1)):
+                row_lanes = min((r for r in knobs["row_lanes"] if r * parts >= rows), default=knobs["row_lanes"][-1])
+                turns = min((t for t in knobs["turns"] if row_lanes * t * parts >= rows), default=knobs["turns"][-1])
+                d = {"patch_h": patch_h, "patch_w": patch_w, "lanes": lanes, "row_lanes": row_lanes, "turns": turns, "planes": planes}
+                trial = {**d, "vector": knobs["vector"][0], "dy_shared": dy_shared, "pad": 0, "whole": 0}
+                if self._threads(trial) <= _MOST_THREADS and (parts == 1 or row_lanes * parts < 2 * rows):
+                    yield self._padded(spec, trial)
+
+    def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
+        """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
+        words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
+        best, fewest = decisions, math.inf
+        for pad in (0, 4, 8, 12, 16, 20, 24, 28):
+            trial = {**decisions, "pad": pad}
+            count = passes(self._places(spec, trial)[: 2 * WARP], words)
+            if count < fewest:
+                best, fewest = trial, count
+            if count <= words:
+                break
         return best
+
+    def _places(self, spec: ConvSpec, decisions: Decisions, dy: bool = False, inside: bool = False) -> Any:
+        """Float of the staged x, of the staged dy, or of dy itself (inside), that each thread's first patch begins at."""
+        d, (stage, rows) = decisions, self._stage(spec, decisions)
+        shape = (d["planes"], d["row_lanes"], d["lanes"])
+        plane, row, column = np.indices(shape).reshape(3, -1)
+        if dy:
+            pitch, tall = (spec.out_width, spec.out_height) if inside else (self._columns(spec, d), self._rows(d))
+            return plane * (tall * pitch) + row * (d["turns"] * d["patch_h"] * pitch) + column * d["patch_w"]
+        pitch = stage.phases * stage.columns
+        return plane * (rows * pitch) + row * (d["turns"] * d["patch_h"] * gather(spec).step[0] * pitch) + column * d["patch_w"]
+
+    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
+        """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
+        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        if d["whole"]:
+            return whole_planes.estimate(spec, figure, d["planes"])
+        height, width = g.output
+        stage, rows = self._stage(spec, d)
+        own, taps, threads, quad = self._patch(spec, d["patch_h"], d["patch_w"]), max(1, len(g.every)), self._threads(d), self._dy_quad(spec, d)
+        warps, area, band = -(-threads // WARP), d["patch_h"] * d["patch_w"], min(height, self._rows(d))
+        patches = d["turns"] * self._columns(spec, d) // (d["lanes"] * d["patch_w"])
+        outputs, padded = d["planes"] * band * width, d["planes"] * self._rows(d) * self._columns(spec, d)
+        staged, fetched = d["planes"] * rows * stage.phases * stage.columns, d["planes"] * min(rows, g.source[0]) * g.source[1]
+        place = self._places(spec, d)
+        loads = sum(count * passes(place, words) for words, count in own.loads.items() if count)
+        across = passes(self._places(spec, d, True, not d["dy_shared"]), 1 if d["dy_shared"] else quad, lines=not d["dy_shared"])
+        dy = area / (1 if d["dy_shared"] else quad) * across
+        memory = warps * (patches * (loads + dy) + taps) + (staged + 1.3 * fetched + threads * taps + (2.3 * padded if d["dy_shared"] else 0)) / WARP
+        others = patches * (sum(own.loads.values()) + area / quad) + 3 * taps
+        copies = (staged / d["vector"] + (padded / quad if d["dy_shared"] else 0)) / threads
+        dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width)) + 4 * d["planes"] * taps
+        l2 = spec.itemsize * (fetched + outputs) + 8 * d["planes"] * taps
+        return clocks(figure, threads, outputs, sum(self._shared(spec, d)), own.alive + taps + area, memory, patches * own.products, others, copies, dram, l2)
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
-        return {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "rows": 1, "row_lanes": 1, "planes": 1, "vector": knobs["vector"][0]}
-
-    def _score(self, spec: ConvSpec, decisions: Decisions) -> float:
-        """Useful share of the staged rows, of the padded rows and of the lanes, for blocks of at least four warps."""
-        g, height, rows = gather(spec), spec.out_height, decisions["rows"]
-        threads = self._threads(decisions)
-        staged = (rows - 1) * g.step[0] + g.span()
-        padded = -(-height // rows) * rows
-        work = min(1.0, rows / decisions["row_lanes"] / decisions["patch_h"] / 2)  # sums are reduced once a band
-        return float((rows * g.step[0] / staged) ** 0.5 * height / padded * threads / round_up(threads, 32) * min(1.0, threads / 128) ** 0.5 * work**0.25)
+        few = {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "row_lanes": 1, "turns": 1, "planes": 1}
+        return {**few, "vector": knobs["vector"][0], "dy_shared": 0, "pad": 0, "whole": 0}
 
     def _threads(self, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["lanes"] * decisions["row_lanes"]
+        return decisions["planes"] * (1 if decisions["whole"] else decisions["lanes"] * decisions["row_lanes"])
 
-    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of the staged x and dy, and of the partial sums."""
+    def _rows(self, decisions: Decisions) -> int:
+        """Of a band."""
+        return decisions["patch_h"] * decisions["row_lanes"] * decisions["turns"]
+
+    def _columns(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Of dy, rounded up to whole patches of all lanes."""
+        return round_up(spec.out_width, decisions["lanes"] * decisions["patch_w"])
+
+    def _stage(self, spec: ConvSpec, decisions: Decisions) -> tuple[Stage, int]:
+        """The staged x with its padding, and the rows of it that a band reads."""
         g = gather(spec)
-        columns = round_up(spec.out_width, decisions["lanes"] * decisions["patch_w"])
-        stage = g.stage(columns, _VECTOR, _VECTOR)
-        rows = min((decisions["rows"] - 1) * g.step[0] + g.span(), stage.rows)
-        sums = len(g.every) * decisions["lanes"] * decisions["row_lanes"]
-        return decisions["planes"] * (rows * stage.phases * stage.columns + decisions["rows"] * columns + sums) * DTYPES[spec.sums]
+        stage = g.stage(self._columns(spec, decisions), _VECTOR, _VECTOR)
+        stage = dataclasses.replace(stage, columns=stage.columns + decisions["pad"])
+        return stage, min((self._rows(decisions) - 1) * g.step[0] + g.span(), max(stage.rows, self._rows(decisions)))
+
+    def _shared(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
+        """Bytes of the staged x and dy; sums of lanes lie where they did."""
+        if decisions["whole"]:
+            return whole_planes.staged(spec, decisions["planes"])
+        stage, rows = self._stage(spec, decisions)
+        dy = self._rows(decisions) * self._columns(spec, decisions) if decisions["dy_shared"] else 0
+        size = decisions["planes"] * DTYPES[spec.sums]
+        return size * rows * stage.phases * stage.columns, size * dy
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        threads, shared = self._threads(decisions), self._shared(spec, decisions)
+        threads, (staged, dy), taps = self._threads(decisions), self._shared(spec, decisions), len(gather(spec).every)
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
-        if shared > _MOST_SHARED:
-            return f"a block would use {shared} bytes of shared memory, at most {_MOST_SHARED}"
-        if decisions["rows"] % (decisions["row_lanes"] * decisions["patch_h"]):
-            return f"rows must be a multiple of row_lanes * patch_h, got {decisions['rows']} and {decisions['row_lanes']} * {decisions['patch_h']}"
-        work = len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
+        if staged > _MOST_STAGED or dy > _MOST_DY:
+            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {_MOST_STAGED} and {_MOST_DY}"
+        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, _MOST_SUMS):
+            return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
+        work = 0 if decisions["whole"] else taps * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         d = decisions
-        return Form(vector=d["lanes"], halo=_VECTOR, pitch=_VECTOR, quad=d["vector"], rows=d["rows"], run=d["patch_w"], row_lanes=d["row_lanes"])
+        if d["whole"]:
+            return Form(dy_quad=1, slices=_SLICES, ahead=_AHEAD, whole=True)
+        return Form(
+            vector=d["lanes"], halo=_VECTOR, pitch=self._stage(spec, d)[0].columns, quad=d["vector"], rows=self._rows(d), run=d["patch_w"],
+            row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d), slices=_SLICES, ahead=_AHEAD,
+        )  # fmt: skip
+
+    def _dy_quad(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Columns of dy that are loaded at once: by a thread for itself, or by the block for all."""
+        run = decisions["lanes"] * decisions["patch_w"] if decisions["dy_shared"] else decisions["patch_w"]
+        return next(q for q in (4, 2, 1) if spec.out_width % q == 0 and run % q == 0)
+
+    def _joins(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Groups of lanes that are summed side by side before the groups are: as many as there are threads for."""
+        lanes, taps = self._threads(decisions) // decisions["planes"], max(1, len(gather(spec).every))
+        return most_dividing(lanes, max(1, self._threads(decisions) // (decisions["planes"] * taps)))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         part, lanes, stage, dys = (sch.get_sblock(name) for name in ("part", "lanes", "stage", "dys"))
-        n, c, band, tap, lane = sch.get_loops(part)
+        held = sch.cache_write(part, 0, "local")
+        n, c, band, tap = sch.get_loops(held)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        sch.reorder(n, block_c, band, plane, tap, lane)
+        sch.reorder(n, block_c, band, plane, tap)
         block = sch.fuse(n, block_c, band)
         sch.bind(block, "blockIdx.x")
-        for b in (lanes, stage, dys):
-            sch.compute_at(b, block, preserve_unit_loops=True)
-        planes, threads = int(sch.get(plane).extent), int(sch.get(plane).extent) * decisions["lanes"] * decisions["row_lanes"]
-        self._sum(sch, lanes, decisions)
+        threads = int(sch.get(plane).extent) * (self._threads(decisions) // decisions["planes"])
+        wide = max(32, self._threads(decisions))
+        own = self._spread(sch, [plane, tap], wide)
+        self._sum_in_register(sch, part, own)
+        if self._joins(spec, decisions) > 1:
+            groups = sch.get_sblock("groups")
+            sch.set_scope(groups, 0, "shared")
+            kept = sch.cache_write(groups, 0, "local")
+            sch.compute_at(kept, block, preserve_unit_loops=True)
+            self._sum_in_register(sch, groups, self._spread(sch, sch.get_loops(kept)[1:], wide))
+        self._sum(sch, spec, lanes, block, decisions)
+        if decisions["whole"]:
+            for staged in (stage, dys):
+                quad = int(sch.get(sch.get_loops(staged)[-1]).extent)
+                sch.compute_at(staged, block, preserve_unit_loops=True)
+                cooperate(sch, staged, threads, quad)
+                sch.storage_align(staged, 0, 1, 2 * quad, quad)
+            self._second_pass(sch)
+            return
+        sch.compute_at(stage, block, preserve_unit_loops=True)
         cooperate(sch, stage, threads, decisions["vector"])
-        cooperate(sch, dys, threads, 1)
-        sums = sch.fuse(plane, tap)
-        _, inner = sch.split(sums, [None, max(32, planes * decisions["lanes"] * decisions["row_lanes"])])
-        sch.bind(inner, "threadIdx.x")
+        if decisions["dy_shared"]:
+            sch.compute_at(dys, block, preserve_unit_loops=True)
+            cooperate(sch, dys, threads, self._dy_quad(spec, decisions))
         self._second_pass(sch)
 
-    def _sum(self, sch: Any, lanes: Any, decisions: Decisions) -> None:
+    def _spread(self, sch: Any, loops: Any, threads: int) -> Any:
+        """The loops by threads of the block, in whole turns: TVM does not follow a reduction through a ragged one."""
+        loop = sch.fuse(*loops)
+        even = most_dividing(int(sch.get(loop).extent), threads)
+        _, own = sch.split(loop, [None, even if 2 * even >= threads else most_dividing(int(sch.get(loop).extent), max(threads, _MOST_TAPS))])
+        sch.bind(own, "threadIdx.x")
+        return own
+
+    def _sum_in_register(self, sch: Any, block: Any, thread: Any) -> None:
+        """A sum is kept in a register, and several of its terms are loaded at once: TVM would add them up where the result is stored."""
+        sch.compute_at(block, thread, preserve_unit_loops=True)
+        loop = sch.get_loops(block)[-1]
+        extent = int(sch.get(loop).extent)
+        outer, inner = sch.split(loop, [None, most_dividing(extent, _UNROLLED_SUM)])
+        sch.unroll(inner)
+        sch.decompose_reduction(block, outer)
+
+    def _sum(self, sch: Any, spec: ConvSpec, lanes: Any, block: Any, decisions: Decisions) -> None:
         """One thread a (plane, lane): its patches row by row, all taps unrolled inside."""
         sch.set_scope(lanes, 0, "shared")
         copy = sch.cache_write(lanes, 0, "local")
-        *_, plane, band, tap, lane = sch.get_loops(copy)
-        sch.reorder(plane, band, lane, tap)
-        thread = sch.fuse(plane, band, lane)
+        sch.storage_align(copy, 0, 3, 2, 1)  # an odd pitch: neither those that write lanes nor those that read taps meet in a bank
+        sch.compute_at(copy, block, preserve_unit_loops=True)
+        *loops, tap = sch.get_loops(copy)[1:]
+        thread = sch.fuse(*loops)
         sch.bind(thread, "threadIdx.x")
         sch.unroll(tap)
         sch.compute_at(lanes, thread, preserve_unit_loops=True)
-        *_, tap, _, row, column, pixel = sch.get_loops(lanes)
+        if decisions["whole"]:
+            *_, tap, row, pixel = sch.get_loops(lanes)
+            outer, inner = (pixel, row) if whole_planes.by_columns(spec) else (row, pixel)
+            sch.reorder(outer, inner, tap)
+            for loop in (outer, inner, tap):
+                sch.unroll(loop)
+            init = sch.decompose_reduction(lanes, outer)
+            sch.unroll(sch.get_loops(init)[-1])
+            return
+        *_, tap, row, column, pixel = sch.get_loops(lanes)
         outer, patch = sch.split(row, [None, decisions["patch_h"]])
         sch.reorder(outer, column, patch, pixel, tap)
         for loop in (patch, pixel, tap):
             sch.unroll(loop)
+        if not decisions["dy_shared"]:
+            self._own_dy(sch, column)
         init = sch.decompose_reduction(lanes, outer)
         for loop in sch.get_loops(init)[-5:]:
             sch.unroll(loop)
 
+    def _own_dy(self, sch: Any, column: Any) -> None:
+        """A thread loads the dy of its patch into registers: no other needs it."""
+        dys = sch.get_sblock("dys")
+        sch.compute_at(dys, column, preserve_unit_loops=True)
+        sch.set_scope(dys, 0, "local")
+        *loops, last = sch.get_loops(dys)[-5:]
+        for loop in loops:
+            sch.unroll(loop)
+        sch.vectorize(last)
+
     def _second_pass(self, sch: Any) -> None:
-        """A thread a weight sums over images and bands in order: a cross-thread reduction would not survive the merge of angles."""
-        channel, tap, *_ = sch.get_loops(sch.get_sblock("y"))
-        outer, inner = sch.split(sch.fuse(channel, tap), [None, 64])
-        sch.bind(outer, "blockIdx.x")
-        sch.bind(inner, "threadIdx.x")
+        """A thread sums a slice of the images for a weight, then one thread a weight the slices, in order.
+
+        A cross-thread reduction would not survive the merge of angles.
+        """
+        y, slices = sch.get_sblock("y"), sch.get_sblock("slices")
+        held = sch.cache_write(y, 0, "local")
+        c, tap = sch.get_loops(held)
+        taps = int(sch.get(tap).extent)
+        block, channel = sch.split(c, [None, most_dividing(int(sch.get(c).extent), max(1, _WEIGHTS // taps))])
+        weights = int(sch.get(channel).extent) * taps
+        sch.bind(block, "blockIdx.x")
+        self._sum_in_register(sch, y, self._spread(sch, [channel, tap], min(weights, _MOST_WEIGHTS)))
+        sch.set_scope(slices, 0, "shared")
+        kept = sch.cache_write(slices, 0, "local")
+        sch.compute_at(kept, block, preserve_unit_loops=True)
+        own = self._spread(sch, sch.get_loops(kept)[1:], min(_SLICES * weights, _MOST_WEIGHTS))
+        sch.compute_at(slices, own, preserve_unit_loops=True)
+        *_, images, ahead, band = sch.get_loops(slices)
+        for loop in (ahead, band) if int(sch.get(band).extent) <= _UNROLLED_SUM else (ahead,):
+            sch.unroll(loop)
+        sch.decompose_reduction(slices, images)
+
+
+@functools.lru_cache(maxsize=1024)
+def _best(template: ConvDw, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
+    """The choice of the least estimate; the one that needs least where none fits."""
+    best, least = template._least(spec, device), math.inf
+    for trial in template._candidates(spec, device):
+        if template._invalid(spec, device, trial) is None:
+            score = soft_maximum(template.estimate(spec, device, trial))
+            if score < least:
+                best, least = trial, score
+    return tuple(best.items())
 
 
 TEMPLATE = ConvDw()
