@@ -21,7 +21,7 @@ FLOORS = {
             "errors paths taps",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite staging anysize serial published peers timers tvmkit nvrtc sass integers "
-            "trace bound estimate pool",
+            "trace bound estimate whole pool",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -44,6 +44,8 @@ SAME_FLOOR = {
     ("channels_last", "gather"),
     ("channels_last", "tvmkit"),
     ("serial", "tvmkit"),
+    ("whole", "gather"),
+    ("whole", "estimate"),
     ("build", "cache"),
     ("tune", "workshop"),
     ("tune", "journal"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_orient import whole
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import Patch, cells, clocks, passes, patch, soft_maximum
@@ -24,7 +25,6 @@ from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, cooperate, most_dividing, quads
-from . import whole_planes
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
@@ -56,7 +56,7 @@ class ConvDw(Template):
         return {
             "patch_h": (1, 2, 4, 7, 8, 14), "patch_w": (1, 2, 4, 7, 8), "lanes": tuple(sorted({-(-width // p) for p in (1, 2, 4, 7, 8)})),
             "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16, 32, 64), "vector": quads(spec),
-            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole_planes.serves(spec) else (0,),
+            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole.serves(spec) else (0,),
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -125,7 +125,7 @@ class ConvDw(Template):
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         if d["whole"]:
-            return whole_planes.estimate(spec, figure, d["planes"])
+            return whole.estimate(spec, figure, d["planes"])
         height, width = g.output
         stage, rows = self._stage(spec, d)
         own, taps, threads, quad = self._patch(spec, d["patch_h"], d["patch_w"]), max(1, len(g.every)), self._threads(d), self._dy_quad(spec, d)
@@ -171,7 +171,7 @@ class ConvDw(Template):
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
         """Bytes of the staged x and dy; sums of lanes lie where they did."""
         if decisions["whole"]:
-            return whole_planes.staged(spec, decisions["planes"])
+            return whole.staged(spec, decisions["planes"])
         stage, rows = self._stage(spec, decisions)
         dy = self._rows(decisions) * self._columns(spec, decisions) if decisions["dy_shared"] else 0
         size = decisions["planes"] * DTYPES[spec.sums]
@@ -273,7 +273,7 @@ class ConvDw(Template):
         sch.compute_at(lanes, thread, preserve_unit_loops=True)
         if decisions["whole"]:
             *_, tap, row, pixel = sch.get_loops(lanes)
-            outer, inner = (pixel, row) if whole_planes.by_columns(spec) else (row, pixel)
+            outer, inner = (pixel, row) if whole.by_columns(spec) else (row, pixel)
             sch.reorder(outer, inner, tap)
             for loop in (outer, inner, tap):
                 sch.unroll(loop)

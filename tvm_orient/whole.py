@@ -1,4 +1,4 @@
-"""CUDA: weight gradient of small planes, one thread a plane: what it costs. `conv_dw` schedules it.
+"""What a weight gradient of small planes costs where one thread owns a plane; the template two_pass_dw schedules it.
 
 Every index is known when the loops are unrolled. So there is no halo, no product with a zero outside the plane, and no sum over lanes.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import itertools
 
-from tvm_orient.estimate import clocks
-from tvm_orient.figures import Figures
-from tvm_orient.gather import gather
-from tvm_orient.spec import DTYPES, ConvSpec
+from .estimate import clocks
+from .figures import Figures
+from .gather import gather
+from .spec import DTYPES, ConvSpec
 
 _MOST_HELD, _MOST_PRODUCTS = 190, 3000  # values of x and sums at once; unrolled multiply-adds
 _COPY, _APART = 5, 14  # instructions of a copy and its address; where planes do not lie one after the other
