@@ -86,7 +86,9 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
     func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
-    return _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2))).with_attr("global_symbol", "main")
+    if not form.narrow:
+        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2)))
+    return func.with_attr("global_symbol", "main")
 
 
 def _whole_rows(func: Any, name: str, axes: int) -> Any:
