@@ -150,9 +150,19 @@ def test_the_reasons_of_whole_plane() -> None:
     assert "shared memory" in str(template.invalid(spec, GPU, {**template.default(spec, GPU), "planes": 128}))
 
 
+def test_the_reasons_of_direct() -> None:
+    template = schedules.find("direct")
+    assert "unrolls at most 64 taps" in str(template.declines(spec_of("conv", 1, 200, 200, line(0, k=101)), GPU))
+    spec = spec_of("conv", 64, 56, 56, line(45, k=31))
+    default = template.default(spec, GPU)
+    assert "multiply-adds, at most" in str(template.invalid(spec, GPU, {**default, "patch_h": 8, "patch_w": 8}))
+    assert "pixels, at most" in str(template.invalid(spec_of("conv", 64, 56, 56, line(45, k=45)), GPU, {**default, "patch_h": 4, "patch_w": 8}))
+    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {"patch_h": 1, "patch_w": 1, "row_patches": 56, "planes": 16}))
+
+
 def test_the_default_is_of_the_least_estimate() -> None:
     assert schedules.default(spec_of("conv", 512, 7, 7, line(45, k=7)), GPU)[0].name == "whole_plane"
-    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name == "shared_patch"  # blocks of one thread, for 67 is prime
+    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name != "whole_plane"  # blocks of one thread, for 67 is prime
     assert schedules.default(spec_of("conv", 512, 56, 56, line(45, k=31)), GPU)[0].name == "shared_patch"
 
 

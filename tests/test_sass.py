@@ -69,18 +69,13 @@ def defaults(device: Device, *sizes: tuple[int, int], op: str = "conv", angles: 
 
 
 def test_the_defaults_run_at_the_speed_of_dram() -> None:
-    """K=31 at 56x56 and K=7 down to 14x14 (design.md 5), on an H200: by what their warps execute, nothing needs longer than DRAM.
-
-    At K=31 the pipe of memory may need 5 % more, beyond 90 degrees 25 %: with larger patches eight angles in one kernel would spill.
-    """
+    """K=31 at 56x56 at all eight angles, and K=7 at every size (design.md 5), on an H200: by what warps execute, nothing needs longer than DRAM."""
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56)) + defaults(device, (7, 56), (7, 28), (7, 14), angles=ANGLES[:5])
+    cases = defaults(device, (31, 56)) + defaults(device, (7, 56), (7, 28), (7, 14), (7, 7), angles=ANGLES[:5])
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         (one,) = found.bounds
         assert found.spills == 0, spec
-        mirrored = float(spec.taps.key.partition("a")[2]) > 90  # the compiler keeps more alive there, so patches are smaller
-        assert one.worst <= (1.25 if mirrored else 1.05) * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
-        assert one.limit == "dram" or spec.kernel_size == 31, (str(spec), choice.decisions, one.clocks)
+        assert one.limit == "dram", (str(spec), choice.decisions, one.clocks)
 
 
 def test_weight_gradients_run_at_the_speed_of_dram() -> None:
@@ -121,9 +116,21 @@ def test_eight_angles_in_one_kernel() -> None:
     (kernel,) = kernels_of(source).values()
     threads = int(re.findall(r"__launch_bounds__\((\d+)\)", source)[0])
     assert kernel.spills == 0
-    assert kernel.registers <= 128, "the angles take registers in turn, not together"
+    assert kernel.registers <= 168, "the angles take registers in turn, not together"
     assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
     assert figures.resident_blocks(figures.figures("sm_90a"), threads, kernel.registers, kernel.shared - 1024) >= 4
+
+
+def test_small_planes_in_one_kernel() -> None:
+    """Eight angles of 7x7 planes, a plane a thread; and the template that stages nothing."""
+    device = arch_device("sm_90a")
+    spec = spec_of("conv", 512, 7, 7, line(*ANGLES, k=7))
+    choice, part = schedules.find("direct"), spec_of("conv", 512, 56, 56, line(45, k=3))
+    direct = lower.cuda_source(lower.scheduled(part, device, [Choice.of(choice, choice.default(part, device))]), device)
+    kernels = kernels_of(together({"planes": source_of(spec, "sm_90a"), "direct": direct}))
+    assert all(kernel.spills == 0 and kernel.registers <= 128 for kernel in kernels.values())
+    assert kernels["planes_kernel"].shared <= 36 * 1024
+    assert (kernels["direct_kernel"].shared, kernels["direct_kernel"].count("BAR")) == (0, 0)
 
 
 def test_counts_are_read_right() -> None:

@@ -87,7 +87,9 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     """
     make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
     func = make(spec, channels, form)
-    return _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2))).with_attr("global_symbol", "main")
+    if not form.narrow:
+        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2)))
+    return func.with_attr("global_symbol", "main")
 
 
 def _whole_rows(func: Any, name: str, axes: int) -> Any:
