@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .compute import batch_of, epilogue_of, integers, pick, total_of, weight_sums
+from .compute import batch_of, epilogue_of, constants, pick, total_of, weight_sums
 from .form import Form
 from .gather import Gather, Term, gather
 from .spec import ConvSpec
@@ -103,7 +103,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         y = te.compute(shape, lambda a, h, w, c: ended(by_phase(a, h, w, c, 0), c), name="y")
         return te.create_prim_func([source, weight, *given, y])
     if g.every and g.phases == (1, 1):
-        rows, columns = integers([t.row + top for t in terms]), integers([t.col + left for t in terms])
+        rows, columns = constants([t.row + top for t in terms]), constants([t.col + left for t in terms])
         tap = te.reduce_axis((0, len(terms)), "tap")
 
         def summed(a: Any, h: Any, w: Any, b: Any, lane: Any) -> Any:
@@ -125,7 +125,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     stage, top, left = _stage(source, g, channels, v, spec)
     band, blocks, count = form.rows or height, -(-channels // v), len(terms)
     bands = height // band
-    rows, columns = integers([t.row + top for t in terms]), integers([t.col + left for t in terms])
+    rows, columns = constants([t.row + top for t in terms]), constants([t.col + left for t in terms])
     dys = _blocked(dy, channels, v, spec, "dys", (n, height, width), lambda a, p, q: ([], (a, p, q)))
     rp, rq = te.reduce_axis((0, band), "rp"), te.reduce_axis((0, width), "rq")
 

@@ -36,7 +36,7 @@ def pick(index: Any, values: Sequence[Any]) -> Any:
     return chosen
 
 
-def integers(values: Sequence[int]) -> list[Any]:
+def constants(values: Sequence[int]) -> list[Any]:
     """int32 constants."""
     return [tirx.const(v, "int32") for v in values]
 
@@ -159,7 +159,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     if form.reduce and g.every and g.phases == (1, 1):
         terms = sorted(g.terms[0, 0], key=lambda t: (t.row, t.col % v, t.col))  # neighbours share vectors
         where = [shape_of.place(t.col) for t in terms]
-        rows, phases, shifts = integers([t.row + top for t in terms]), integers([p for p, _ in where]), integers([s for _, s in where])
+        rows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
         folded = te.compute(
             (channels, len(terms)), lambda c, t: pick(t, [total_of([weight[c, s].astype(spec.sums) for s in term.taps]) for term in terms]), name="folded"
         )
@@ -199,7 +199,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     shape_of = g.stage(columns, form.halo, form.pitch)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
-    trows, phases, shifts = integers([t.row + top for t in terms]), integers([p for p, _ in where]), integers([s for _, s in where])
+    trows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
     zero = tirx.const(0, spec.sums)
     tall = bands * rows
 
@@ -249,7 +249,7 @@ def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     dy = te.placeholder((n, channels, out_height, out_width), name="dy", dtype=spec.dtype)
     stage, dys = _flat(source, spec.sums, "stage"), _flat(dy, spec.sums, "dys")
     rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
-    rows, columns = integers([t.row for t in terms]), integers([t.col for t in terms])
+    rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
 
     def at(planes: Any, a: Any, c: Any, place: Any) -> Any:
         quad = int(planes.shape[4])
@@ -294,7 +294,7 @@ def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, ba
     """As `weight_sums`, by way of "slices": images s, s + slices, ... are summed apart by term, `ahead` of them in one step."""
     many, taps, zero = form.slices, spec.kernel_size, tirx.const(0, spec.sums)
     home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    places, alive = [home.get(s, 0) for s in range(taps)], integers([int(s in home) for s in range(taps)])
+    places, alive = [home.get(s, 0) for s in range(taps)], constants([int(s in home) for s in range(taps)])
     ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
     rb, rs = te.reduce_axis((0, bands), "rb"), te.reduce_axis((0, many), "rs")
 
@@ -305,7 +305,7 @@ def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, ba
     slices = te.compute((many, channels, len(terms)), total, name="slices")
 
     def joined(c: Any, s: Any) -> Any:
-        value = slices[rs, c, s if places == list(range(taps)) else pick(s, integers(places))]
+        value = slices[rs, c, s if places == list(range(taps)) else pick(s, constants(places))]
         return te.sum(value if len(home) == taps else tirx.Select(pick(s, alive) == 1, value, zero), axis=rs)
 
     return te.compute((channels, taps), joined, name="y")
@@ -315,8 +315,8 @@ def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, ba
     """dw (channels, K) as the sum of part(image, band, term, channel); colliding taps get the same, taps that never land zeros."""
     rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
     home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    places = integers([home.get(s, 0) for s in range(spec.kernel_size)])
-    alive = integers([int(s in home) for s in range(spec.kernel_size)])
+    places = constants([home.get(s, 0) for s in range(spec.kernel_size)])
+    alive = constants([int(s in home) for s in range(spec.kernel_size)])
 
     def total(c: Any, s: Any) -> Any:
         value = part(rn, rb, pick(s, places), c)
