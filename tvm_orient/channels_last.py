@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .compute import batch_of, epilogue_of, constants, pick, total_of, weight_sums
+from .compute import batch_of, constants, epilogue_of, pick, total_of, weight_sums
 from .form import Form
 from .gather import Gather, Term, gather
 from .spec import ConvSpec

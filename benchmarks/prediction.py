@@ -1,0 +1,86 @@
+"""How far the static model is from what a GPU did: predicted time of the untuned kernels over the measured one, from a CSV file of run.py.
+
+    python benchmarks/prediction.py benchmarks/results/nvidia-h200.csv          (minutes: every kernel is compiled and traced; needs no GPU)
+
+Single angles only: what the model predicts is one angle. Warm or cold, the median of each cell's untuned kernel is taken from the cold state.
+A prediction is a bound, so that a share above 1 says that the model is wrong, and one below it that something else takes time.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+from rich.table import Table
+from terminal import console, say
+
+from tvm_orient import lower
+from tvm_orient.bound import outputs_of
+from tvm_orient.device import arch_device
+from tvm_orient.errors import OrientError
+from tvm_orient.figures import figures, has_figures
+from tvm_orient.predict import predict
+from tvm_orient.spec import ConvSpec
+from tvm_orient.speeds import DEFAULT, Row, read_csv
+
+COLUMNS = ("spec", "batch", "arch", "bound", "predicted_ms", "measured_ms", "share")
+_AT_ONCE = 8  # kernels in one source
+
+
+def seconds(clocks: float, spec: ConvSpec, batch: int, arch: str) -> float:
+    """Time of a whole problem from clocks of an SM for 32 outputs."""
+    figure = figures(arch)
+    return clocks * outputs_of(spec) * batch / 32 / figure.sms / figure.clock
+
+
+def wanted(rows: list[Row]) -> list[Row]:
+    """Untuned kernels of one angle that were timed with cold caches."""
+    return [row for row in rows if row.method == DEFAULT and row.state == "cold" and row.median_ms and len(ConvSpec.from_key(row.spec).parts()) == 1]
+
+
+def compared(rows: list[Row], arch: str) -> list[dict[str, str | int]]:
+    """A line a row: the prediction for its spec by the choice that is the default now, beside what was measured."""
+    device, lines = arch_device(arch), []
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        specs = [ConvSpec.from_key(row.spec) for row in some]
+        found = predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device)
+        for row, spec, one in zip(some, specs, found, strict=True):
+            if one.bounds and row.median_ms:
+                predicted = 1e3 * seconds(one.clocks, spec, row.batch, arch)
+                share = {"predicted_ms": f"{predicted:.4f}", "measured_ms": f"{row.median_ms:.4f}", "share": f"{predicted / row.median_ms:.3f}"}
+                lines.append({"spec": row.spec, "batch": row.batch, "arch": arch, "bound": one.bounds[0].limit, **share})
+    return lines
+
+
+def main(path: str, arch: str = "sm_90a") -> int:
+    """Compare, print, and write <file>-prediction.csv beside the file."""
+    try:
+        rows = wanted(read_csv(Path(path)))
+        if not rows or not has_figures(arch):
+            say(f"nothing to compare in {path}: no untuned kernel of one angle was timed there, or {arch} has no figures")
+            return 1
+        lines = compared(rows, arch)
+    except OrientError as problem:
+        say(f"error: {problem}")
+        return 1
+    target = Path(path).with_name(f"{Path(path).stem}-prediction.csv")
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    table = Table(*COLUMNS)
+    for line in sorted(lines, key=lambda line: float(line["share"])):
+        table.add_row(*(str(line[name]) for name in COLUMNS))
+    console.print(table)
+    shares = [float(line["share"]) for line in lines]
+    say(f"{target}: {len(shares)} kernels, predicted over measured: median {statistics.median(shares):.2f}, from {min(shares):.2f} to {max(shares):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    if not 2 <= len(sys.argv) <= 3:
+        sys.exit("usage: prediction.py FILE.csv [ARCH]")
+    sys.exit(main(*sys.argv[1:]))
