@@ -239,3 +239,11 @@ def test_a_missing_barrier_is_seen() -> None:
     without = Blocks(module, GPU, lower.cuda_source(module, GPU).replace("__syncthreads();", ""))
     results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if "conv" in t.ops], ids=lambda t: t.name)
+def test_no_weight_is_read_where_no_tap_lands(template: Template) -> None:
+    """A schedule that stages weights must not look for them there."""
+    spec = fitted(template, spec_of("conv", *CASES["no live tap"]))
+    decisions = dict(template.default(spec, GPU))
+    check_serial(spec, [Choice.of(template, {**decisions, **({"weights_shared": 1} if "weights_shared" in decisions else {})})], batches=(2,))

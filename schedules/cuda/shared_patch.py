@@ -209,7 +209,7 @@ class SharedPatch(Template):
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
         reads = [region.source.name for region in sch.get(y).reads]
-        weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] else None
+        weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
         block, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
         cooperate(sch, stage, threads, decisions["vector"])

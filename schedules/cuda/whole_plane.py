@@ -111,7 +111,7 @@ class WholePlane(Template):
         y = sch.get_sblock("y")
         reads = [region.source.name for region in sch.get(y).reads]
         staged = [(sch.cache_read(y, reads.index("x"), "shared"), decisions["vector"])]
-        if decisions["weights_shared"]:
+        if decisions["weights_shared"] and "w" in reads:
             staged.append((sch.cache_read(y, reads.index("w"), "shared"), 1))
         out = sch.cache_write(y, 0, "shared")
         n, c, *pixels = sch.get_loops(out)
