@@ -636,7 +636,7 @@ def test_tune_for_real(user_logs: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the lock of the device: whoever else tunes here is not waited for
     said = orient("tune", "--target", "cpu", *TINY, "--kernel-size", 5, "--angles", "45,135", "--trials", 4, "--batch", 1).stdout
     assert "conv 45° (1 of 1): trial 4/4, best" in said
-    assert re.search(r"45° +4 +0 +0 +[\d.]+ us +[\d.]+ us +[\d.]+x ", said), said
+    assert re.search(r"45° +4 +0 +0 +[\d.]+ [mu]s +[\d.]+ [mu]s +[\d.]+x ", said), said
     assert "135° use the records of their mirror images" in said
 
 
