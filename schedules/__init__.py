@@ -11,13 +11,14 @@ from .base import Decisions, Generic, Template
 from .cpu import generic as cpu_generic
 from .cpu import pixels as cpu_pixels
 from .cpu import rows
-from .cuda import conv_dw, direct, pixels, shared_patch, whole_plane
+from .cuda import conv_dw, direct, lines, pixels, shared_patch, strips, whole_plane
 from .cuda import generic as cuda_generic
 
 TEMPLATES: tuple[Template, ...] = (
     rows.TEMPLATE, rows.DW_TEMPLATE, cpu_pixels.TEMPLATE, cpu_pixels.DW_TEMPLATE,
-    shared_patch.TEMPLATE, whole_plane.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
+    shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
+_CLOSE = 1.02  # estimates that differ by less than this are equal
 GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
 
@@ -46,7 +47,9 @@ def find(name: str) -> Template:
 
 
 def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
-    """The analytic choice for a single-group spec: always valid, never tuned. Of the least estimate where templates have one, else the first's.
+    """The analytic choice for a single-group spec: always valid, never tuned.
+
+    Where templates have an estimate it is the first's whose estimate is close to the least, else the first's of all.
 
     Raises:
         Unsupported: no template serves this spec on this device.
@@ -59,4 +62,5 @@ def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     estimates = [template.estimate(spec, device, decisions) for template, decisions in choices]
     if not all(estimates):
         return choices[0]
-    return choices[min(range(len(choices)), key=lambda i: soft_maximum(estimates[i]))]
+    scores = [soft_maximum(estimate) for estimate in estimates]
+    return choices[next(i for i, score in enumerate(scores) if score <= _CLOSE * min(scores))]

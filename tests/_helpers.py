@@ -189,8 +189,11 @@ def of_kind(kind: str) -> list[Template]:
 
 
 def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
-    """The spec in a layout that the template serves."""
-    return dataclasses.replace(spec, layout=template.layouts[0])
+    """The spec in a layout that the template serves, and for `lines` with taps on a diagonal."""
+    spec = dataclasses.replace(spec, layout=template.layouts[0])
+    if template.name != "lines":
+        return spec
+    return dataclasses.replace(spec, taps=line(135, k=spec.kernel_size | 1), stride=(1, 1), padding_mode="zeros")
 
 
 def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:

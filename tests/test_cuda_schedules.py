@@ -124,7 +124,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
                 default = template.default(part, device)
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 100
+    assert served > 60
 
 
 def test_the_reasons_of_shared_patch() -> None:
@@ -189,7 +189,7 @@ def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
     """Three angles whose blocks have different numbers of threads, and those numbers."""
     spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=3))
     device, choices = GPU, []
-    for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
+    for (_, _, part), planes in zip(spec.parts(), (4, 1, 4) if op == "conv_dw" else (4, 1, 2), strict=True):
         template, default = schedules.default(part, device)
         decisions = {**default, "planes": planes}
         assert template.invalid(part, device, decisions) is None

@@ -85,10 +85,14 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
+    if form.line:
+        from .lines import line_func  # which needs this file
+
+        return line_func(spec, channels, form).with_attr("global_symbol", "main")
     make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
     func = make(spec, channels, form)
     if not form.narrow:
-        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2)))
+        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 1 if form.pruned == 0 else 2)))
     return func.with_attr("global_symbol", "main")
 
 
@@ -110,6 +114,11 @@ def _whole_rows(func: Any, name: str, axes: int) -> Any:
     return func.with_body(structural_map(func.body, (SBlock, block)))
 
 
+def _swept(terms: Sequence[Term]) -> list[Term]:
+    """Terms from the topmost row down, and right to left: outputs go from left to right, and the compiler then holds fewer values at once."""
+    return sorted(terms, key=lambda t: (t.row, -t.col))
+
+
 def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     g, n = gather(spec), batch_of(form)
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
@@ -117,7 +126,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     given, ended = epilogue_of(spec, channels, form)
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
-    shape_of = g.stage(columns, form.halo, form.pitch)
+    shape_of = g.stage(columns, form.halo, form.pitch, form.pruned)
     top, zero = shape_of.top, tirx.const(0, spec.sums)
     stage: Any = None if form.bare else _stage(source, g, shape_of, spec, form.quad)
 
@@ -131,6 +140,15 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         inside = te.all(row >= 0, row < g.source[0], col >= 0, col < g.source[1])
         return te.if_then_else(inside, weight_of(c, t) * source[a, c, row, col].astype(spec.sums), zero)
 
+    def pruned(a: Any, c: Any, i: Any, j: Any, t: Term) -> Any:
+        """A product whose place along the axis without a halo is tested."""
+        axis = form.pruned or 0
+        at, size, (phase, shift) = (i, j)[axis] * g.step[axis] + (t.row, t.col)[axis], g.source[axis], shape_of.place(t.col)
+        place = tirx.floormod(at, size) if g.wrap else at
+        row, phase, column = (place, phase, j + shift) if axis == 0 else (i * g.step[0] + t.row + top, 0, place)
+        product = weight_of(c, t) * stage[a, c, row, phase, column // form.quad, column % form.quad]
+        return product if g.wrap else te.if_then_else(te.all(at >= 0, at < size), product, zero)
+
     def value(a: Any, c: Any, i: Any, j: Any, terms: Sequence[Term]) -> Any:
         if form.bare:
             products = [tested(a, c, i, j, t) for t in sorted(terms, key=lambda t: (t.row, t.col))]
@@ -138,7 +156,10 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         if not g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
             return te.if_then_else(a < 0, stage[a, c, 0, 0, 0, 0], zero)
         products = []
-        for t in sorted(terms, key=lambda t: (t.row, t.col)) if form.sweep else terms:
+        for t in _swept(terms) if form.sweep else terms:
+            if form.pruned is not None:
+                products.append(pruned(a, c, i, j, t))
+                continue
             phase, shift = shape_of.place(t.col)
             products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
         return total_of(products) if products else zero
@@ -247,7 +268,7 @@ def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     terms = g.terms[0, 0] or (Term(0, 0, ()),)
     source = te.placeholder((n, channels, height, width), name="x", dtype=spec.dtype)
     dy = te.placeholder((n, channels, out_height, out_width), name="dy", dtype=spec.dtype)
-    stage, dys = _flat(source, spec.sums, "stage"), _flat(dy, spec.sums, "dys")
+    stage, dys = flat(source, spec.sums, "stage"), flat(dy, spec.sums, "dys")
     rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
     rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
 
@@ -269,7 +290,7 @@ def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, 1, form, part)])
 
 
-def _flat(images: Any, dtype: str, name: str) -> Any:
+def flat(images: Any, dtype: str, name: str) -> Any:
     """Planes (n, c, h, w) as (n, c, 1, h * w / quad, quad): a whole one is copied in groups of 4 where it parts into them."""
     n, channels, height, width = images.shape
     size, width = int(height) * int(width), int(width)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ ISSUE = 2  # clocks between two instructions of one warp, where nothing else hid
 _COPY = 22  # instructions of one asynchronous copy, its address and its test included
 _ENTRY = 40  # instructions of a thread outside its loops
 _MARGIN = 24  # registers for addresses and what is on its way
+_BLOCK = (128, 128, 36864)  # threads, registers of a thread and shared bytes that a merged kernel has at least: its angles share the largest
 _SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
 
 
@@ -40,23 +42,28 @@ def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
     whole: no output of the patch lies outside the plane; else each stands under a test, and nothing is shared or joined.
     """
     phases, step, terms = key
-    where, order = [], []
+    where = []
     for i in range(height):
         for j in range(width):
             cells = terms[(i % phases[0]) * phases[1] + j % phases[1]]
             where.append(cells + np.array([i // phases[0] * step, 0, j // phases[1]]))
-            order.append(np.full(len(cells), i * width + j))
+    if not whole:
+        products = sum(map(len, where))
+        return Patch(products, {1: products, 2: 0, 4: 0}, max(map(len, where)))
+    return held(where, align)
+
+
+def held(where: Sequence[Any], align: int) -> Patch:
+    """Of outputs that are computed one after the other; where: of each, an array of (row, column phase, column) in the stage that it reads."""
     if not (products := sum(map(len, where))):
         return Patch(0, {1: 0, 2: 0, 4: 0}, 0)
-    every, when = np.concatenate(where), np.concatenate(order)
-    if not whole:
-        return Patch(products, {1: products, 2: 0, 4: 0}, max(map(len, where)))
+    every, when = np.concatenate(where), np.repeat(np.arange(len(where)), [len(cells) for cells in where])
     flat = (every[:, 0] * 64 + every[:, 1]) * 65536 + every[:, 2]
     first: Any
     distinct, first, back = np.unique(flat, return_index=True, return_inverse=True)
     last = np.zeros(len(distinct), np.int64)
     np.maximum.at(last, back, when)
-    change = np.zeros(height * width + 1, np.int64)
+    change = np.zeros(len(where) + 1, np.int64)
     np.add.at(change, when[first], 1)
     np.add.at(change, last + 1, -1)
     return Patch(products, _joined(distinct, align), int(change.cumsum().max()))
@@ -125,16 +132,18 @@ def clocks(
     copies: float,
     dram: float,
     l2: float,
+    rounds: float = 2,
 ) -> dict[str, float]:
-    """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
+    """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`; latency as part of a layer of several angles.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
-    and asynchronous copies of a thread. dram, l2: bytes of a block.
+    and asynchronous copies of a thread. dram, l2: bytes of a block. rounds: waits of a warp for global memory.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
     total = products + others + copies * _COPY + _ENTRY
-    resident = max(1, resident_blocks(device, threads, min(255, registers + _MARGIN), shared))
+    block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), _BLOCK, strict=True)]
+    resident = max(1, resident_blocks(device, *block))
     return {
         "dram": dram / units / device.dram,
         "l2": l2 / units / device.l2,
@@ -142,5 +151,5 @@ def clocks(
         "issue": total * warps / units / 4,
         "fma": products * warps / units * WARP / device.fp32_lanes,
         "integer": (copies * _COPY * 0.7 + _ENTRY) * warps / units * WARP / 64,
-        "latency": (2 * device.latency + ISSUE * total) / resident / units,
+        "latency": (rounds * device.latency + ISSUE * total) / resident / units,
     }

@@ -54,13 +54,19 @@ class Gather:
         rows = [t.row for t in self.every] or [0]
         return max(rows) - min(rows) + 1
 
-    def stage(self, columns: int, halo: int = 1, pitch: int = 1) -> Stage:
-        """The padded source for rows of `columns` outputs, its left halo and its pitch rounded up."""
+    def stage(self, columns: int, halo: int = 1, pitch: int = 1, pruned: int | None = None) -> Stage:
+        """The padded source for rows of `columns` outputs, its left halo and its pitch rounded up.
+
+        pruned: axis along which it is not padded; columns are then not parted by the step either.
+        """
+        rows = max(1, self.low(0) + self.source[0] + self.high(0))
+        if pruned == 1:
+            return Stage(self.low(0), 0, rows, 1, round_up(self.source[1], pitch))
         step = self.step[1]
         left = round_up(self.low(1), halo * step)
-        rows = max(1, self.low(0) + self.source[0] + self.high(0))
         count = columns + max([0] + [(t.col + left) // step for t in self.every])
-        return Stage(self.low(0), left, rows, step, round_up(count, pitch))
+        top, rows = (0, self.source[0]) if pruned == 0 else (self.low(0), rows)
+        return Stage(top, left, rows, step, round_up(count, pitch))
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,19 @@ def gather(spec: ConvSpec) -> Gather:
                 here = [((nearest(i, out[0]), nearest(j, out[1])), taps) for (i, j), taps in here]
             terms[a, b] = tuple(t for t in _fold(here) if wrap or (alive(t.row, rows, 1, out[0]) and alive(t.col, cols, 1, out[1])))
     return Gather(out, plane, (1, 1), stride, terms, wrap)
+
+
+def slope_of(spec: ConvSpec) -> int | None:
+    """Columns that the line of taps moves with each row, where that is one whole number and such a line leaves the plane at most once."""
+    g = gather(spec)
+    if g.step != (1, 1) or g.phases != (1, 1):
+        return None
+    slopes = {t.col // t.row if t.row and t.col % t.row == 0 else None for t in g.every if (t.row, t.col) != (0, 0)}
+    if len(slopes) > 1 or None in slopes:
+        return None
+    slope, (height, width) = (slopes.pop() if slopes else 0) or 0, g.source
+    runs_on = not g.wrap or slope * height % width == 0  # as the same line, from the last row to the first
+    return slope if runs_on and abs(slope) * (height - 1) <= width else None
 
 
 def _unwrapped(spec: ConvSpec) -> list[tuple[Offset, tuple[int, ...]]]:

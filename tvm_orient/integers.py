@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .banks import WARP
+
 _U32 = np.uint32
 
 
@@ -26,7 +28,9 @@ class Known(NamedTuple):
 
 
 class Reader(Protocol):
-    """Where operands are read."""
+    """Where operands are read; active: the lanes that execute the instruction."""
+
+    active: Any
 
     def read(self, text: str) -> Known: ...
 
@@ -299,10 +303,22 @@ def _from_predicates(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Resu
     return {o[0]: value}
 
 
+def _vote(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """VOTE.ALL / VOTE.ANY p, q: of the lanes of a warp that execute it."""
+    value = r.read(o[1])
+    if value.known is None or parts[0] not in ("ALL", "ANY"):
+        return {o[0]: _NOTHING}
+    active = r.active.reshape(-1, WARP)
+    votes = np.broadcast_to(value.value, r.active.shape).reshape(-1, WARP)
+    agreed = (votes | ~active).all(1) if parts[0] == "ALL" else (votes & active).any(1)
+    known = (np.broadcast_to(value.known, r.active.shape).reshape(-1, WARP) | ~active).all(1)
+    return {o[0]: Known(np.repeat(agreed, WARP), np.repeat(known, WARP))}
+
+
 INTEGER: dict[str, _Compute] = {
     "S2R": _move, "S2UR": _move, "CS2R": _special, "MOV": _move, "UMOV": _move, "R2UR": _move, "LDC": _move, "ULDC": _move, "LDCU": _move,
     "IMAD": _imad, "UIMAD": _imad, "IADD3": _iadd3, "UIADD3": _iadd3, "VIADD": _add, "IADD": _add, "UIADD": _add, "LEA": _lea, "ULEA": _lea,
     "SHF": _shf, "USHF": _shf, "LOP3": _lop3, "ULOP3": _lop3, "PLOP3": _plop3, "UPLOP3": _plop3, "ISETP": _isetp, "UISETP": _isetp, "SEL": _select,
     "USEL": _select, "IMNMX": _minmax, "VIMNMX": _minmax, "UIMNMX": _minmax, "VIADDMNMX": _minmax, "HFMA2": _half, "PRMT": _prmt, "UPRMT": _prmt, "IABS": _abs,
-    "IDP": _dot, "R2P": _to_predicates, "P2R": _from_predicates,
+    "IDP": _dot, "R2P": _to_predicates, "VOTE": _vote, "VOTEU": _vote, "P2R": _from_predicates,
 }  # fmt: skip

@@ -102,6 +102,7 @@ class _Run:
         self.lanes, self.block = len(lane), lane // padded
         self.special = {"SR_TID.X": (lane % padded).astype(np.uint32), "SR_CTAID.X": np.asarray(blocks, np.uint32)[self.block]}
         self.registers: dict[str, Known] = {}
+        self.active: Any = None
         self.constants = _parameters(kernel, arguments)
         self.trace = Trace(len(blocks), self.lanes // WARP)
         self.loaded: list[Any] = []
@@ -160,6 +161,7 @@ class _Run:
     def _compute(self, step: Step, active: Any) -> None:
         for operand in step.operands[1:]:
             self._await(operand)
+        self.active = active
         compute = INTEGER.get(step.opcode[0])
         results = compute(self, step.opcode[1:], step.operands) if compute else {name: Known(None, None) for name in widths(step.opcode, step.operands[:1])}
         for name, value in results.items():

@@ -7,6 +7,7 @@ A block owns a band of rows of `planes` channels; it stages rows + max dh - min 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,7 +18,7 @@ import numpy as np
 
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
-from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
+from tvm_orient.estimate import Patch, cells, clocks, passes, patch, soft_maximum
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
@@ -29,7 +30,7 @@ _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
-_MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
+MOST_STAGED, MOST_COLLECTED, MOST_WEIGHTS = 33792, 13312, 2048  # bytes: merged angles add the largest of each, and a kernel may have 48 KiB
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
@@ -73,7 +74,7 @@ class SharedPatch(Template):
         """The patches that load least per output, without regard to the block that they are part of."""
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        pitch, weights, ranked = self._pitch(spec, {"pad": 0}), sum(len(t.taps) for t in g.every), []
+        pitch, weights, ranked = _unpadded(spec).columns, sum(len(t.taps) for t in g.every), []
         key = cells(g, -(-width // g.phases[1]), _VECTOR, pitch)
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             area = patch_h * patch_w
@@ -99,7 +100,7 @@ class SharedPatch(Template):
                 fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
                 d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": knobs["vector"][0]}
                 trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0})
-                if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= _MOST_STAGED:
+                if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= MOST_STAGED:
                     yield trial
 
     def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
@@ -117,30 +118,31 @@ class SharedPatch(Template):
 
     def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
         """Float of the stage that each thread's patch begins at."""
-        g, row_of = gather(spec), _stage(spec).phases * self._pitch(spec, decisions)
-        shape = (decisions["planes"], decisions["row_patches"], -(-g.output[1] // decisions["patch_w"]))
-        plane, row, column = np.indices(shape).reshape(3, -1)
-        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * row_of
-        return plane * (self._staged_rows(spec, decisions) * row_of) + down + column * (decisions["patch_w"] // g.phases[1])
+        g, stage = gather(spec), self._stage(spec, decisions)
+        plane, row, column = self._order(spec, decisions)
+        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * stage.phases * stage.columns
+        return plane * self._plane(spec, decisions) + down + column * (decisions["patch_w"] // g.phases[1])
+
+    def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
+        """Plane, row and column of the patch that each thread of a block owns."""
+        shape = (decisions["planes"], decisions["row_patches"], -(-gather(spec).output[1] // decisions["patch_w"]))
+        return np.indices(shape).reshape(3, -1)
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         height, width = g.output
-        pitch, rows = self._pitch(spec, d), self._staged_rows(spec, d)
+        stage, rows = self._stage(spec, d), self._staged_rows(spec, d)
         band = min(height, d["row_patches"] * d["patch_h"])
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
-        align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
-        whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
-        own = patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
+        own = self._own(spec, d)
         warps, outputs = -(-threads // WARP), d["planes"] * band * width
         loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
-        across = min(WARP, threads) * d["planes"] / threads  # channels in a warp
-        staged = d["planes"] * rows * _stage(spec).phases * pitch
+        staged = d["planes"] * rows * stage.phases * stage.columns
         fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
         stores, again = self._stores(g, spec, d)
-        memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * fetched) / WARP
+        memory = warps * (loads + self._weights(spec, d) + stores) + (staged + 1.3 * fetched) / WARP
         if d["collect"]:
             memory += 2 * outputs / WARP
         others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
@@ -149,12 +151,24 @@ class SharedPatch(Template):
         l2 = spec.itemsize * (fetched + again * outputs)
         return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
 
+    def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
+        """What a thread's patch loads and holds."""
+        g = gather(spec)
+        height, width, pitch = *g.output, self._stage(spec, d).columns
+        align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
+        whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
+        return patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
+
+    def _weights(self, spec: ConvSpec, d: Decisions) -> float:
+        """Passes of a warp that load weights: those of several channels lie in a line each."""
+        threads = self._threads(spec, d)
+        return len([s for t in gather(spec).every for s in t.taps]) * max(1.0, min(WARP, threads) * d["planes"] / threads)
+
     def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
         """Passes of a warp that store its patches, and how often each sector is written."""
         if d["patch_w"] in (2, 4) and self._vector_store(spec, d):
             return d["patch_h"] * d["patch_w"] * 1.25, 1.0
-        columns = -(-g.output[1] // d["patch_w"])
-        _, row, column = np.indices((d["planes"], d["row_patches"], columns)).reshape(3, -1)
+        _, row, column = self._order(spec, d)
         base = row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
         return d["patch_h"] * d["patch_w"] * passes(base, 1, lines=not d["collect"]), 1.0 if d["collect"] else min(8.0, d["patch_w"])
 
@@ -170,20 +184,29 @@ class SharedPatch(Template):
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged tile."""
-        g = gather(spec)
-        row_of = _stage(spec).phases * self._pitch(spec, decisions)
-        collected = decisions["row_patches"] * decisions["patch_h"] * g.output[1] if decisions["collect"] else 0
-        return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of + collected) * DTYPES[spec.sums]
+        collected = decisions["row_patches"] * decisions["patch_h"] * gather(spec).output[1] if decisions["collect"] else 0
+        weights = spec.kernel_size if decisions["weights_shared"] else 0
+        return decisions["planes"] * (self._plane(spec, decisions) + self._apart(collected, decisions) + weights) * DTYPES[spec.sums]
+
+    def _plane(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Floats from one staged plane to the next."""
+        stage = self._stage(spec, decisions)
+        return self._apart(self._staged_rows(spec, decisions) * stage.phases * stage.columns, decisions)
+
+    def _apart(self, size: int, decisions: Decisions) -> int:
+        """Floats from one plane in shared memory to the next, of planes of this size."""
+        return size
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""
         g = gather(spec)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return min(rows, _stage(spec).rows)
+        return min(rows, self._stage(spec, decisions).rows)
 
-    def _pitch(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Columns of a staged row: whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
-        return _stage(spec).columns + decisions["pad"]
+    def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
+        """The staged source; its rows hold whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
+        stage = _unpadded(spec)
+        return dataclasses.replace(stage, columns=stage.columns + decisions["pad"])
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
@@ -191,15 +214,15 @@ class SharedPatch(Template):
             return f"a block would have {threads} threads, at most 1024"
         if shared > min(device.shared_memory, 49152):
             return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
-        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > _MOST_COLLECTED:
-            return f"a block would collect more than {_MOST_COLLECTED} bytes of results"
+        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > MOST_COLLECTED:
+            return f"a block would collect more than {MOST_COLLECTED} bytes of results"
         work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"], sweep=True)
+        return Form(halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], sweep=True)
 
     def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
         """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
@@ -217,6 +240,10 @@ class SharedPatch(Template):
             sch.compute_at(weights, block, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1)
 
+    def _thread(self, sch: Any, plane: Any, row: Any, column: Any, decisions: Decisions) -> Any:
+        """The loop over a block's threads, in the order of `_order`."""
+        return sch.fuse(plane, row, column)
+
     def _direct(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
         """Each thread stores its own patch: (loop over blocks, threads)."""
         out = sch.cache_write(y, 0, "local") if self._vector_store(spec, decisions) else y
@@ -225,7 +252,7 @@ class SharedPatch(Template):
         band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
         column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
         sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
-        block, thread = sch.fuse(n, block_c, band), sch.fuse(plane, row, column)
+        block, thread = sch.fuse(n, block_c, band), self._thread(sch, plane, row, column, decisions)
         sch.bind(block, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
         if out != y:
@@ -252,7 +279,7 @@ class SharedPatch(Template):
         patch, pixel_h = sch.split(y_row, [None, decisions["patch_h"]])
         column, pixel_w = sch.split(y_w, [None, decisions["patch_w"]])
         sch.reorder(y_plane, patch, column, pixel_h, pixel_w)
-        thread = sch.fuse(y_plane, patch, column)
+        thread = self._thread(sch, y_plane, patch, column, decisions)
         threads = int(sch.get(thread).extent)
         sch.bind(thread, "threadIdx.x")
         sch.unroll(pixel_h)
@@ -267,7 +294,7 @@ class SharedPatch(Template):
 
 
 @functools.lru_cache(maxsize=1024)
-def _stage(spec: ConvSpec) -> Stage:
+def _unpadded(spec: ConvSpec) -> Stage:
     """The staged source without padding against bank conflicts."""
     g = gather(spec)
     return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)

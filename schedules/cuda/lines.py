@@ -1,0 +1,148 @@
+"""CUDA: a thread owns a line of the plane along the taps: a column, or a diagonal that leaves the plane at one side and comes back at the other.
+
+For taps on a line of whole slope (45, 90 and 135 degrees). Every pixel belongs to one thread, which loads it once, in rows that
+neighbouring lanes share, and keeps it in a register for all its taps: no shared memory, no halo and no barrier.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from tvm_orient.banks import WARP
+from tvm_orient.device import Device
+from tvm_orient.estimate import clocks, passes, soft_maximum
+from tvm_orient.figures import figures, has_figures
+from tvm_orient.form import Form
+from tvm_orient.gather import gather, round_up, slope_of
+from tvm_orient.spec import DTYPES, ConvSpec
+
+from ..base import Decisions, Template, cooperate
+from .shared_patch import MOST_STAGED, MOST_WEIGHTS
+
+_VECTOR = 4
+_MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
+_MOST_UNROLLED = 4096  # multiply-adds of one thread
+_MOST_THREADS = 128  # of an untuned block
+_PIXEL = 6  # instructions of a pixel beside its multiply-adds: address, load, store and the side that it is on
+
+
+class Lines(Template):
+    """conv and conv_dx, stride 1."""
+
+    name, version, kind, ops = "lines", 1, "cuda", ("conv", "conv_dx")
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
+        if spec.taps.groups > 1:
+            return None
+        if slope_of(spec) is None:
+            return "for stride 1, and taps on a line of whole slope that leaves the plane at most once"
+        if spec.height > _MOST_ROWS:
+            return f"keeps a line of at most {_MOST_ROWS} rows in registers, got {spec.height}"
+        if (work := self._products(spec)) > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return self._invalid(spec, device, {"planes": 1, "staged": 0, "weights_shared": 0})
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        return {"planes": (1, 2, 4, 8, 16, 32), "staged": (0, 1), "weights_shared": (0, 1)}
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        knobs = self.knobs(spec, device)
+        every = itertools.product(*knobs.values())
+        trials = [dict(zip(knobs, values, strict=True)) for values in every if spec.channels % values[0] == 0]
+        fitting = [t for t in trials if t["planes"] * spec.width <= _MOST_THREADS and self._invalid(spec, device, t) is None]
+        return min(fitting or trials[:1], key=lambda trial: soft_maximum(self.estimate(spec, device, trial)))
+
+    def _products(self, spec: ConvSpec) -> int:
+        """Multiply-adds of a line: both of its parts are summed over all of it."""
+        g = gather(spec)
+        inside = [1 for t in g.every for i in range(spec.height) if g.wrap or 0 <= i + t.row < spec.height]
+        return len(inside) * (2 if slope_of(spec) and not g.wrap else 1)
+
+    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Bytes of the staged planes and weights; consecutive lanes read consecutive banks, from one plane to the next as well."""
+        ahead = round_up(spec.width, _VECTOR) % WARP
+        plane = round_up(spec.height * spec.width - ahead, WARP) + ahead if decisions["staged"] else 0
+        return decisions["planes"] * (plane + self._weights(spec, decisions)) * DTYPES[spec.sums]
+
+    def _weights(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Staged weights of a plane."""
+        return spec.kernel_size if decisions["weights_shared"] else 0
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        if (threads := decisions["planes"] * spec.width) > 1024:
+            return f"a block would have {threads} threads, at most 1024"
+        if (weights := decisions["planes"] * self._weights(spec, decisions) * DTYPES[spec.sums]) > MOST_WEIGHTS:
+            return f"a block would stage {weights} bytes of weights, at most {MOST_WEIGHTS}"
+        if (staged := self._shared(spec, decisions) - weights) > MOST_STAGED:
+            return f"a block would stage {staged} bytes, at most {MOST_STAGED}"
+        return None
+
+    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
+        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
+        g, figure, planes = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions["planes"]
+        pixels, threads = spec.height * spec.width, planes * spec.width
+        plane, column = np.indices((planes, spec.width)).reshape(2, -1)
+        warps, live = -(-threads // 32), len([s for t in g.every for s in t.taps])
+        row = passes(plane * pixels + column, 1, lines=True)
+        if decisions["staged"]:
+            loads, copies = spec.height * 1.2 + 2.3 * planes * pixels / threads, pixels / spec.width / _VECTOR
+        else:
+            loads, copies = spec.height * row, 0.0
+        if decisions["weights_shared"]:
+            loads += live * passes(plane * spec.kernel_size, 1) + 2 * spec.kernel_size * planes / threads
+        else:
+            loads += live * passes(plane * WARP, 1, lines=True)
+        memory = warps * (loads + 1.2 * spec.height * row)
+        moved = spec.itemsize * planes * 2 * pixels
+        held = min(spec.height, g.span() + 8) + live
+        others = 2 * live + _PIXEL * spec.height
+        shared = self._shared(spec, decisions)
+        rounds = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for
+        return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, rounds)
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        return Form(line=True, narrow=True, bare=not decisions["staged"])
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        y, first = sch.get_sblock("y"), sch.get_sblock("first_sum")
+        reads = [region.source.name for region in sch.get(first).reads]
+        weights = sch.cache_read(first, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
+        n, c, row, line = sch.get_loops(y)
+        block_c, plane = sch.split(c, [None, math.gcd(int(sch.get(c).extent), decisions["planes"])])
+        sch.reorder(n, block_c, plane, line, row)
+        thread = sch.fuse(plane, line)
+        block = sch.fuse(n, block_c)
+        sch.bind(block, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+        sch.unroll(row)
+        two = bool(slope_of(spec)) and not gather(spec).wrap
+        parts = [("second_sum", row), ("first_sum", row), ("second", thread), ("first", thread)] if two else [("first_sum", row), ("first", thread)]
+        for name, where in [*parts, *([] if decisions["staged"] else [("stage", thread)])]:
+            part = sch.get_sblock(name)
+            sch.set_scope(part, 0, "local")
+            sch.compute_at(part, where, preserve_unit_loops=True)
+            for loop in sch.get_loops(part)[-4:]:
+                sch.unroll(loop)
+        threads = int(sch.get(thread).extent)
+        if weights is not None:
+            sch.compute_at(weights, block, preserve_unit_loops=True)
+            cooperate(sch, weights, threads, 1)
+        if decisions["staged"]:
+            stage = sch.get_sblock("stage")
+            sch.compute_at(stage, block, preserve_unit_loops=True)
+            cooperate(sch, stage, threads, int(sch.get(sch.get_loops(stage)[-1]).extent))
+            sch.storage_align(stage, 0, 1, WARP, round_up(spec.width, _VECTOR) % WARP)
+
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        from tvm_orient.lines import in_place
+
+        return in_place(func, spec)
+
+
+TEMPLATE = Lines()
