@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -114,4 +115,36 @@ def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
     _, thread = sch.split(loop, [None, threads])
     sch.bind(thread, "threadIdx.x")
     if vector > 1:
+        sch.vectorize(last)
+
+
+def by_rows(planes: int, rows: int, across: int, threads: int) -> tuple[int, int, int]:
+    """How `cooperate_by_rows` parts planes of rows of `across` vectors: planes and rows at once, and turns; no rows where one does not fit."""
+    at_once = threads // across
+    if at_once < rows:
+        turns = -(-rows // max(1, at_once))
+        return 1, min(at_once, -(-rows // turns)), planes * turns
+    turns = -(-planes // (at_once // rows))
+    return -(-planes // turns), rows, turns
+
+
+def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int) -> None:
+    """As `cooperate`, for staged planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn.
+
+    So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
+    """
+    n, plane, row, *columns = sch.get_loops(block)[1:]
+    last = columns.pop() if vector > 1 else None
+    across = math.prod(int(sch.get(loop).extent) for loop in columns)
+    planes, rows, _ = by_rows(int(sch.get(plane).extent), int(sch.get(row).extent), across, threads)
+    if not rows:
+        cooperate(sch, block, threads, vector)
+        return
+    sch.set_scope(block, 0, "shared")
+    turn, plane = sch.split(plane, [None, planes])
+    step, row = sch.split(row, [None, rows])
+    sch.reorder(turn, step, plane, row)
+    sch.fuse(n, turn, step)
+    sch.bind(sch.fuse(plane, row, *columns), "threadIdx.x")
+    if last is not None:
         sch.vectorize(last)

@@ -125,15 +125,17 @@ def clocks(
     copies: float,
     dram: float,
     l2: float,
+    copy: float = _COPY,
+    waits: int = 2,
 ) -> dict[str, float]:
     """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
-    and asynchronous copies of a thread. dram, l2: bytes of a block.
+    and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
-    total = products + others + copies * _COPY + _ENTRY
+    total = products + others + copies * copy + _ENTRY
     resident = max(1, resident_blocks(device, threads, min(255, registers + _MARGIN), shared))
     return {
         "dram": dram / units / device.dram,
@@ -141,6 +143,6 @@ def clocks(
         "memory": memory / units,
         "issue": total * warps / units / 4,
         "fma": products * warps / units * WARP / device.fp32_lanes,
-        "integer": (copies * _COPY * 0.7 + _ENTRY) * warps / units * WARP / 64,
-        "latency": (2 * device.latency + ISSUE * total) / resident / units,
+        "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
+        "latency": (waits * device.latency + ISSUE * total) / resident / units,
     }

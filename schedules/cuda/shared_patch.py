@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tvm_orient.banks import WARP
+from tvm_orient.batches import batches
 from tvm_orient.device import Device
 from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
 from tvm_orient.figures import figures, has_figures
@@ -23,20 +24,22 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, cooperate, most_dividing, quads
+from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, most_dividing, quads
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
 _MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
+_PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
+_CONVERTED = 4  # instructions of a copy of half precision, besides a conversion for each value
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 3, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 4, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -63,7 +66,7 @@ class SharedPatch(Template):
             "vector": quads(spec),
             "weights_shared": (0, 1),
             "collect": (0, 1),
-            "pad": (0, 4, 8, 12, 16, 20, 24, 28),
+            "pad": (0, 4, 8, 12, 16, 20, 24, 28) if spec.dtype == "float32" else _PADS,
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -84,7 +87,7 @@ class SharedPatch(Template):
                 covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
                 loads = sum(count * (4 if patch_w // g.phases[1] == 4 else words) for words, count in own.loads.items())
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
-        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[:_PATCHES]]
+        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES]]
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
@@ -93,7 +96,7 @@ class SharedPatch(Template):
         planes = [p for p in knobs["planes"] if spec.channels % p == 0]
         for patch_h, patch_w in self._patches(spec, device):
             rows, columns = -(-height // patch_h), -(-width // patch_w)
-            collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1 and spec.dtype == "float32")
+            collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
             bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)})
             for row_patches in bands:
                 fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
@@ -106,7 +109,10 @@ class SharedPatch(Template):
         """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
         words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
         best, fewest = decisions, math.inf
-        for pad in (0, 4, 8, 12, 16, 20, 24, 28) if decisions["row_patches"] > 1 and gather(spec).phases == (1, 1) else ():
+        wide = math.gcd(decisions["patch_w"], _VECTOR)  # what a lane loads at once must stay aligned
+        pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
+        apart = decisions["row_patches"] > 1 or (spec.dtype != "float32" and decisions["planes"] > 1)
+        for pad in pads if apart and gather(spec).phases == (1, 1) else ():
             trial = {**decisions, "pad": pad}
             count = passes(self._lanes(spec, trial)[: 2 * WARP], words)
             if count < fewest:
@@ -140,22 +146,34 @@ class SharedPatch(Template):
         staged = d["planes"] * rows * _stage(spec).phases * pitch
         fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
         stores, again = self._stores(g, spec, d)
-        memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * fetched) / WARP
+        part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
+        memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * part * fetched) / WARP
         if d["collect"]:
-            memory += 2 * outputs / WARP
+            memory += 2 * part * outputs / WARP
         others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
         copies = staged / d["vector"] / threads + (outputs / threads / _VECTOR if d["collect"] else 0)
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
         l2 = spec.itemsize * (fetched + again * outputs)
-        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
+        if part == 1:
+            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
+        *_, turns = by_rows(d["planes"], rows, _stage(spec).phases * pitch // d["vector"], threads)
+        waits = 1 + batches(turns, d["vector"])
+        return clocks(
+            figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, turns, dram, l2, _CONVERTED + d["vector"], waits
+        )
 
     def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
         """Passes of a warp that store its patches, and how often each sector is written."""
-        if d["patch_w"] in (2, 4) and self._vector_store(spec, d):
+        vector = d["patch_w"] in (2, 4) and self._vector_store(spec, d)
+        if vector and spec.dtype == "float32":
             return d["patch_h"] * d["patch_w"] * 1.25, 1.0
         columns = -(-g.output[1] // d["patch_w"])
-        _, row, column = np.indices((d["planes"], d["row_patches"], columns)).reshape(3, -1)
+        plane, row, column = np.indices((d["planes"], d["row_patches"], columns)).reshape(3, -1)
         base = row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
+        if spec.dtype != "float32":  # two values a word
+            base = (base + plane * (d["row_patches"] * d["patch_h"] * g.output[1])) // 2
+        if vector:
+            return d["patch_h"] * passes(base, d["patch_w"] // 2, lines=True), 1.0
         return d["patch_h"] * d["patch_w"] * passes(base, 1, lines=not d["collect"]), 1.0 if d["collect"] else min(8.0, d["patch_w"])
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -173,7 +191,7 @@ class SharedPatch(Template):
         g = gather(spec)
         row_of = _stage(spec).phases * self._pitch(spec, decisions)
         collected = decisions["row_patches"] * decisions["patch_h"] * g.output[1] if decisions["collect"] else 0
-        return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of + collected) * DTYPES[spec.sums]
+        return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of * DTYPES[spec.sums] + collected * spec.itemsize)
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""
@@ -193,6 +211,8 @@ class SharedPatch(Template):
             return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
         if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > _MOST_COLLECTED:
             return f"a block would collect more than {_MOST_COLLECTED} bytes of results"
+        if decisions["pad"] % decisions["vector"]:
+            return f"pad: rows must be whole vectors of {decisions['vector']}, got {decisions['pad']}"
         work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
@@ -204,7 +224,7 @@ class SharedPatch(Template):
     def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
         """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
         width = decisions["patch_w"]
-        return spec.dtype == "float32" and width in (2, 4) and gather(spec).output[1] % width == 0
+        return width in (2, 4) and gather(spec).output[1] % width == 0
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
@@ -212,7 +232,7 @@ class SharedPatch(Template):
         weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
         block, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
-        cooperate(sch, stage, threads, decisions["vector"])
+        (cooperate if spec.dtype == "float32" else cooperate_by_rows)(sch, stage, threads, decisions["vector"])
         if weights is not None:
             sch.compute_at(weights, block, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1)
@@ -257,7 +277,7 @@ class SharedPatch(Template):
         sch.bind(thread, "threadIdx.x")
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
-        vector = next(v for v in (4, 2, 1) if (spec.dtype == "float32" and gather(spec).output[1] % v == 0) or v == 1)
+        vector = next(v for v in (4, 2, 1) if gather(spec).output[1] % v == 0)
         group, lanes = sch.split(w, [None, vector])
         _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
         sch.bind(inner, "threadIdx.x")
