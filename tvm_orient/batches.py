@@ -33,7 +33,7 @@ template <> __device__ __forceinline__ uint2 tvm_orient_load<uint2>(const void* 
 #endif
 """
 _MOST_HELD = 32  # registers of a batch, which has at most that many turns
-_MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
+MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
 _HALF = "(?:half|nv_bfloat16)"
 _RAW = {"": "unsigned short", "2": "unsigned", "4": "uint2"}  # by lanes: the type that holds them as they lie in memory
 _LOOP = re.compile(
@@ -65,7 +65,9 @@ class _Load(NamedTuple):
 def batched(source: str) -> str:
     """The source with every loop that copies half precision from global to shared memory parted into batches of turns."""
     types = {name: kind for kind, name in _POINTER.findall(source)}
-    changed = _LOOP.sub(lambda loop: _parted(loop, types), source) if types else source
+    if not types:
+        return source
+    changed = _LOOP.sub(lambda loop: _parted(loop, types), source)
     if changed == source:
         return source
     head, mark, rest = changed.partition('extern "C"')
@@ -90,7 +92,7 @@ def _parted(loop: re.Match[str], types: dict[str, str]) -> str:
     fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = tvm_orient_load<{raw}>({load.address}, {inside});"]
     store = _without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}")
     lines = [
-        f"#pragma unroll {turns if turns <= _MOST_UNROLLED else 1}",
+        f"#pragma unroll {turns if turns <= MOST_UNROLLED else 1}",
         f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
         f"  {raw} tvm_orient_held[{each}];",
     ]

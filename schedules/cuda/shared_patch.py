@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from tvm_orient.banks import WARP
-from tvm_orient.batches import batches
 from tvm_orient.device import Device
 from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
 from tvm_orient.figures import figures, has_figures
@@ -24,7 +23,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, most_dividing, quads
+from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, most_dividing, quads
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
@@ -32,7 +31,6 @@ _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
 _MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
 _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
-_CONVERTED = 4  # instructions of a copy of half precision, besides a conversion for each value
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
@@ -157,10 +155,9 @@ class SharedPatch(Template):
         if part == 1:
             return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
         *_, turns = by_rows(d["planes"], rows, _stage(spec).phases * pitch // d["vector"], threads)
-        waits = 1 + batches(turns, d["vector"])
-        return clocks(
-            figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, turns, dram, l2, _CONVERTED + d["vector"], waits
-        )
+        memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
+        shared, copy = self._shared(spec, d), copied_by_rows(d["vector"], turns)
+        return clocks(figure, threads, outputs, shared, own.alive, memory, own.products, others, turns, dram, l2, *copy)
 
     def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
         """Passes of a warp that store its patches, and how often each sector is written."""
