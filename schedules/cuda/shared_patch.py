@@ -20,7 +20,7 @@ from tvm_orient.device import Device
 from tvm_orient.estimate import cells, clocks, passes, patch, soft_maximum
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather
+from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, most_dividing, quads
@@ -56,6 +56,7 @@ class SharedPatch(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8, 14, 28, 56) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 3, 4, 5, 7) if p % g.phases[1] == 0) or (g.phases[1],)
+        apart = {} if spec.dtype == "float32" else {"skew": (0, 2, 4)}
         return {
             "patch_h": heights,
             "patch_w": widths,
@@ -65,6 +66,7 @@ class SharedPatch(Template):
             "weights_shared": (0, 1),
             "collect": (0, 1),
             "pad": (0, 4, 8, 12, 16, 20, 24, 28) if spec.dtype == "float32" else _PADS,
+            **apart,
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -99,7 +101,7 @@ class SharedPatch(Template):
             for row_patches in bands:
                 fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
                 d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": knobs["vector"][0]}
-                trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0})
+                trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0, **({"skew": 0} if "skew" in knobs else {})})
                 if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= _MOST_STAGED:
                     yield trial
 
@@ -110,8 +112,9 @@ class SharedPatch(Template):
         wide = math.gcd(decisions["patch_w"], _VECTOR)  # what a lane loads at once must stay aligned
         pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
         apart = decisions["row_patches"] > 1 or (spec.dtype != "float32" and decisions["planes"] > 1)
-        for pad in pads if apart and gather(spec).phases == (1, 1) else ():
-            trial = {**decisions, "pad": pad}
+        skews = (0, 4, 2) if "skew" in decisions and decisions["planes"] > 1 else (0,)
+        for skew, pad in itertools.product(skews, pads) if apart and gather(spec).phases == (1, 1) else ():
+            trial = {**decisions, "pad": pad, **({"skew": skew} if "skew" in decisions else {})}
             count = passes(self._lanes(spec, trial)[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
@@ -125,7 +128,7 @@ class SharedPatch(Template):
         shape = (decisions["planes"], decisions["row_patches"], -(-g.output[1] // decisions["patch_w"]))
         plane, row, column = np.indices(shape).reshape(3, -1)
         down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * row_of
-        return plane * (self._staged_rows(spec, decisions) * row_of) + down + column * (decisions["patch_w"] // g.phases[1])
+        return plane * self._apart(self._staged_rows(spec, decisions) * row_of, decisions) + down + column * (decisions["patch_w"] // g.phases[1])
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
@@ -145,6 +148,8 @@ class SharedPatch(Template):
         fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
         stores, again = self._stores(g, spec, d)
         part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
+        if part < 1:  # the last band may have fewer rows
+            outputs = d["planes"] * height * width / -(-height // band)
         memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * part * fetched) / WARP
         if d["collect"]:
             memory += 2 * part * outputs / WARP
@@ -178,7 +183,8 @@ class SharedPatch(Template):
         knobs = self.knobs(spec, device)
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
-        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
+        least = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
+        return {**least, "skew": 0} if "skew" in knobs else least
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
@@ -188,7 +194,13 @@ class SharedPatch(Template):
         g = gather(spec)
         row_of = _stage(spec).phases * self._pitch(spec, decisions)
         collected = decisions["row_patches"] * decisions["patch_h"] * g.output[1] if decisions["collect"] else 0
-        return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of * DTYPES[spec.sums] + collected * spec.itemsize)
+        plane = self._apart(self._staged_rows(spec, decisions) * row_of, decisions)
+        return decisions["planes"] * (plane * DTYPES[spec.sums] + collected * spec.itemsize)
+
+    def _apart(self, size: int, decisions: Decisions) -> int:
+        """Floats from one plane in shared memory to the next, of planes of this size."""
+        skew = decisions.get("skew", 0)
+        return round_up(size - skew, 2 * skew) + skew if skew else size
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""
@@ -208,8 +220,9 @@ class SharedPatch(Template):
             return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
         if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > _MOST_COLLECTED:
             return f"a block would collect more than {_MOST_COLLECTED} bytes of results"
-        if decisions["pad"] % decisions["vector"]:
-            return f"pad: rows must be whole vectors of {decisions['vector']}, got {decisions['pad']}"
+        for name in ("pad", "skew"):
+            if decisions.get(name, 0) % decisions["vector"]:
+                return f"{name}: rows and planes must begin at whole vectors of {decisions['vector']}, got {decisions[name]}"
         work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
@@ -230,6 +243,8 @@ class SharedPatch(Template):
         block, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
         (cooperate if spec.dtype == "float32" else cooperate_by_rows)(sch, stage, threads, decisions["vector"])
+        if skew := decisions.get("skew", 0):
+            sch.storage_align(stage, 0, 1, 2 * skew, skew)
         if weights is not None:
             sch.compute_at(weights, block, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1)
