@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from tvm_orient.batches import MOST_UNROLLED, batches
 from tvm_orient.device import Device
 from tvm_orient.form import Form
 from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]
+_BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
 
 
 class Template(ABC):
@@ -114,4 +117,46 @@ def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
     _, thread = sch.split(loop, [None, threads])
     sch.bind(thread, "threadIdx.x")
     if vector > 1:
+        sch.vectorize(last)
+
+
+def by_rows(planes: int, rows: int, across: int, threads: int) -> tuple[int, int, int]:
+    """How `cooperate_by_rows` parts planes of rows of `across` vectors: planes and rows at once, and turns; no rows where one is too long."""
+    at_once = threads // across
+    if at_once == 0:
+        return 1, 0, -(-planes * rows * across // threads)
+    if at_once >= rows:
+        together = most_dividing(planes, at_once // rows)
+        return together, rows, planes // together
+    even = -(-rows // -(-rows // at_once))
+    while rows % even and math.gcd(rows, even) > 1:  # TVM would stage the rows of a last turn that do not exist
+        even -= 1
+    return 1, even, planes * -(-rows // even)
+
+
+def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
+    """(instructions of a copy, waits for memory) of images of half precision that are staged in so many turns each."""
+    copy = vector + (_BY_ROWS if max(turns) <= MOST_UNROLLED else _ROLLED)
+    return copy, 1 + sum(batches(count, vector) for count in turns)
+
+
+def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int) -> None:
+    """As `cooperate`, for staged planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn.
+
+    So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
+    """
+    n, plane, row, *columns = sch.get_loops(block)[1:]
+    last = columns.pop() if vector > 1 else None
+    across = math.prod(int(sch.get(loop).extent) for loop in columns)
+    planes, rows, *_ = by_rows(int(sch.get(plane).extent), int(sch.get(row).extent), across, threads)
+    if not rows:
+        cooperate(sch, block, threads, vector)
+        return
+    sch.set_scope(block, 0, "shared")
+    turn, plane = sch.split(plane, [None, planes])
+    step, row = sch.split(row, [None, rows])
+    sch.reorder(turn, step, plane, row)
+    sch.fuse(n, turn, step)
+    sch.bind(sch.fuse(plane, row, *columns), "threadIdx.x")
+    if last is not None:
         sch.vectorize(last)

@@ -22,7 +22,8 @@ from tvm_orient import lower
 from tvm_orient.device import Device
 
 _DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
-_SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?float (\w+)\[(\d+)\];")
+_SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(float|half|nv_bfloat16) (\w+)\[(\d+)\];")
+_TYPE = re.compile(r"(\w+)\* __restrict__")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _WALL = 64
 _FAULTS = {
@@ -43,6 +44,26 @@ struct Index { int x, y, z; };
 static Index threadIdx, blockIdx;
 static int fault;
 static inline void aligned(const void* p, int bytes) { if ((uintptr_t)p % bytes) fault = 3; }
+static inline float word(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+static inline uint32_t bits_of(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+static inline uint16_t bfloat_of(float f) {  // to nearest, ties to even
+  uint32_t bits = bits_of(f);
+  return f != f ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static inline float half_value(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return word(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  return word(sign | bits_of(word(rest << 13) * 0x1p112f));  // by the exponents' distance, subnormals included
+}
+static inline uint16_t half_of(float f) {  // to nearest, ties to even
+  uint32_t sign = bits_of(f) >> 16 & 0x8000;
+  float size = fabsf(f);
+  if (f != f) return 0x7e00;
+  if (size >= 65520.0f) return sign | 0x7c00;
+  if (size < 0x1p-14f) return sign | (uint16_t)nearbyintf(size * 0x1p24f);
+  uint32_t bits = bits_of(size);
+  return sign | (bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13;
+}
 struct float2 { float x, y; float2() {} float2(float a, float b) : x(a), y(b) {}
   float2(const float2& o) { aligned(&o, 8); x = o.x; y = o.y; }
   float2& operator=(const float2& o) { aligned(&o, 8); aligned(this, 8); x = o.x; y = o.y; return *this; } } __attribute__((aligned(8)));
@@ -51,6 +72,23 @@ struct float4 { float x, y, z, w; float4() {} float4(float a, float b, float c, 
   float4& operator=(const float4& o) { aligned(&o, 16); aligned(this, 16); x = o.x; y = o.y; z = o.z; w = o.w; return *this; } } __attribute__((aligned(16)));
 static inline float2 make_float2(float a, float b) { return float2(a, b); }
 static inline float4 make_float4(float a, float b, float c, float d) { return float4(a, b, c, d); }
+struct half { uint16_t bits; half() {} half(float f) : bits(half_of(f)) {} operator float() const { return half_value(bits); } };
+struct nv_bfloat16 { uint16_t bits; nv_bfloat16() {} nv_bfloat16(float f) : bits(bfloat_of(f)) {}
+  operator float() const { return word((uint32_t)bits << 16); } };
+template <class T> struct alignas(4) pair_of { T x, y; pair_of() {}
+  pair_of(const pair_of& o) { aligned(&o, 4); x = o.x; y = o.y; }
+  pair_of& operator=(const pair_of& o) { aligned(&o, 4); aligned(this, 4); x = o.x; y = o.y; return *this; } };
+template <class T> struct alignas(8) four_of { T x, y, z, w; four_of() {}
+  four_of(const four_of& o) { aligned(&o, 8); x = o.x; y = o.y; z = o.z; w = o.w; }
+  four_of& operator=(const four_of& o) { aligned(&o, 8); aligned(this, 8); x = o.x; y = o.y; z = o.z; w = o.w; return *this; } };
+typedef pair_of<half> half2; typedef pair_of<nv_bfloat16> nv_bfloat162;
+typedef four_of<half> half4; typedef four_of<nv_bfloat16> nv_bfloat164;
+struct alignas(8) uint2 { unsigned x, y; };
+template <class T> static T tvm_orient_load(const void* from, bool inside) {
+  T value = {};
+  if (inside) { aligned(from, sizeof(T)); memcpy(&value, from, sizeof(T)); }
+  return value;
+}
 template <class A, class B> static inline auto min(A a, B b) { return a < b ? a : b; }
 template <class A, class B> static inline auto max(A a, B b) { return a > b ? a : b; }
 #define __global__
@@ -103,11 +141,12 @@ static void tvm_orient_arrived() {
 static void (*body)();
 static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
 
-static void wall(float* room, int size, bool check) {
-  unsigned* words = (unsigned*)room;
+// T: what is compared and poisoned, of the size of a value; a NaN in every type
+template <class T> static void wall(void* room, int size, bool check) {
+  T* words = (T*)room;
   for (int i = 0; i < size + 2 * WALL; ++i) {
-    if (!check) words[i] = POISON;
-    else if ((i < WALL || i >= size + WALL) && words[i] != POISON) fault = 2;
+    if (!check) words[i] = sizeof(T) == 4 ? POISON : POISON >> 16 | 0x7fff;
+    else if ((i < WALL || i >= size + WALL) && words[i] != (sizeof(T) == 4 ? POISON : POISON >> 16 | 0x7fff)) fault = 2;
   }
 }
 
@@ -184,7 +223,7 @@ class Blocks:
         assert len(matches) == len(sizes), f"{len(sizes)} nests became {len(matches)} kernels"
         for index, match in enumerate(matches):
             names = tuple(part.split()[-1].removesuffix("_ptr") for part in match[3].split(","))
-            texts.append(_kernel(index, match[3], len(names), body_of(self.source, match.end())))
+            texts.append(_kernel(index, match[3], body_of(self.source, match.end())))
             self.launches.append(Launch(*sizes[index], int(match[1] or 1024), names))
         with tempfile.TemporaryDirectory() as folder:
             text, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
@@ -204,14 +243,14 @@ class Blocks:
             assert fault == 0, f"kernel {index}: {_FAULTS[fault]}"
 
 
-def _kernel(index: int, params: str, count: int, body: str) -> str:
+def _kernel(index: int, params: str, body: str) -> str:
     """C++ of one kernel: its shared buffers stand outside, between walls, and are poisoned before each block."""
     buffers = _SHARED.findall(body)
     body = _SHARED.sub("", body)
     assert "__shared__" not in body, "a shared buffer of another form than the emulation knows"
-    rooms = [f"static float {n}_room[{int(s) + 2 * _WALL}] __attribute__((aligned(256))); static float* const {n} = {n}_room + {_WALL};" for n, s in buffers]
-    walls = [f"wall({n} - {_WALL}, {s}, check);" for n, s in buffers]
-    arguments = [f"(float*)arguments[{i}]" for i in range(count)]
+    rooms = [f"static {t} {n}_room[{int(s) + 2 * _WALL}] __attribute__((aligned(256))); static {t}* const {n} = {n}_room + {_WALL};" for t, n, s in buffers]
+    walls = [f"wall<{'unsigned' if t == 'float' else 'uint16_t'}>({n} - {_WALL}, {s}, check);" for t, n, s in buffers]
+    arguments = [f"({t}*)arguments[{i}]" for i, t in enumerate(_TYPE.findall(params))]
     return _KERNEL % {
         "index": index, "params": params, "body": body, "shared": "\n".join(rooms), "walls": " ".join(walls), "arguments": ", ".join(arguments),
     }  # fmt: skip

@@ -132,16 +132,17 @@ def clocks(
     copies: float,
     dram: float,
     l2: float,
-    rounds: float = 2,
+    copy: float = _COPY,
+    waits: float = 2,
 ) -> dict[str, float]:
     """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`; latency as part of a layer of several angles.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
-    and asynchronous copies of a thread. dram, l2: bytes of a block. rounds: waits of a warp for global memory.
+    and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
-    total = products + others + copies * _COPY + _ENTRY
+    total = products + others + copies * copy + _ENTRY
     block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), _BLOCK, strict=True)]
     resident = max(1, resident_blocks(device, *block))
     return {
@@ -150,6 +151,6 @@ def clocks(
         "memory": memory / units,
         "issue": total * warps / units / 4,
         "fma": products * warps / units * WARP / device.fp32_lanes,
-        "integer": (copies * _COPY * 0.7 + _ENTRY) * warps / units * WARP / 64,
-        "latency": (rounds * device.latency + ISSUE * total) / resident / units,
+        "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
+        "latency": (waits * device.latency + ISSUE * total) / resident / units,
     }

@@ -158,11 +158,12 @@ def cuda_source(module: Any, device: Device) -> str:
 
 
 def _finished(source: str, arch: str) -> str:
-    """CUDA source with what TVM cannot say: branches that may hold barriers, and from sm_80 on copies that nobody waits for one by one."""
+    """CUDA source with what TVM cannot say: branches that may hold barriers, and copies that nobody waits for one by one, from sm_80 on asynchronous."""
+    from .batches import batched
     from .merge import branches
     from .staging import asynchronous
 
-    source = branches(source)
+    source = batched(branches(source))
     return asynchronous(source) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 

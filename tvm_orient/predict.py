@@ -45,15 +45,14 @@ def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Pr
     Raises:
         BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin`, `sass.kernels` and `trace.run`.
     """
-    whole, launches = "", []
+    head, whole, launches = "", "", []
     for index, (spec, choice) in enumerate(cases):
         module = scheduled(spec, device, [choice])
         source = cuda_source(module, device)
-        if not whole:
-            whole = source.partition(_STARTS)[0]
+        head = max(head, source.partition(_STARTS)[0], key=len)  # with the helpers that any of them calls
         whole += source[source.index(_STARTS) :].replace("main_kernel", f"case{index}_kernel")
         launches.append([] if is_generic([choice]) or not has_figures(device.arch) else _launches(module, spec, choice))
-    found = {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(whole, device.arch))}
+    found = {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(head + whole, device.arch))}
     results = []
     for index, (spec, _) in enumerate(cases):
         kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)

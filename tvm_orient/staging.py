@@ -27,27 +27,30 @@ _GUARDED = re.compile(
     rf" *(?P=name) = {_FROM};\n *\}} else \{{\n *(?P=name) = {_ZERO};\n *\}}\n *{_TO} = (?P=name);\n"
 )
 _PLAIN = re.compile(rf"(?m)^(?P<indent> *){_TO} = {_FROM};\n")
+_HALF = re.compile(r"(?:half|nv_bfloat16)\* __restrict__ (\w+_ptr)")
 _BARRIER = "__syncthreads();"
 
 
 def asynchronous(source: str) -> str:
     """The source with every copy of float32 from global to shared memory made asynchronous, and awaited before each barrier.
 
-    Copies that convert stay as they are. The source must be for sm_80 or later.
+    Copies of other types, and those that convert, stay as they are. The source must be for sm_80 or later.
     """
-    changed, guarded = _GUARDED.subn(_copy, source)
-    changed, plain = _PLAIN.subn(_copy, changed)
-    if not guarded + plain:
+    others = {"_shared_ptr", "_local_ptr", *_HALF.findall(source)}
+    changed = _GUARDED.sub(lambda match: _copy(match, others), source)
+    changed = _PLAIN.sub(lambda match: _copy(match, others), changed)
+    if changed == source:
         return source
     changed = changed.replace(_BARRIER, f"tvm_orient_arrived(); {_BARRIER}")
     head, mark, rest = changed.partition('extern "C"')
     return head + _HELPER + mark + rest
 
 
-def _copy(match: re.Match[str]) -> str:
+def _copy(match: re.Match[str], others: set[str]) -> str:
+    """The copy made asynchronous; others: what the name of a pointer ends in whose values are not float32 in global memory."""
     found = match.groupdict()
     source = found["wide"] or f"{found['one']} + ({found['at']})"
-    if "_shared_ptr" in source or "_local_ptr" in source:
+    if any(name in source for name in others):
         return match[0]
     target = found["to"] or f"{found['shared']} + ({found['place']})"
     size = 4 * int(found.get("lanes") or (re.search(r"\(float([24])\*\)", match[0]) or [0, 1])[1])

@@ -24,7 +24,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, cooperate, most_dividing, quads
+from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, most_dividing, quads
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
@@ -39,7 +39,7 @@ _MOST_WEIGHTS = 512  # threads of a block of the second pass
 class ConvDw(Template):
     """conv_dw, any stride."""
 
-    name, version, kind, ops = "two_pass_dw", 2, "cuda", ("conv_dw",)
+    name, version, kind, ops = "two_pass_dw", 3, "cuda", ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -135,14 +135,26 @@ class ConvDw(Template):
         staged, fetched = d["planes"] * rows * stage.phases * stage.columns, d["planes"] * min(rows, g.source[0]) * g.source[1]
         place = self._places(spec, d)
         loads = sum(count * passes(place, words) for words, count in own.loads.items() if count)
-        across = passes(self._places(spec, d, True, not d["dy_shared"]), 1 if d["dy_shared"] else quad, lines=not d["dy_shared"])
+        part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
+        if d["dy_shared"]:
+            across = passes(self._places(spec, d, True), 1)
+        else:
+            across = passes((self._places(spec, d, True, True) * part).astype(int), max(1, int(quad * part)), lines=True)
         dy = area / (1 if d["dy_shared"] else quad) * across
-        memory = warps * (patches * (loads + dy) + taps) + (staged + 1.3 * fetched + threads * taps + (2.3 * padded if d["dy_shared"] else 0)) / WARP
+        memory = warps * (patches * (loads + dy) + taps) + (staged + 1.3 * part * fetched + threads * taps) / WARP
+        memory += (1 + 1.3 * part) * padded / WARP if d["dy_shared"] else 0
         others = patches * (sum(own.loads.values()) + area / quad) + 3 * taps
         copies = (staged / d["vector"] + (padded / quad if d["dy_shared"] else 0)) / threads
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width)) + 4 * d["planes"] * taps
         l2 = spec.itemsize * (fetched + outputs) + 8 * d["planes"] * taps
-        return clocks(figure, threads, outputs, sum(self._shared(spec, d)), own.alive + taps + area, memory, patches * own.products, others, copies, dram, l2)
+        registers = own.alive + taps + area
+        if part == 1:
+            return clocks(figure, threads, outputs, sum(self._shared(spec, d)), registers, memory, patches * own.products, others, copies, dram, l2)
+        *_, turns = by_rows(d["planes"], rows, stage.phases * stage.columns // d["vector"], threads)
+        *_, again = by_rows(d["planes"], self._rows(d), self._columns(spec, d) // quad, threads) if d["dy_shared"] else (0,)
+        memory += 0.9 * warps * (turns + again) - 0.3 * part * (fetched + (padded if d["dy_shared"] else 0)) / WARP  # loads begin anywhere in a line
+        shared, products, copy = sum(self._shared(spec, d)), patches * own.products, copied_by_rows(_VECTOR, turns, again)
+        return clocks(figure, threads, outputs, shared, registers, memory, products, others, turns + again, dram, l2, *copy)
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
@@ -237,10 +249,11 @@ class ConvDw(Template):
             self._second_pass(sch)
             return
         sch.compute_at(stage, block, preserve_unit_loops=True)
-        cooperate(sch, stage, threads, decisions["vector"])
+        stage_together = cooperate if spec.dtype == "float32" else cooperate_by_rows
+        stage_together(sch, stage, threads, decisions["vector"])
         if decisions["dy_shared"]:
             sch.compute_at(dys, block, preserve_unit_loops=True)
-            cooperate(sch, dys, threads, self._dy_quad(spec, decisions))
+            stage_together(sch, dys, threads, self._dy_quad(spec, decisions))
         self._second_pass(sch)
 
     def _spread(self, sch: Any, loops: Any, threads: int) -> Any:

@@ -103,8 +103,8 @@ class Lines(Template):
         held = min(spec.height, g.span() + 8) + live
         others = 2 * live + _PIXEL * spec.height
         shared = self._shared(spec, decisions)
-        rounds = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for
-        return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, rounds)
+        waits = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for
+        return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, waits=waits)
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(line=True, narrow=True, bare=not decisions["staged"])

@@ -20,7 +20,7 @@ from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import Patch, held, passes
 from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather, round_up
+from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions
@@ -55,9 +55,8 @@ class Strips(SharedPatch):
         g = gather(spec)
         return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, self._pruned(spec, decisions))
 
-    def _apart(self, size: int, decisions: Decisions) -> int:
-        skew = decisions["skew"]
-        return round_up(size - skew, 2 * skew) + skew if skew else size
+    def _results(self, spec: ConvSpec, decisions: Decisions) -> int:
+        return self._apart(super()._results(spec, decisions), decisions)
 
     def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
         if not decisions["across"]:
@@ -96,7 +95,7 @@ class Strips(SharedPatch):
             if not row_patches or patch_h * patch_w > _MOST_OUTPUTS or spec.channels % planes:
                 continue
             d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0}
-            d["collect"] = int(patch_w > 1 and spec.dtype == "float32" and not self._vector_store(spec, d))
+            d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST_WEIGHTS)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
                 continue
@@ -141,10 +140,8 @@ class Strips(SharedPatch):
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         super().apply(sch, spec, device, decisions)
-        if skew := decisions["skew"]:
-            sch.storage_align(sch.get_sblock("stage"), 0, 1, 2 * skew, skew)
-            if decisions["collect"]:
-                sch.storage_align(sch.get_sblock("y"), 0, 1, 2 * skew, skew)
+        if decisions["collect"] and (skew := decisions["skew"]):
+            sch.storage_align(sch.get_sblock("y"), 0, 1, 2 * skew, skew)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,0 +1,132 @@
+"""CUDA source whose copies of half precision into shared memory go by batches: all loads of a batch are on their way before one is converted.
+
+As TVM prints it, a thread loads a value, waits for it, converts it and stores it, once for every turn of the staging loop: each turn waits
+for DRAM again. A copy that converts cannot be asynchronous (`staging`). So a batch of turns is loaded into registers as it lies in memory,
+with zeros outside the plane, and then converted and stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_HELPER = """
+template <class T> __device__ __forceinline__ T tvm_orient_load(const void* from, bool inside);
+#if defined(__CUDACC__)
+template <> __device__ __forceinline__ unsigned short tvm_orient_load<unsigned short>(const void* from, bool inside) {
+  unsigned short value;
+  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b16 %0, 0; @p ld.global.nc.b16 %0, [%1]; }" : "=h"(value) : "l"(from), "r"((int)inside));
+  return value;
+}
+template <> __device__ __forceinline__ unsigned tvm_orient_load<unsigned>(const void* from, bool inside) {
+  unsigned value;
+  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.b32 %0, [%1]; }" : "=r"(value) : "l"(from), "r"((int)inside));
+  return value;
+}
+template <> __device__ __forceinline__ uint2 tvm_orient_load<uint2>(const void* from, bool inside) {
+  uint2 value;
+  asm("{ .reg .pred p; setp.ne.b32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 {%0, %1}, [%2]; }"
+      : "=r"(value.x), "=r"(value.y) : "l"(from), "r"((int)inside));
+  return value;
+}
+#endif
+"""
+_MOST_HELD = 32  # registers of a batch, which has at most that many turns
+MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
+_HALF = "(?:half|nv_bfloat16)"
+_RAW = {"": "unsigned short", "2": "unsigned", "4": "uint2"}  # by lanes: the type that holds them as they lie in memory
+_LOOP = re.compile(
+    r"(?m)^(?P<indent> *)for \(int (?P<turn>\w+) = 0; (?P=turn) < (?P<turns>\d+); \+\+(?P=turn)\) \{\n(?P<body>(?:(?P=indent) +.*\n)+)(?P=indent)\}\n"
+)
+_POINTER = re.compile(rf"({_HALF})\* __restrict__ (\w+_ptr)")
+_LOAD = re.compile(rf"\*\((?P<type>{_HALF}(?P<lanes>[24]))\*\)\((?P<wide>\w+_ptr) \+ |(?P<one>\w+_ptr)\[")
+_STORE = re.compile(r"(?m)^ *(?:\*\(\w+\*\)\(\w+_shared_ptr \+ .*\)|\w+_shared_ptr\[.*\]) = ")
+_OTHERWISE = re.compile(r"\} else \{\n(.*)\n")
+_ZERO = re.compile(r" *\w+ = (?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f.*);")
+_TEST, _PLACE = re.compile(r" *if (\(.*\)) \{"), re.compile(r" *int \w+ = .*;")
+
+
+def batches(turns: int, lanes: int) -> int:
+    """Batches of as many turns, each of which loads so many lanes."""
+    return -(-turns // (_MOST_HELD // -(-lanes // 2)))
+
+
+class _Load(NamedTuple):
+    """An expression that loads, as a part of the text: its type, how many lanes it has ("" for one), and the address."""
+
+    start: int
+    end: int
+    type: str
+    lanes: str
+    address: str
+
+
+def batched(source: str) -> str:
+    """The source with every loop that copies half precision from global to shared memory parted into batches of turns."""
+    types = {name: kind for kind, name in _POINTER.findall(source)}
+    if not types:
+        return source
+    changed = _LOOP.sub(lambda loop: _parted(loop, types), source)
+    if changed == source:
+        return source
+    head, mark, rest = changed.partition('extern "C"')
+    return head + _HELPER + mark + rest
+
+
+def _parted(loop: re.Match[str], types: dict[str, str]) -> str:
+    body, turn, turns = loop["body"], loop["turn"], int(loop["turns"])
+    loads, otherwise = list(_loads(body, types)), _OTHERWISE.findall(body)
+    one_copy = len(loads) == len(_STORE.findall(body)) == 1 and not ("for (" in body or "__syncthreads" in body)
+    if not one_copy or len(otherwise) > 1 or not all(map(_ZERO.fullmatch, otherwise)):
+        return loop[0]
+    load = loads[0]
+    before = body[: load.start].splitlines()[:-1]
+    if any(line.strip() == "}" for line in before):  # a test that ends before the load is none of it
+        return loop[0]
+    tests = [test[1] for test in map(_TEST.fullmatch, before) if test]
+    each = -(-turns // batches(turns, int(load.lanes or 1)))
+    ragged = f"({turn} < {turns})" if turns % each else ""
+    held, raw = "tvm_orient_held[tvm_orient_turn]", _RAW[load.lanes]
+    inside = " & ".join([*tests, ragged] if ragged else tests).replace("&&", "&") or "true"  # no jumps: nothing here may not be computed
+    fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = tvm_orient_load<{raw}>({load.address}, {inside});"]
+    store = _without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}")
+    lines = [
+        f"#pragma unroll {turns if turns <= MOST_UNROLLED else 1}",
+        f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
+        f"  {raw} tvm_orient_held[{each}];",
+    ]
+    for part in (fetch, [f"if {ragged} {{", *store, "}"] if ragged else store):
+        lines += ["  #pragma unroll", f"  for (int tvm_orient_turn = 0; tvm_orient_turn < {each}; ++tvm_orient_turn) {{"]
+        lines += [f"    const int {turn} = tvm_orient_first + tvm_orient_turn;", *(f"    {line.strip()}" for line in part), "  }"]
+    return "".join(f"{loop['indent']}{line}\n" for line in [*lines, "}"])
+
+
+def _loads(body: str, types: dict[str, str]) -> Iterator[_Load]:
+    """Loads of half precision from global memory."""
+    for match in _LOAD.finditer(body):
+        pointer = match["wide"] or match["one"]
+        if pointer in types:
+            end = _closing(body, match.end())
+            address = f"{pointer} + ({body[match.end() : end - 1]})"
+            yield _Load(match.start(), end, match["type"] or types[pointer], match["lanes"] or "", address)
+
+
+def _closing(text: str, start: int) -> int:
+    """Just after the bracket that closes the one before start."""
+    depth = 1
+    while depth:
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(text[start], 0)
+        start += 1
+    return start
+
+
+def _without_test(body: str) -> list[str]:
+    """Lines of a turn, without the test of what lies outside the plane, which is held as zeros."""
+    lines = body.splitlines()
+    middle = next((i for i, line in enumerate(lines) if line.lstrip() == "} else {"), None)
+    if middle is None:
+        return lines
+    indent = lines[middle].partition("}")[0]
+    head = max(i for i in range(middle) if lines[i].startswith(f"{indent}if ("))
+    return [*lines[:head], f"{indent}{{", *lines[head + 1 : middle], *lines[lines.index(f"{indent}}}", middle) :]]
