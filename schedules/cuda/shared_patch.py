@@ -39,6 +39,7 @@ class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
     name, version, kind, ops = "shared_patch", 4, "cuda", ("conv", "conv_dx")
+    results_apart = False  # whether a skew keeps collected planes apart too
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -216,7 +217,8 @@ class SharedPatch(Template):
 
     def _results(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Values of a plane that are collected, from one plane to the next."""
-        return decisions["row_patches"] * decisions["patch_h"] * gather(spec).output[1] if decisions["collect"] else 0
+        size = decisions["row_patches"] * decisions["patch_h"] * gather(spec).output[1] if decisions["collect"] else 0
+        return self._apart(size, decisions) if self.results_apart else size
 
     def _apart(self, size: int, decisions: Decisions) -> int:
         """Values from one plane in shared memory to the next, of planes of this size."""
@@ -299,14 +301,14 @@ class SharedPatch(Template):
     def _collected(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
         """Patches meet in shared memory, and the block stores whole rows: (loop over blocks, threads)."""
         out = sch.cache_write(y, 0, "shared")
+        own = sch.cache_write(y, 0, "local")  # stores between the loads would keep the compiler from joining them
         n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row = sch.split(h, [None, decisions["row_patches"] * decisions["patch_h"]])
         sch.reorder(n, block_c, band, plane, row, w)
         block = sch.fuse(n, block_c, band)
         sch.bind(block, "blockIdx.x")
-        sch.compute_at(y, block, preserve_unit_loops=True)
-        own = sch.cache_write(y, 0, "local")  # stores between the loads would keep the compiler from joining them
+        sch.compute_at(own, block, preserve_unit_loops=True)
         *_, y_plane, y_row, y_w = sch.get_loops(own)
         patch, pixel_h = sch.split(y_row, [None, decisions["patch_h"]])
         column, pixel_w = sch.split(y_w, [None, decisions["patch_w"]])
@@ -317,6 +319,8 @@ class SharedPatch(Template):
         sch.compute_at(y, thread, preserve_unit_loops=True)
         for loop in sch.get_loops(y)[-2:]:
             sch.unroll(loop)
+        if self.results_apart and (skew := decisions["skew"]):
+            sch.storage_align(own, 0, 1, 2 * skew, skew)
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
         vector = next(v for v in (4, 2, 1) if gather(spec).output[1] % v == 0)

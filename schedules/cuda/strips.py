@@ -35,6 +35,7 @@ class Strips(SharedPatch):
     """conv and conv_dx, any stride."""
 
     name, version = "strips", 1
+    results_apart = True
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         (height, width), knobs = gather(spec).output, super().knobs(spec, device)
@@ -54,9 +55,6 @@ class Strips(SharedPatch):
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
         g = gather(spec)
         return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, self._pruned(spec, decisions))
-
-    def _results(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return self._apart(super()._results(spec, decisions), decisions)
 
     def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
         if not decisions["across"]:
@@ -137,11 +135,6 @@ class Strips(SharedPatch):
             return super()._thread(sch, plane, row, column, decisions)
         sch.reorder(row, column, plane)
         return sch.fuse(row, column, plane)
-
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        super().apply(sch, spec, device, decisions)
-        if decisions["collect"] and (skew := decisions["skew"]):
-            sch.storage_align(sch.get_sblock("y"), 0, 1, 2 * skew, skew)
 
 
 @functools.lru_cache(maxsize=4096)
