@@ -140,7 +140,8 @@ class SharedPatch(Template):
         align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
         own = patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
-        warps, outputs = -(-threads // WARP), d["planes"] * band * width
+        warps = -(-threads // WARP)
+        outputs: float = d["planes"] * band * width
         loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
         across = min(WARP, threads) * d["planes"] / threads  # channels in a warp
