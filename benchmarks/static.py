@@ -1,6 +1,6 @@
 """What the default CUDA kernels execute and how fast they could be at best, read from their SASS: a CSV file for each arch and tables. Needs no GPU.
 
-    python benchmarks/static.py [sm_80 sm_89 sm_90a]          (minutes: every kernel is compiled by NVRTC)
+    python benchmarks/static.py [sm_80 sm_89 sm_90a] [--dtype float16]          (minutes: every kernel is compiled by NVRTC)
 
 Counts are of instructions that warps execute, per output: for conv an element of y, for conv_dw a pixel of dy. Clocks are those of an SM
 for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_second is the second pass of conv_dw.
@@ -8,6 +8,7 @@ for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import math
@@ -34,15 +35,15 @@ ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mir
 Row = dict[str, str | int]
 
 
-def result(arch: str) -> Path:
-    """Where the CSV file of an arch is written."""
-    return Path(__file__).resolve().parent / "results" / f"static-{arch}.csv"
+def result(arch: str, dtype: str = "float32") -> Path:
+    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32."""
+    return Path(__file__).resolve().parent / "results" / f"static-{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
 
 
-def measured(op: str, kernel_size: int, height: int, arch: str) -> list[Row]:
+def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str) -> list[Row]:
     """Rows of a square plane, one for each angle, for the choice that an untuned machine makes."""
     device = arch_device(arch)
-    specs = [ConvSpec(op, CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size)) for angle in ANGLES]
+    specs = [ConvSpec(op, CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size), dtype=dtype) for angle in ANGLES]
     cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
     return [row(spec, angle, choice, found) for (spec, choice), angle, found in zip(cases, ANGLES, predict(cases, device), strict=True)]
 
@@ -69,26 +70,30 @@ def table(rows: Sequence[Row], op: str, kernel_size: int) -> Iterator[str]:
         yield f"| {height}x{height} | " + " | ".join(cells) + " |"
 
 
-def write(arch: str) -> list[Row]:
+def write(arch: str, dtype: str) -> list[Row]:
     """Compile everything for one arch; the CSV file grows with each plane."""
     rows: list[Row] = []
     result(arch).parent.mkdir(parents=True, exist_ok=True)
-    with result(arch).open("w", newline="") as file:
+    with result(arch, dtype).open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for op, kernel_size, height in itertools.product(OPS, KERNEL_SIZES, HEIGHTS):
-            new = measured(op, kernel_size, height, arch)
+            new = measured(op, kernel_size, height, arch, dtype)
             writer.writerows(new)
             file.flush()
             rows += new
     return rows
 
 
-def main(archs: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Write the CSV file of each arch and print its tables."""
-    for arch in archs or ARCHS:
+    parser = argparse.ArgumentParser(description="Predict the default CUDA kernels from their SASS.")
+    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    given = parser.parse_args(words)
+    for arch in given.archs:
         try:
-            rows = write(arch)
+            rows = write(arch, given.dtype)
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1

@@ -75,6 +75,8 @@ static inline float4 make_float4(float a, float b, float c, float d) { return fl
 struct half { uint16_t bits; half() {} half(float f) : bits(half_of(f)) {} operator float() const { return half_value(bits); } };
 struct nv_bfloat16 { uint16_t bits; nv_bfloat16() {} nv_bfloat16(float f) : bits(bfloat_of(f)) {}
   operator float() const { return word((uint32_t)bits << 16); } };
+static inline half __float2half_rn(float f) { return half(f); }
+static inline nv_bfloat16 __float2bfloat16_rn(float f) { return nv_bfloat16(f); }
 template <class T> struct alignas(4) pair_of { T x, y; pair_of() {}
   pair_of(const pair_of& o) { aligned(&o, 4); x = o.x; y = o.y; }
   pair_of& operator=(const pair_of& o) { aligned(&o, 4); aligned(this, 4); x = o.x; y = o.y; return *this; } };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from typing import Any
@@ -223,6 +224,52 @@ def test_blocks_with_barriers(template: Template, case: str) -> None:
         choices = with_template(template, spec, GPU)
         if choices is not None:
             check_blocks(spec, choices)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
+    """Copies by batches, with every vector that a width allows and with none; results by vectors, collected and one by one."""
+    for op in template.ops:
+        for case in ("uneven groups", "7x7", "odd") if dtype == "float16" else ("7x7",):
+            spec = fitted(template, dataclasses.replace(spec_of(op, *CASES[case]), dtype=dtype))
+            choices = with_template(template, spec, GPU)
+            if choices is not None:
+                check_blocks(spec, choices)
+
+
+def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
+    """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
+    spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), schedules.find("shared_patch")
+    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "skew": 4}
+    assert template.invalid(spec, GPU, decisions) is None
+    check_blocks(spec, [Choice.of(template, decisions)])
+
+
+def test_no_room_for_rows_that_do_not_exist() -> None:
+    """14 rows by 4 at once: TVM would stage 16, and planes would begin in other banks than the template chose."""
+    spec, template = spec_of("conv_dw", 4, 28, 28, line(45, k=7), dtype="float16"), schedules.find("two_pass_dw")
+    decisions = {
+        "patch_h": 7, "patch_w": 7, "lanes": 4, "row_lanes": 2, "turns": 1, "planes": 4, "vector": 4, "dy_shared": 1, "pad": 0, "whole": 0,
+    }  # fmt: skip
+    assert template.invalid(spec, GPU, decisions) is None
+    source = lower.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, decisions)]), GPU)
+    assert f"float dys_shared_ptr[{4 * 14 * 28}]" in source
+
+
+def test_loads_go_by_batches() -> None:
+    """A loop that copies half precision loads first and stores then; copies of float32 are asynchronous and no batches."""
+    sources = {}
+    for dtype in ("float16", "float32"):
+        spec = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype=dtype)
+        sources[dtype] = lower.cuda_source(lower.scheduled(spec, GPU, lower.default_choices(spec, GPU)), GPU)
+    first, then = sources["float16"].split("tvm_orient_held[", 1)[1].split("#pragma unroll\n")[1:3]
+    assert "tvm_orient_load<" in first
+    assert "stage_shared_ptr" not in first
+    assert "stage_shared_ptr" in then
+    assert "x_ptr" not in then.split("__syncthreads", maxsplit=1)[0]
+    assert "tvm_orient_load" not in sources["float32"]
+    assert "tvm_orient_copy<" in sources["float32"]
 
 
 @pytest.mark.parametrize("op", OPS)

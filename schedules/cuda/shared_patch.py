@@ -144,7 +144,8 @@ class SharedPatch(Template):
         band = min(height, d["row_patches"] * d["patch_h"])
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
         own = self._own(spec, d)
-        warps, outputs = -(-threads // WARP), d["planes"] * band * width
+        warps = -(-threads // WARP)
+        outputs: float = d["planes"] * band * width
         loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
         staged = d["planes"] * rows * stage.phases * stage.columns
