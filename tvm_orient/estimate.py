@@ -17,7 +17,7 @@ from .banks import WARP, wavefronts
 from .figures import Figures, resident_blocks
 from .gather import Gather
 
-ISSUE = 2  # clocks between two instructions of one warp, where nothing else hides what they wait for
+ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
 _COPY = 22  # instructions of one asynchronous copy, its address and its test included
 _ENTRY = 40  # instructions of a thread outside its loops
 _MARGIN = 24  # registers for addresses and what is on its way
