@@ -218,27 +218,30 @@ _ENDS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 _ours_next: dict[int, bool] = {}  # by the dispatch keys of a call: whether what comes after autograd is our implementation
 
 
+def _ours_is_next(keys: Any) -> bool:
+    """Whether, for a call with these dispatch keys, what comes after autograd is our implementation: no mode, subclass or transform is at work."""
+    number = keys.raw_repr()
+    ours = _ours_next.get(number)
+    if ours is None:
+        ours = _ours_next[number] = (keys & _AFTER).highestPriorityTypeId() in _ENDS
+    return ours
+
+
 def _differentiable(op: Any, implementation: Any, gradients: Any, saved: Any, *, bias: bool = False) -> None:
     """Register an op's gradients, as torch.library.register_autograd does it, but cheaper in each call.
 
     Where our implementation comes next it is called, not dispatched to; and a call without gradients does nothing for their sake.
     """
 
-    def below(inputs: Sequence[Any], keys: Any) -> torch.Tensor:
-        number = keys.raw_repr()
-        ours = _ours_next.get(number)
-        if ours is None:
-            ours = _ours_next[number] = (keys & _AFTER).highestPriorityTypeId() in _ENDS
-        if ours:
-            return implementation(*inputs)
+    def dispatched(keys: Any, inputs: Sequence[Any]) -> torch.Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & _AFTER, *inputs)
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *given: Any) -> torch.Tensor:
-            *inputs, keys = given  # keys last, so that needs_input_grad counts from the operands
-            output = below(inputs, keys)
+            inputs, keys = given[:-1], given[-1]  # keys last, so that needs_input_grad counts from the operands; None: ours is next
+            output = implementation(*inputs) if keys is None else dispatched(keys, inputs)
             saved(ctx, inputs, output)
             return output
 
@@ -246,9 +249,13 @@ def _differentiable(op: Any, implementation: Any, gradients: Any, saved: Any, *,
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
             return (*gradients(ctx, grads[0]), None)
 
+    apply = super(torch.autograd.Function, Function).apply  # without looking for transforms, which are not there where ours is next
+
     def recorded(keys: Any, *inputs: Any) -> torch.Tensor:
         wanted = inputs[0].requires_grad or inputs[1].requires_grad or (bias and inputs[2] is not None and inputs[2].requires_grad)
-        return Function.apply(*inputs, keys) if wanted and torch.is_grad_enabled() else below(inputs, keys)
+        if not (wanted and torch.is_grad_enabled()):
+            return implementation(*inputs) if _ours_is_next(keys) else dispatched(keys, inputs)
+        return apply(*inputs, None) if _ours_is_next(keys) else Function.apply(*inputs, keys)
 
     _library.impl(op, recorded, "Autograd", with_keyset=True)
 
