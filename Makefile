@@ -29,7 +29,7 @@ demo: $(READY) ## filter photographs along several directions, check and time th
 	$(ORIENT) demo
 
 test: lint ## lint, then every test (those that need a GPU are skipped where there is none)
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto --dist worksteal
 
 # mypy knows nothing of __path__, so it is shown the tree as a wheel has it: schedules inside the package
 lint: $(READY) ## ruff, ruff format and mypy

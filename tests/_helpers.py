@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from tvm_orient import anysize, lower, reference, schedules
+from tvm_orient import anysize, launch, lower, reference, schedules
 from tvm_orient.anysize import Plan
 from tvm_orient.device import Device, arch_device, cpu_device
 from tvm_orient.lower import Choice
@@ -49,6 +50,20 @@ def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
     w = torch.randn(spec.channels, spec.kernel_size, dtype=dtype, generator=rng)
     bias = (torch.randn(spec.channels, dtype=dtype, generator=rng),) if spec.bias else ()
     return {"conv": (x, w, *bias), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, what: Callable[[ConvSpec, tuple[Any, ...]], Any]) -> list[Any]:
+    """what(spec, operands) of every call of a kernel from now on, in order."""
+    calls: list[Any] = []
+    prepared = launch.Kernel.prepared
+
+    def watched(self: launch.Kernel, *like: Tensor) -> launch.Call:
+        call = prepared(self, *like)
+        return lambda *given: (calls.append(what(self.spec, given)), call(*given))[1]
+
+    launch.forget()  # calls that are prepared already
+    monkeypatch.setattr(launch.Kernel, "prepared", watched)
+    return calls
 
 
 def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # before anything imports tvm_orient: no test reads or writes the user's own logs and kernels. The cache is one
-# for the session, so that each kernel is built once.
+# for the session, so that each kernel is built once; each worker of pytest-xdist has its own, as tests change the environment and the files.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="tvm-orient-tests-"))
 os.environ["TVM_ORIENT_LOG_DIR"] = str(_SCRATCH / "logs")
 os.environ["TVM_ORIENT_CACHE_DIR"] = str(_SCRATCH / "kernels")
@@ -29,6 +29,15 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="seed of random, numpy and torch before each test (default: 0)")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing where the suite is not run whole
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `pytest -n auto` (`make test`): one a core, four at most: each takes over a gigabyte. None beside a GPU, which tests fill and time."""
+    from tvm_orient.device import cuda_devices
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores == 1 or cuda_devices() else min(cores, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

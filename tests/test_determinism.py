@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -11,14 +12,31 @@ from _helpers import EIGHT, OPS, operands, spec_of
 
 from tvm_orient import build, launch, lower
 from tvm_orient.device import cpu_device
-from tvm_orient.spec import LAYOUTS
+from tvm_orient.launch import Converted, Kernel
+from tvm_orient.spec import LAYOUTS, ConvSpec
 from tvm_orient.taps import Taps
 
+pytestmark = pytest.mark.timeout(600)  # the first test pays for the kernels of all
 _RUNS = 20
+_DTYPES = ("float32", "bfloat16")
+
+
+def problem(op: str, layout: str, dtype: str) -> ConvSpec:
+    return spec_of(op, 16, 9, 10, Taps.oriented(EIGHT, 5), dtype=dtype, layout=layout)
 
 
 @pytest.fixture(scope="module")
-def load() -> Iterator[None]:
+def kernels() -> dict[ConvSpec, list[Kernel | Converted]]:
+    """Of each problem its own kernel and the generic one; made before the load, under which a compiler takes minutes."""
+    device, found = cpu_device(), {}
+    for spec in itertools.starmap(problem, itertools.product(OPS, LAYOUTS, _DTYPES)):
+        choices = ([part.choice for part in build.explain(spec, device)], lower.generic_choices(spec, device))
+        found[spec] = [launch.load(spec, device, chosen) for chosen in choices]
+    return found
+
+
+@pytest.fixture(scope="module")
+def load(kernels: dict[ConvSpec, list[Kernel | Converted]]) -> Iterator[None]:
     """Four threads that multiply matrices as fast as they can."""
     over = threading.Event()
 
@@ -36,14 +54,13 @@ def load() -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
-def test_the_same_bits_under_load(load: None, op: str, layout: str, dtype: str) -> None:
-    spec = spec_of(op, 16, 9, 10, Taps.oriented(EIGHT, 5), dtype=dtype, layout=layout)
+def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kernel | Converted]], op: str, layout: str, dtype: str) -> None:
+    spec = problem(op, layout, dtype)
     first, second = operands(spec, 5)
-    for choices in ([part.choice for part in build.explain(spec, cpu_device())], lower.generic_choices(spec, cpu_device())):
-        kernel = launch.load(spec, cpu_device(), choices)
+    for kernel in kernels[spec]:
         expected = kernel(first, second)
         for _ in range(_RUNS):
             assert torch.equal(kernel(first, second), expected)

@@ -183,6 +183,28 @@ def test_operands_that_are_not_aligned_are_copied() -> None:
     assert kernel._laid(x) is x or x.data_ptr() % kernel.alignment
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("op", OPS)
+def test_calls_that_differ_in_addresses_and_strides(op: str, layout: str) -> None:
+    """Of a call the op remembers sizes and strides, never where the operands lie."""
+    spec = spec_of(op, 3, 6, 1, line(0, 90, k=5), layout=layout)
+    plane = (6, 1) if op == "conv_dx" else ()
+    given = [t.contiguous(memory_format=torch.channels_last) if layout == "nhwc" and t.dim() == 4 else t for t in operands(spec, 2)]
+    run = lambda first, second: getattr(ops, op)(first, second, spec.taps.key, *plane, spec.stride, spec.padding_mode)  # noqa: E731
+    want = run(*given)
+    assert_close(want, spec, given)
+    for which in (0, 1):
+        for offset in (0, 1, 3, 16):  # the same strides, aligned or not
+            moved = torch.zeros(offset + 2 * given[which].numel())[offset:].as_strided(given[which].shape, given[which].stride()).copy_(given[which])
+            assert torch.equal(run(*given[:which], moved, *given[which + 1 :]), want)
+        strides = [7 if size == 1 else step for size, step in zip(given[which].shape, given[which].stride(), strict=True)]
+        assert torch.equal(run(*given[:which], given[which].as_strided(given[which].shape, strides), *given[which + 1 :]), want)
+        spread = torch.zeros(*given[which].shape, 2)[..., 1].copy_(given[which])
+        assert torch.equal(run(*given[:which], spread, *given[which + 1 :]), run(*given[:which], spread.contiguous(), *given[which + 1 :]))
+    assert run(*(t[:0] if t.dim() == 4 else t for t in given)).shape == ((3, 5) if op == "conv_dw" else (0, *want.shape[1:]))
+    assert not want._is_view(), "autograd would treat it apart"
+
+
 # ---- fresh processes ----------------------------------------------------------------------------
 
 _CALL = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,26 +49,28 @@ def replica(rank: int, folder: str) -> None:
     """One of the processes of test_data_parallel: trains on its share of the batch."""
     wait = datetime.timedelta(seconds=120)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=REPLICAS, timeout=wait)
-    try:
-        model = DistributedDataParallel(network())  # find_unused_parameters stays off: every parameter gets a gradient
-        torch.save(trained(model, images()[rank::REPLICAS]), f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+    model = DistributedDataParallel(network())  # find_unused_parameters stays off: every parameter gets a gradient
+    torch.save(trained(model, images()[rank::REPLICAS]), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # destroy_process_group now and then hangs: it holds Python's lock while it joins a thread that waits for it
 
 
 @pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
 def test_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes, this one and another, with half a batch each train as one process with the whole batch does."""
+    """Two processes with half a batch each train as one process with the whole batch does."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     want = trained(network(), images())  # which also leaves the kernels in the cache
-    other = torch.multiprocessing.get_context("spawn").Process(target=replica, args=(1, str(tmp_path)))
-    other.start()
+    spawn = torch.multiprocessing.get_context("spawn")
+    replicas = [spawn.Process(target=replica, args=(rank, str(tmp_path))) for rank in range(REPLICAS)]
     try:
-        replica(0, str(tmp_path))
-        other.join(120)
+        for process in replicas:
+            process.start()
+        for process in replicas:
+            process.join(120)
     finally:
-        other.kill()
-    assert other.exitcode == 0
+        for process in replicas:
+            process.kill()
+    assert [process.exitcode for process in replicas] == [0] * REPLICAS
     for rank in range(REPLICAS):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(got) == len(want)

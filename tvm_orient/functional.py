@@ -124,7 +124,7 @@ def with_residual(
     activation: str | None = None,
 ) -> torch.Tensor:
     """activation(tap_conv2d(x) + x), whose tap `centre` has offset (0, 0): by a weight where adding one to it is exact enough, else by a sum."""
-    if weight.dtype.itemsize >= 4 and _autocast(x)[0] is x:
+    if weight.dtype.itemsize >= 4 and not _autocast(x.device.type, x):
         one = (torch.arange(weight.shape[-1], device=weight.device) == centre).to(weight.dtype)
         return tap_conv2d(x, weight + one, taps, bias, stride=stride, padding_mode=padding_mode, activation=activation)
     name = checks.activation_name(activation)
@@ -146,27 +146,26 @@ def _known_line(theta: tuple[float, ...], kernel_size: int, dilation: int, ancho
     return checks.line_taps(checks.angles(theta, channels), kernel_size, dilation, anchor, channels).key
 
 
-def _autocast(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Operands in the dtype of the autocast region that x is in, if any; float64 is left alone, as PyTorch does."""
-    kind = x.device.type
-    if kind not in _RUN_ON or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return [x, *others]
-    dtype = torch.get_autocast_dtype(kind)
-    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, *others)]
+def _autocast(kind: str, x: torch.Tensor) -> bool:
+    """Whether operands of x, on a device of that kind, are to be cast to the dtype of an autocast region: float64 is left alone, as PyTorch does."""
+    return kind in _RUN_ON and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
 
 
 def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str, activation: str | None) -> torch.Tensor:
     pair, name = checks.options(stride, padding_mode), checks.activation_name(activation)
-    if isinstance(x, torch.Tensor):
-        x, weight, bias = _autocast(x, weight, bias)
-    if not torch.compiler.is_compiling():
-        if not isinstance(x, torch.Tensor) or x.device != weight.device or x.device.type not in _RUN_ON:  # what dispatch would say is less clear
+    kind = x.device.type if isinstance(x, torch.Tensor) else ""
+    if _autocast(kind, x):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight, bias = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, weight, bias)]
+    if not torch.compiler.is_compiling():  # the operators check their operands; what dispatch would say first is less clear
+        if kind not in _RUN_ON or x.device != weight.device:
             checks.conv_operands(x, weight, Taps.from_key(key))
-        if bias is not None:
+        transforming = transforms.active()
+        if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device):
             checks.bias_vector(bias, x)
-    if transforms.active():
-        y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
-        return launch.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
+        if transforming:
+            y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
+            return launch.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
     if ops.layout_of(x) == "nchw":
         x = x.contiguous()
     if bias is None and name == "none":

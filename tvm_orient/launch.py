@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, OrientError, Unsupported
 from .lower import Choice, generic_choices, is_generic
-from .spec import DTYPES, ConvSpec, image_shape, part_shape
+from .spec import DTYPES, ConvSpec, part_shape
 from .tvmkit import check_ffi
 
 _ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
 _LIMIT = 2**31 - 1  # kernels index with 32 bits
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
+Call = Callable[..., torch.Tensor]
 _kernels: dict[tuple[ConvSpec, str, int], Kernel | Converted | Provisional] = {}
 _at_once: list[bool] = []  # one entry for each compiling_at_once that is entered
 _lock = threading.Lock()
@@ -63,7 +64,7 @@ class Kernel:
         self.alignment = _ALIGNMENT[device.kind]
         self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
         self.last = spec.layout == "nhwc"
-        self.result = (spec.channels, spec.kernel_size) if self.sums_up else image_shape(spec, 1, output=spec.op == "conv")[1:]
+        self.plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)  # of the result, if it is an image
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -74,41 +75,78 @@ class Kernel:
         Raises:
             Unsupported: a tensor has 2**31 elements or more.
         """
-        if self.last or not self._fits(first):
-            first = self._laid(first)
-        if self.last or not self._fits(second):
-            second = self._laid(second)
-        n = first.shape[0]
-        out = first.new_empty(self.result, dtype=self.sums) if self.sums_up else first.new_empty((n, *self.result))
-        if n == 0:
-            out = out.zero_().to(first.dtype)
-        elif n * self.each > _LIMIT:
-            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
-        elif self.sums_up:
-            self._run(first, second, *self.tables, first.new_empty((n, *self.workspace), dtype=self.sums), out, *self.numbers)
-            return out.to(first.dtype)
-        elif bias is None:
-            self._run(first, second, *self.tables, out, *self.numbers)
-        else:
-            self._run(first, second, bias if self._fits(bias) else self._laid(bias), out)
-        return out.permute(0, 3, 1, 2) if self.last and not self.sums_up else out
+        return self.prepared(first, second)(first, second, bias)
 
-    def _fits(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_contiguous() and tensor.data_ptr() % self.alignment == 0
+    def prepared(self, first: torch.Tensor, second: torch.Tensor) -> Call:
+        """The kernel for operands of these shapes and strides: as __call__, but of its operands nothing is looked at again but their addresses.
+
+        Raises:
+            Unsupported: a tensor has 2**31 elements or more.
+        """
+        n = first.shape[0]
+        if n * self.each > _LIMIT:
+            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
+        last, alignment, lay, run, tables, numbers = self.last, self.alignment, self._laid, self._runner(), self.tables, self.numbers
+        lay_first, lay_second = (not (tensor.permute(0, 2, 3, 1) if last and tensor.dim() == 4 else tensor).is_contiguous() for tensor in (first, second))
+
+        def sums(first: torch.Tensor, second: torch.Tensor, _: None = None) -> torch.Tensor:
+            if last:
+                first, second = first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)
+            if lay_first or first.data_ptr() % alignment:
+                first = lay(first)
+            if lay_second or second.data_ptr() % alignment:
+                second = lay(second)
+            out = first.new_empty(result, dtype=self.sums)
+            if n:
+                run(first, second, *tables, first.new_empty((n, *self.workspace), dtype=self.sums), out, *numbers)
+            else:
+                out.zero_()
+            return out.to(first.dtype)
+
+        def image(first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            if last:
+                first = first.permute(0, 2, 3, 1)
+            if lay_first or first.data_ptr() % alignment:
+                first = lay(first)
+            if lay_second or second.data_ptr() % alignment:
+                second = lay(second)
+            out = first.new_empty_strided(result, strides)  # no view of what the kernel wrote: autograd treats views apart
+            if not n:
+                return out
+            seen = out.permute(0, 2, 3, 1) if last else out
+            if bias is None:
+                run(first, second, *tables, seen, *numbers)
+            else:
+                run(first, second, lay(bias) if bias.data_ptr() % alignment or not bias.is_contiguous() else bias, seen)
+            return out
+
+        result: tuple[int, ...]
+        if self.sums_up:
+            result = (self.spec.channels, self.spec.kernel_size)
+            return sums
+        channels, (height, width) = self.spec.channels, self.plane
+        result, area = (n, channels, height, width), height * width
+        strides = (area * channels, 1, width * channels, channels) if last else (area * channels, area, width, 1)
+        return image
 
     def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The operand as the kernel reads it: images with their axes in the order of spec.layout."""
-        if self.last and tensor.dim() == 4:
-            tensor = tensor.permute(0, 2, 3, 1)
+        """The operand as the kernel reads it: contiguous, and aligned for its vector loads."""
         tensor = tensor.contiguous()
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
 
-    def _run(self, *arguments: torch.Tensor | int) -> None:
-        if self.device.kind == "cuda" and torch.cuda.current_device() != self.device.index:
-            with torch.cuda.device(self.device.index):  # TVM's host stub sets the device and does not restore it
+    def _runner(self) -> Callable[..., object]:
+        """The kernel's function. On CUDA with its device made current: TVM's host stub sets the device and does not restore it."""
+        if self.device.kind == "cpu":
+            return self.function  # type: ignore[no-any-return]
+
+        def run(*arguments: torch.Tensor | int) -> None:
+            if torch.cuda.current_device() == self.device.index:
                 self.function(*arguments)
-        else:
-            self.function(*arguments)
+            else:
+                with torch.cuda.device(self.device.index):
+                    self.function(*arguments)
+
+        return run
 
 
 class Converted:
@@ -124,6 +162,10 @@ class Converted:
         out = out if bias is None else out.add_(bias.view(-1, 1, 1))
         out = activate(self.spec.activation, out)
         return out.contiguous(memory_format=torch.channels_last) if self.spec.layout == "nhwc" and out.dim() == 4 else out
+
+    def prepared(self, *_: torch.Tensor) -> Call:
+        """As Kernel.prepared; nothing is known before the call."""
+        return self
 
 
 def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -191,6 +233,10 @@ class Provisional:
         if (self.left <= 0 or _at_once) and not _capturing(self.device):
             self.kernel = self._own()
         return self.kernel(first, second, bias)
+
+    def prepared(self, *_: torch.Tensor) -> Call:
+        """As Kernel.prepared: every call counts, so each comes here."""
+        return self
 
     def _own(self) -> Kernel | Converted:
         _log.info("%s: compiling its own kernel", self.spec)

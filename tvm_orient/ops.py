@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from . import checks, launch
-from .launch import Converted, Kernel, Provisional
 from .spec import ConvSpec
 from .taps import Taps
 
@@ -26,8 +25,8 @@ for _schema in (
     _library.define(_schema, tags=(torch.Tag.needs_exact_strides,))  # strides choose the layout, of the kernel and of the result
 
 
-# what a call has been checked and built for: everything about its operands but N, the values and the strides; a CPU is device -1
-_ready: dict[tuple[Any, ...], Kernel | Converted | Provisional] = {}
+# what a call has been checked and built for: everything about its operands but values and addresses; a CPU is device -1
+_ready: dict[tuple[Any, ...], launch.Call] = {}
 _MOST = 4096
 launch.on_forget(_ready.clear)
 
@@ -37,65 +36,70 @@ def layout_of(image: torch.Tensor) -> str:
     return "nchw" if image.is_contiguous() or not image.is_contiguous(memory_format=torch.channels_last) else "nhwc"
 
 
-def _kind(first: torch.Tensor, second: torch.Tensor) -> tuple[Any, ...]:
-    return first.dtype, second.dtype, first.get_device(), second.get_device()
+def _kind(a: torch.Tensor, b: torch.Tensor) -> tuple[Any, ...]:
+    return a.shape, a.stride(), b.shape, b.stride(), a.dtype, b.dtype, a.get_device(), b.get_device()
 
 
 def _prepared(
-    key: tuple[Any, ...], op: str, image: torch.Tensor, plane: Sequence[int], taps: str, stride: Sequence[int], padding_mode: str, layout: str, *epilogue: Any
-) -> Kernel | Converted | Provisional:
-    """The kernel of a call that has just been checked, kept for the calls like it. plane: height and width of x."""
+    key: tuple[Any, ...],
+    op: str,
+    operands: tuple[torch.Tensor, torch.Tensor],
+    plane: Sequence[int],
+    taps: str,
+    stride: Sequence[int],
+    padding_mode: str,
+    *epilogue: Any,
+) -> launch.Call:
+    """The call of a kernel on operands that have just been checked, the image first, kept for the calls like it. plane: height and width of x."""
+    image = operands[0]
     geometry = (op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode)
-    spec = ConvSpec(*geometry, checks.dtype_name(image.dtype), layout, *epilogue)  # type: ignore[arg-type]
-    kernel = launch.serving(spec, launch.device_of(image))
+    spec = ConvSpec(*geometry, checks.dtype_name(image.dtype), layout_of(image), *epilogue)  # type: ignore[arg-type]
+    call = launch.serving(spec, launch.device_of(image)).prepared(*operands)
     if len(_ready) >= _MOST:
         _ready.clear()
-    _ready[key] = kernel
-    return kernel
+    _ready[key] = call
+    return call
 
 
 def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    layout = layout_of(x)
-    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(x, weight), layout)
-    kernel = _ready.get(key)
-    if kernel is None:
+    key = ("conv", taps, stride[0], stride[1], padding_mode, _kind(x, weight))
+    call = _ready.get(key)
+    if call is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
-        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode, layout)
-    return kernel(x, weight)
+        call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode)
+    return call(x, weight)
 
 
 def _conv_epilogue(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
 ) -> torch.Tensor:
-    layout, added = layout_of(x), None if bias is None else (bias.shape, bias.dtype, bias.get_device())
-    key = ("conv", x.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(x, weight), layout, activation, added)
-    kernel = _ready.get(key)
-    if kernel is None:
+    added = None if bias is None else (bias.shape, bias.dtype, bias.get_device())
+    key = (activation, taps, stride[0], stride[1], padding_mode, _kind(x, weight), added)
+    call = _ready.get(key)
+    if call is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
         if bias is not None:
             checks.bias_vector(bias, x)
-        kernel = _prepared(key, "conv", x, x.shape[2:], taps, stride, padding_mode, layout, bias is not None, activation)
-    return kernel(x, weight, bias)
+        call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode, bias is not None, activation)
+    return call(x, weight, bias)
 
 
 def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
-    layout = layout_of(dy)
-    key = ("conv_dx", height, width, dy.shape[1:], weight.shape, taps, *stride, padding_mode, *_kind(dy, weight), layout)
-    kernel = _ready.get(key)
-    if kernel is None:
+    key = ("conv_dx", taps, stride[0], stride[1], padding_mode, _kind(dy, weight), height, width)
+    call = _ready.get(key)
+    if call is None:
         checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, (stride[0], stride[1]))
-        kernel = _prepared(key, "conv_dx", dy, (height, width), taps, stride, padding_mode, layout)
-    return kernel(dy, weight)
+        call = _prepared(key, "conv_dx", (dy, weight), (height, width), taps, stride, padding_mode)
+    return call(dy, weight)
 
 
 def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
-    layout = layout_of(x)
-    key = ("conv_dw", x.shape[0] == dy.shape[0], x.shape[1:], dy.shape[1:], taps, *stride, padding_mode, *_kind(x, dy), layout)
-    kernel = _ready.get(key)
-    if kernel is None:
+    key = ("conv_dw", taps, stride[0], stride[1], padding_mode, _kind(x, dy))
+    call = _ready.get(key)
+    if call is None:
         checks.dw_operands(x, dy, (stride[0], stride[1]))
-        kernel = _prepared(key, "conv_dw", x, x.shape[2:], taps, stride, padding_mode, layout)
-    return kernel(x, dy)
+        call = _prepared(key, "conv_dw", (x, dy), x.shape[2:], taps, stride, padding_mode)
+    return call(x, dy)
 
 
 for _key in ("CPU", "CUDA"):
@@ -209,10 +213,57 @@ def _epilogue_gradients(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     return dx, dw, db, None, None, None, None
 
 
-torch.library.register_autograd("tvm_orient::conv_epilogue", _epilogue_gradients, setup_context=_save_epilogue, lib=_library)
-torch.library.register_autograd("tvm_orient::conv", conv_gradients, setup_context=save, lib=_library)
-torch.library.register_autograd("tvm_orient::conv_dx", conv_dx_gradients, setup_context=save, lib=_library)
-torch.library.register_autograd("tvm_orient::conv_dw", conv_dw_gradients, setup_context=save, lib=_library)
+_AFTER = torch._C._after_autograd_keyset
+_ENDS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+_ours_next: dict[int, bool] = {}  # by the dispatch keys of a call: whether what comes after autograd is our implementation
+
+
+def _ours_is_next(keys: Any) -> bool:
+    """Whether, for a call with these dispatch keys, what comes after autograd is our implementation: no mode, subclass or transform is at work."""
+    number = keys.raw_repr()
+    ours = _ours_next.get(number)
+    if ours is None:
+        ours = _ours_next[number] = (keys & _AFTER).highestPriorityTypeId() in _ENDS
+    return ours
+
+
+def _differentiable(op: Any, implementation: Any, gradients: Any, saved: Any, *, bias: bool = False) -> None:
+    """Register an op's gradients, as torch.library.register_autograd does it, but cheaper in each call.
+
+    Where our implementation comes next it is called, not dispatched to; and a call without gradients does nothing for their sake.
+    """
+
+    def dispatched(keys: Any, inputs: Sequence[Any]) -> torch.Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & _AFTER, *inputs)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: Any) -> torch.Tensor:
+            inputs, keys = given[:-1], given[-1]  # keys last, so that needs_input_grad counts from the operands; None: ours is next
+            output = implementation(*inputs) if keys is None else dispatched(keys, inputs)
+            saved(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+            return (*gradients(ctx, grads[0]), None)
+
+    apply = super(torch.autograd.Function, Function).apply  # without looking for transforms, which are not there where ours is next
+
+    def recorded(keys: Any, *inputs: Any) -> torch.Tensor:
+        wanted = inputs[0].requires_grad or inputs[1].requires_grad or (bias and inputs[2] is not None and inputs[2].requires_grad)
+        if not (wanted and torch.is_grad_enabled()):
+            return implementation(*inputs) if _ours_is_next(keys) else dispatched(keys, inputs)
+        return apply(*inputs, None) if _ours_is_next(keys) else Function.apply(*inputs, keys)
+
+    _library.impl(op, recorded, "Autograd", with_keyset=True)
+
+
+_differentiable(conv_epilogue, _conv_epilogue, _epilogue_gradients, _save_epilogue, bias=True)
+_differentiable(conv, _conv, conv_gradients, save)
+_differentiable(conv_dx, _conv_dx, conv_dx_gradients, save)
+_differentiable(conv_dw, _conv_dw, conv_dw_gradients, save)
 
 
 # ---- vmap: images fold into N; weights of their own, and sums over N, are one call each -----------

@@ -170,6 +170,8 @@ def stride_pair(stride: Any) -> tuple[int, int]:
     Raises:
         InvalidArgument: not whole, or < 1.
     """
+    if type(stride) is int and stride >= 1:  # the common case, in every call: True is an int, but not of type int
+        return (stride, stride)
     pair = (stride, stride) if isinstance(stride, int) else tuple(stride) if isinstance(stride, tuple | list) else ()
     if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in pair):
         raise InvalidArgument(f"stride must be a whole number >= 1 or a pair of them, got {stride!r}")
