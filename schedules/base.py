@@ -12,6 +12,7 @@ from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]
+_NARROW = 64  # columns of a plane whose rows are never cut
 
 
 class Template(ABC):
@@ -100,10 +101,18 @@ def most_dividing(value: int, most: int) -> int:
     return divisors(value, most)[-1]
 
 
-def quads(spec: ConvSpec) -> tuple[int, ...]:
-    """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
+def quads(spec: ConvSpec, tiled: bool = False) -> tuple[int, ...]:
+    """Columns that can be loaded at once, most first: groups must tile the row and not straddle its ends, nor be parted by a stride (tiles are not)."""
     g = gather(spec)
-    return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+    return (1,) if g.wrap or (g.step[1] > 1 and not tiled) else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+
+
+def tiles(spec: ConvSpec, patch: int = 1) -> tuple[int, ...]:
+    """Columns of outputs that a block may own, 0 for whole rows; for planes that are strided or wide. Whole vectors of the source, multiples of `patch`."""
+    g = gather(spec)
+    width, across = g.output[1], max(g.phases[1], patch)
+    found = {t for t in (14, 16, 28, 32, 56, 112, *((width,) if width <= 128 else ())) if t <= width and t % across == 0}
+    return (0, *sorted(found)) if g.step[1] > 1 or width > _NARROW else (0,)
 
 
 def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:

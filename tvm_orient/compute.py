@@ -55,23 +55,26 @@ def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> A
     With quad > 1 a group of columns is all inside the plane or all outside: one test, one vector load.
     """
     height, width = g.source
-    if quad > 1 and (g.wrap or shape.phases > 1 or width % quad or shape.left % quad or shape.columns % quad):
+    apart = shape.tile * shape.across  # source columns from one tile to the next
+    if quad > 1 and (g.wrap or shape.phases > 1 or any(size % quad for size in (width, shape.left, shape.columns, apart))):
         raise InvalidArgument(
-            f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns} must be multiples, and the stride 1"
+            f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns}, tile {apart} must be multiples, "
+            "and columns not parted by a stride"
         )
 
     def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
-        row, col = i - shape.top, (j * quad + v) * shape.phases + b - shape.left
+        row, col = i - shape.top, (j * quad + v) * shape.phases + b * (apart or 1) - shape.left
         if g.wrap:
             return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)].astype(spec.sums)
         inside = [] if shape.rows == height and shape.top == 0 else [row >= 0, row < height]
         if quad > 1:
-            inside += [j >= shape.left // quad, j < (shape.left + width) // quad]
+            first = b * (apart // quad)
+            inside += [j + first >= shape.left // quad, j + first < (shape.left + width) // quad]
         else:
             inside += [col >= 0, col < width]
         return te.if_then_else(te.all(*inside), source[n, c, row, col].astype(spec.sums), tirx.const(0, spec.sums))
 
-    return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns // quad, quad), padded, name="stage")
+    return te.compute((*source.shape[:2], shape.rows, shape.phases * shape.tiles, shape.columns // quad, quad), padded, name="stage")
 
 
 def batch_of(form: Form) -> Any:
@@ -88,7 +91,7 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
     func = make(spec, channels, form)
     if not form.narrow:
-        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 2)))
+        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 3 if form.tile else 2)))
     return func.with_attr("global_symbol", "main")
 
 
@@ -117,7 +120,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     given, ended = epilogue_of(spec, channels, form)
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
-    shape_of = g.stage(columns, form.halo, form.pitch)
+    padded = dataclasses.replace(g, output=(round_up(g.output[0], form.rows or 1), g.output[1]))
+    shape_of = padded.stage(columns, form.halo, form.pitch, form.tile)
     top, zero = shape_of.top, tirx.const(0, spec.sums)
     stage: Any = None if form.bare else _stage(source, g, shape_of, spec, form.quad)
 
@@ -139,8 +143,9 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
             return te.if_then_else(a < 0, stage[a, c, 0, 0, 0, 0], zero)
         products = []
         for t in sorted(terms, key=lambda t: (t.row, t.col)) if form.sweep else terms:
-            phase, shift = shape_of.place(t.col)
-            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
+            (phase, shift), (tile, column) = shape_of.place(t.col), shape_of.split(j)
+            column = column + shift
+            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, tile + phase, column // form.quad, column % form.quad])
         return total_of(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:

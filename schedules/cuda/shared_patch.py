@@ -23,20 +23,21 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, cooperate, most_dividing, quads
+from ..base import Decisions, Template, cooperate, most_dividing, quads, tiles
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
 _MOST_STAGED, _MOST_COLLECTED = 35840, 13312  # bytes: merged angles add the largest of both, and a kernel may have 48 KiB
+_CUTS = 12  # tiles and bands of strided or wide planes that are estimated
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 3, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 4, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -60,51 +61,83 @@ class SharedPatch(Template):
             "patch_w": widths,
             "row_patches": (1, 2, 4, 7, 8, 14, 28, 56),
             "planes": (1, 2, 4, 8, 16),
-            "vector": quads(spec),
+            "vector": quads(spec, len(tiles(spec)) > 1),
             "weights_shared": (0, 1),
             "collect": (0, 1),
             "pad": (0, 4, 8, 12, 16, 20, 24, 28),
+            "tile": tiles(spec),
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         return dict(_best(self, spec, device))
 
-    def _patches(self, spec: ConvSpec, device: Device) -> list[tuple[int, int]]:
-        """The patches that load least per output, without regard to the block that they are part of."""
+    def _patches(self, spec: ConvSpec, device: Device, tile: int) -> list[tuple[float, int, int]]:
+        """(passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        pitch, weights, ranked = self._pitch(spec, {"pad": 0}), sum(len(t.taps) for t in g.every), []
-        key = cells(g, -(-width // g.phases[1]), _VECTOR, pitch)
+        pitch, weights, ranked = self._pitch(spec, {"pad": 0, "tile": tile}), sum(len(t.taps) for t in g.every), []
+        key = _cells(spec, pitch, tile)
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             area = patch_h * patch_w
             if area * max(map(len, g.terms.values())) > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > _MOST_OUTPUTS:
                 continue
-            own = patch(key, patch_h, patch_w, math.gcd(pitch, patch_w // g.phases[1], _VECTOR), height % patch_h == 0 and width % patch_w == 0)
+            step = self._step(spec, patch_w, tile)
+            own = patch(key, patch_h, patch_w, math.gcd(pitch, step, _VECTOR), height % patch_h == 0 and width % patch_w == 0)
             if own.alive + max(map(len, g.terms.values())) + area <= _MOST_HELD:
                 covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
-                loads = sum(count * (4 if patch_w // g.phases[1] == 4 else words) for words, count in own.loads.items())
+                if tile:
+                    loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+                else:
+                    loads = sum(count * (4 if step == _VECTOR else words) for words, count in own.loads.items())
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
-        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[:_PATCHES]]
+        return sorted(ranked)[:_PATCHES]
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
-        g, knobs = gather(spec), self.knobs(spec, device)
-        height, width = g.output
-        planes = [p for p in knobs["planes"] if spec.channels % p == 0]
-        for patch_h, patch_w in self._patches(spec, device):
-            rows, columns = -(-height // patch_h), -(-width // patch_w)
-            collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1 and spec.dtype == "float32")
-            bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)})
-            for row_patches in bands:
-                fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
-                d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": knobs["vector"][0]}
-                trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0})
-                if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= _MOST_STAGED:
-                    yield trial
+        (height, width), knobs = gather(spec).output, self.knobs(spec, device)
+        cut = [t for t in knobs["tile"] if t and width % t == 0 and t * gather(spec).step[1] % quads(spec, True)[0] == 0]
+        if cut:
+            found = [  # bands that part the plane evenly come first
+                (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
+                for cost, patch_h, patch_w in self._patches(spec, device, cut[0])
+                for tile, row_patches in itertools.product(cut, knobs["row_patches"])
+                if tile % patch_w == 0 and row_patches * patch_h < height + patch_h
+                for trial in [self._block(spec, device, patch_h, patch_w, row_patches, tile)]
+                if self._fits(spec, trial)
+            ]
+            for _, _, *values in sorted(found)[:_CUTS]:
+                yield self._padded(spec, dict(zip(self.knobs(spec, device), values, strict=True)))
+        if not cut or quads(spec, True) == (1,):
+            for _, patch_h, patch_w in self._patches(spec, device, 0):
+                rows = -(-height // patch_h)
+                for row_patches in sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)}):
+                    trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0))
+                    if self._fits(spec, trial):
+                        yield trial
+
+    def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int) -> Decisions:
+        """The decisions of a block of these patches, with as many planes as give it a few warps."""
+        width, planes = gather(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
+        columns = row_patches * -(-(tile or width) // patch_w)
+        fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
+        collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1 and spec.dtype == "float32")
+        d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
+        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile}
+
+    def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
+        return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= _MOST_STAGED
+
+    def _staging(self, spec: ConvSpec, decisions: Decisions) -> float:
+        """Passes of an output that is wanted for its share of the stage: the asynchronous copies write it, and fetch it."""
+        height, band = gather(spec).output[0], decisions["row_patches"] * decisions["patch_h"]
+        floats = self._staged_rows(spec, decisions) * self._row_of(spec, decisions)
+        return 2.3 * floats * -(-height // band) / (height * self._across(spec, decisions))
 
     def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
         """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
         words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
+        if decisions["tile"]:
+            words = math.gcd(self._step(spec, decisions["patch_w"], decisions["tile"]), _VECTOR)
         best, fewest = decisions, math.inf
         for pad in (0, 4, 8, 12, 16, 20, 24, 28) if decisions["row_patches"] > 1 and gather(spec).phases == (1, 1) else ():
             trial = {**decisions, "pad": pad}
@@ -117,30 +150,30 @@ class SharedPatch(Template):
 
     def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
         """Float of the stage that each thread's patch begins at."""
-        g, row_of = gather(spec), _stage(spec).phases * self._pitch(spec, decisions)
-        shape = (decisions["planes"], decisions["row_patches"], -(-g.output[1] // decisions["patch_w"]))
+        g, row_of = gather(spec), self._row_of(spec, decisions)
+        shape = (decisions["planes"], decisions["row_patches"], -(-self._across(spec, decisions) // decisions["patch_w"]))
         plane, row, column = np.indices(shape).reshape(3, -1)
         down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * row_of
-        return plane * (self._staged_rows(spec, decisions) * row_of) + down + column * (decisions["patch_w"] // g.phases[1])
+        return plane * (self._staged_rows(spec, decisions) * row_of) + down + column * self._step(spec, decisions["patch_w"], decisions["tile"])
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         height, width = g.output
-        pitch, rows = self._pitch(spec, d), self._staged_rows(spec, d)
+        pitch, rows, across = self._pitch(spec, d), self._staged_rows(spec, d), self._across(spec, d)
         band = min(height, d["row_patches"] * d["patch_h"])
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
-        align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
+        align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
-        own = patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
-        warps, outputs = -(-threads // WARP), d["planes"] * band * width
+        own = patch(_cells(spec, pitch, d["tile"]), d["patch_h"], d["patch_w"], align, whole)
+        warps, outputs = -(-threads // WARP), d["planes"] * band * across
         loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
-        across = min(WARP, threads) * d["planes"] / threads  # channels in a warp
-        staged = d["planes"] * rows * _stage(spec).phases * pitch
-        fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
+        channels = min(WARP, threads) * d["planes"] / threads  # in a warp
+        staged = d["planes"] * rows * self._row_of(spec, d)
+        fetched = d["planes"] * min(rows, g.source[0]) * min(pitch if d["tile"] else g.source[1], g.source[1])
         stores, again = self._stores(g, spec, d)
-        memory = warps * (loads + weights * max(1.0, across) + stores) + (staged + 1.3 * fetched) / WARP
+        memory = warps * (loads + weights * max(1.0, channels) + stores) + (staged + 1.3 * fetched) / WARP
         if d["collect"]:
             memory += 2 * outputs / WARP
         others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
@@ -153,7 +186,7 @@ class SharedPatch(Template):
         """Passes of a warp that store its patches, and how often each sector is written."""
         if d["patch_w"] in (2, 4) and self._vector_store(spec, d):
             return d["patch_h"] * d["patch_w"] * 1.25, 1.0
-        columns = -(-g.output[1] // d["patch_w"])
+        columns = -(-self._across(spec, d) // d["patch_w"])
         _, row, column = np.indices((d["planes"], d["row_patches"], columns)).reshape(3, -1)
         base = row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
         return d["patch_h"] * d["patch_w"] * passes(base, 1, lines=not d["collect"]), 1.0 if d["collect"] else min(8.0, d["patch_w"])
@@ -163,30 +196,45 @@ class SharedPatch(Template):
         knobs = self.knobs(spec, device)
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
-        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
+        return {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
+        return decisions["planes"] * decisions["row_patches"] * -(-self._across(spec, decisions) // decisions["patch_w"])
+
+    def _across(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Columns of outputs that a block owns."""
+        return decisions["tile"] or gather(spec).output[1]
+
+    def _step(self, spec: ConvSpec, patch_w: int, tile: int) -> int:
+        """Floats of a staged row from one patch to the next."""
+        return patch_w // gather(spec).phases[1] * _stage(spec, tile).across
+
+    def _row_of(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Floats of a staged row, all column phases."""
+        return _stage(spec, decisions["tile"]).phases * self._pitch(spec, decisions)
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged tile."""
-        g = gather(spec)
-        row_of = _stage(spec).phases * self._pitch(spec, decisions)
-        collected = decisions["row_patches"] * decisions["patch_h"] * g.output[1] if decisions["collect"] else 0
+        row_of = self._row_of(spec, decisions)
+        collected = decisions["row_patches"] * decisions["patch_h"] * self._across(spec, decisions) if decisions["collect"] else 0
         return decisions["planes"] * (self._staged_rows(spec, decisions) * row_of + collected) * DTYPES[spec.sums]
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""
         g = gather(spec)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return min(rows, _stage(spec).rows)
+        return min(rows, _stage(spec, decisions["tile"]).rows)
 
     def _pitch(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Columns of a staged row: whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
-        return _stage(spec).columns + decisions["pad"]
+        return _stage(spec, decisions["tile"]).columns + decisions["pad"]
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
+        if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or (decisions["tile"] * gather(spec).step[1] % decisions["vector"]):
+            return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
+        if decisions["tile"] % decisions["patch_w"]:
+            return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
         if shared > min(device.shared_memory, 49152):
@@ -199,7 +247,9 @@ class SharedPatch(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"], sweep=True)
+        tile = decisions["tile"] // gather(spec).phases[1]
+        band = decisions["row_patches"] * decisions["patch_h"]
+        return Form(halo=_VECTOR, pitch=self._pitch(spec, decisions), quad=decisions["vector"], sweep=True, tile=tile, rows=band)
 
     def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
         """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
@@ -223,9 +273,9 @@ class SharedPatch(Template):
         n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
-        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
-        sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
-        block, thread = sch.fuse(n, block_c, band), sch.fuse(plane, row, column)
+        tile, column, pixel_w = sch.split(w, [None, -(-self._across(spec, decisions) // decisions["patch_w"]), decisions["patch_w"]])
+        sch.reorder(n, block_c, band, tile, plane, row, column, pixel_h, pixel_w)
+        block, thread = sch.fuse(n, block_c, band, tile), sch.fuse(plane, row, column)
         sch.bind(block, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
         if out != y:
@@ -244,8 +294,9 @@ class SharedPatch(Template):
         n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row = sch.split(h, [None, decisions["row_patches"] * decisions["patch_h"]])
-        sch.reorder(n, block_c, band, plane, row, w)
-        block = sch.fuse(n, block_c, band)
+        tile, w = sch.split(w, [None, self._across(spec, decisions)])
+        sch.reorder(n, block_c, band, tile, plane, row, w)
+        block = sch.fuse(n, block_c, band, tile)
         sch.bind(block, "blockIdx.x")
         sch.compute_at(y, block, preserve_unit_loops=True)
         *_, y_plane, y_row, y_w = sch.get_loops(y)
@@ -257,7 +308,7 @@ class SharedPatch(Template):
         sch.bind(thread, "threadIdx.x")
         sch.unroll(pixel_h)
         sch.unroll(pixel_w)
-        vector = next(v for v in (4, 2, 1) if (spec.dtype == "float32" and gather(spec).output[1] % v == 0) or v == 1)
+        vector = next(v for v in (4, 2, 1) if (spec.dtype == "float32" and self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v) or v == 1)
         group, lanes = sch.split(w, [None, vector])
         _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
         sch.bind(inner, "threadIdx.x")
@@ -267,10 +318,15 @@ class SharedPatch(Template):
 
 
 @functools.lru_cache(maxsize=1024)
-def _stage(spec: ConvSpec) -> Stage:
+def _stage(spec: ConvSpec, tile: int) -> Stage:
     """The staged source without padding against bank conflicts."""
     g = gather(spec)
-    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, tile // g.phases[1])
+
+
+def _cells(spec: ConvSpec, pitch: int, tile: int) -> Any:
+    g = gather(spec)
+    return cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, pitch, tile // g.phases[1])
 
 
 @functools.lru_cache(maxsize=1024)
