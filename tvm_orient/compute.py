@@ -199,14 +199,16 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
     dy = te.placeholder((n, channels, height, width), name="dy", dtype=spec.dtype)
     chunk, rows = v * form.run, round_up(form.rows or height, form.row_lanes)
-    columns, bands, each = round_up(width, chunk), -(-height // rows), rows // form.row_lanes
-    g = dataclasses.replace(g, output=(bands * rows, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
-    shape_of = g.stage(columns, form.halo, form.pitch)
+    columns, each = round_up(width, form.tile or chunk), rows // form.row_lanes
+    own = form.tile or columns  # columns of a band
+    tiles, tall = columns // own, round_up(height, rows)
+    bands = tall // rows * tiles
+    g = dataclasses.replace(g, output=(tall, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
+    shape_of = g.stage(columns, form.halo, form.pitch, form.tile)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
     zero = tirx.const(0, spec.sums)
-    tall = bands * rows
 
     quad = max(1, form.dy_quad)
     if columns % quad or (quad > 1 and width % quad):
@@ -220,15 +222,18 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         dys = te.compute((n, channels, tall, columns // quad, quad), lambda a, c, p, j, i: padded(a, c, p, j * quad + i), name="dys")
     else:
         dys = te.compute((n, channels, tall, columns), padded, name="dys")
-    rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
+    rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, own // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
-        p = band * rows + lane // v * each + rp
+        down, tile = (band // tiles, band % tiles) if form.tile else (band, 0)
+        p = down * rows + lane // v * each + rp
         q = (ro * v + lane % v) * form.run + ri
         row = p * g.step[0] + pick(t, trows)
-        column = q + pick(t, shifts)
-        own = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
-        return te.sum(own * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        column = q * shape_of.across + pick(t, shifts)
+        q = tile * own + q
+        factor = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
+        part = tile if form.tile else pick(t, phases)
+        return te.sum(factor * stage[a, c, row, part, column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
     count, many = len(terms), v * form.row_lanes
     if form.dy_quad:

@@ -17,7 +17,8 @@ class Form:
     sweep: add the taps of an output from the topmost row down, so that a patch needs few values of the stage at once.
     bare: no stage; a tap outside the plane is left out by a test, which a template must make constant.
     narrow: the stage holds the columns that are read, not whole rows.
-    tile: the stage is cut into tiles of this many outputs of each phase, with columns as they lie in memory (0: whole rows, parted by stride).
+    tile: the stage is cut into tiles of this many outputs of each phase, with columns as they lie in memory (0: whole rows, parted by stride);
+        bands of conv_dw are as wide.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
     dy_quad: of conv_dw, columns of dy in groups of this many, loaded as one vector, and sums with taps innermost (0: neither).

@@ -161,7 +161,8 @@ class SharedPatch(Template):
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         height, width = g.output
         pitch, rows, across = self._pitch(spec, d), self._staged_rows(spec, d), self._across(spec, d)
-        band = min(height, d["row_patches"] * d["patch_h"])
+        band = d["row_patches"] * d["patch_h"]
+        band = height / -(-height // band) if d["tile"] else min(height, band)  # wanted rows of a block, on average
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
         align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
