@@ -160,9 +160,10 @@ def cuda_source(module: Any, device: Device) -> str:
 def _finished(source: str, arch: str) -> str:
     """CUDA source with what TVM cannot say: branches that may hold barriers, and from sm_80 on copies that nobody waits for one by one."""
     from .merge import branches
+    from .predicated import predicated
     from .staging import asynchronous
 
-    source = branches(source)
+    source = predicated(branches(source))
     return asynchronous(source) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 
