@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite staging anysize serial published peers timers tvmkit nvrtc sass integers "
+            "reference gather epilogue compute channels_last merge rewrite staging predicated anysize serial published peers timers tvmkit nvrtc sass integers "
             "trace bound estimate whole pool",
             "schedules",
             "logs lower search",

@@ -163,8 +163,8 @@ def _finished(source: str, arch: str) -> str:
     from .predicated import predicated
     from .staging import asynchronous
 
-    source = predicated(branches(source))
-    return asynchronous(source) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
+    source = branches(source)
+    return asynchronous(predicated(source)) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 
 def last_line(problem: BaseException) -> str:

@@ -19,14 +19,16 @@ __device__ __forceinline__ float tvm_orient_load(const float* from, bool inside)
 """
 _GUARDED = re.compile(
     r"(?P<indent> *)float (?P<name>condval\w*);\n *if \((?P<inside>.*)\) \{\n"
-    r" *(?P=name) = (?P<from>x_ptr|dy_ptr)\[(?P<at>.*)\];\n *\} else \{\n *(?P=name) = 0x0p\+0f[^;]*;\n *\}\n *(?P<to>stage_local_ptr\[.*\]) = (?P=name);\n"
+    r" *(?P=name) = (?P<from>x_ptr)\[(?P<at>.*)\];\n *\} else \{\n *(?P=name) = 0x0p\+0f[^;]*;\n *\}\n *(?P<to>stage_local_ptr\[.*\]) = (?P=name);\n"
 )
 
 
 def predicated(source: str) -> str:
-    """The source with every load of float32 from an image into a staged register predicated."""
-    changed, count = _GUARDED.subn(r"\g<indent>\g<to> = tvm_orient_load(\g<from> + (\g<at>), \g<inside>);\n", source)
-    if not count or "dy_ptr" in source:
-        return source
-    head, mark, rest = changed.partition('extern "C"')
-    return head + _HELPER + mark + rest
+    """The source with every load of float32 from an image into a staged register predicated, but those of weight gradients.
+
+    There nvcc would hoist the addresses of a whole patch beside its sums, and spill. The source must be for sm_80 or later.
+    """
+    if "dy_ptr" not in source:
+        source = _GUARDED.sub(r"\g<indent>\g<to> = tvm_orient_load(\g<from> + (\g<at>), \g<inside>);\n", source)
+    head, mark, rest = source.partition('extern "C"')
+    return head + _HELPER + mark + rest  # in every source: several are compiled as one

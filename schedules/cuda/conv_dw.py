@@ -108,7 +108,8 @@ class ConvDw(Template):
 
     def _cuts(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """The best patches in tiles of columns, in bands that part the plane evenly where any do; those that stage and sum least."""
-        knobs, height, taps, found = self.knobs(spec, device), spec.out_height, len(gather(spec).every), []
+        knobs, height, taps = self.knobs(spec, device), spec.out_height, len(gather(spec).every)
+        found: list[Any] = []
         cut = [t for t in knobs["tile"] if t and spec.out_width % t == 0 and t * spec.stride[1] % quads(spec, True)[0] == 0]
         for cost, patch_h, patch_w in self._patches(spec, device, cut[0]) if cut else ():
             for tile, row_lanes, turns in itertools.product((t for t in cut if t % patch_w == 0), knobs["row_lanes"], knobs["turns"]):

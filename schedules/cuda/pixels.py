@@ -184,7 +184,14 @@ class PixelsDw(Template):
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, g = self.knobs(spec, device), gather(spec)
         lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
-        best = {"rows": _least_band(spec.out_height, 1), "columns": _least_band(spec.out_width, 1), "patch_h": 1, "patch_w": 1, "lanes": lanes, "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1)}
+        best = {
+            "rows": _least_band(spec.out_height, 1),
+            "columns": _least_band(spec.out_width, 1),
+            "patch_h": 1,
+            "patch_w": 1,
+            "lanes": lanes,
+            "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1),
+        }
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             # bands that are wide enough for their sums to cost little, narrow enough for many to be on their way
             rows, columns = (_least_band(size, patch) for size, patch in ((spec.out_height, patch_h), (spec.out_width, patch_w)))

@@ -97,7 +97,7 @@ class SharedPatch(Template):
         (height, width), knobs = gather(spec).output, self.knobs(spec, device)
         cut = [t for t in knobs["tile"] if t and width % t == 0 and t * gather(spec).step[1] % quads(spec, True)[0] == 0]
         if cut:
-            found = [  # bands that part the plane evenly come first
+            found: list[Any] = [  # bands that part the plane evenly come first
                 (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
                 for cost, patch_h, patch_w in self._patches(spec, device, cut[0])
                 for tile, row_patches in itertools.product(cut, knobs["row_patches"])
@@ -110,7 +110,9 @@ class SharedPatch(Template):
         if not cut or quads(spec, True) == (1,):
             for _, patch_h, patch_w in self._patches(spec, device, 0):
                 rows = -(-height // patch_h)
-                for row_patches in sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)}):
+                for row_patches in sorted(
+                    {min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)}
+                ):
                     trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0))
                     if self._fits(spec, trial):
                         yield trial
@@ -161,8 +163,8 @@ class SharedPatch(Template):
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         height, width = g.output
         pitch, rows, across = self._pitch(spec, d), self._staged_rows(spec, d), self._across(spec, d)
-        band = d["row_patches"] * d["patch_h"]
-        band = height / -(-height // band) if d["tile"] else min(height, band)  # wanted rows of a block, on average
+        most = d["row_patches"] * d["patch_h"]
+        band = height / -(-height // most) if d["tile"] else min(height, most)  # wanted rows of a block, on average
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
         align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
