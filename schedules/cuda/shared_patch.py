@@ -95,7 +95,7 @@ class SharedPatch(Template):
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
         (height, width), knobs = gather(spec).output, self.knobs(spec, device)
-        cut = [t for t in knobs["tile"] if t and width % t == 0 and t * gather(spec).step[1] % quads(spec, True)[0] == 0]
+        cut = [t for t in knobs["tile"] if t and width % t == 0 and self._step(spec, t, t) % quads(spec, True)[0] == 0]
         if cut:
             found: list[Any] = [  # bands that part the plane evenly come first
                 (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
@@ -234,7 +234,7 @@ class SharedPatch(Template):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
-        if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or (decisions["tile"] * gather(spec).step[1] % decisions["vector"]):
+        if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or self._step(spec, decisions["tile"], decisions["tile"]) % decisions["vector"]:
             return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
         if decisions["tile"] % decisions["patch_w"]:
             return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
