@@ -1,6 +1,7 @@
 """What the default CUDA kernels execute and how fast they could be at best, read from their SASS: a CSV file for each arch and tables. Needs no GPU.
 
-    python benchmarks/static.py [sm_80 sm_89 sm_90a] [--dtype float16]          (minutes: every kernel is compiled by NVRTC)
+    python benchmarks/static.py [sm_80 sm_89 sm_90a] [--dtype float16]    (minutes: every kernel is compiled by NVRTC)
+    python benchmarks/static.py stems [sm_80 sm_89 sm_90a]                (strided stems of the networks, to static-stems-ARCH.csv)
 
 Counts are of instructions that warps execute, per output: for conv an element of y, for conv_dw a pixel of dy. Clocks are those of an SM
 for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_second is the second pass of conv_dw.
@@ -30,20 +31,23 @@ COLUMNS = (
     "instructions_per_output", "bound", *(f"clocks_{name}" for name in RESOURCES), "clocks_second", "template", "decisions",
 )  # fmt: skip
 OPS, KERNEL_SIZES, HEIGHTS = ("conv", "conv_dw"), (31, 7), (56, 28, 14, 7)
+STEMS, STEM_OPS, STEM_SIZES = (31, 15), ("conv", "conv_dx", "conv_dw"), (224, 112)  # kernel sizes, ops, heights: 64 channels, stride 2, both layouts
+STEM_COLUMNS = ("layout", *COLUMNS)
 ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mirror images
 
 Row = dict[str, str | int]
 
 
-def result(arch: str, dtype: str = "float32") -> Path:
-    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32."""
-    return Path(__file__).resolve().parent / "results" / f"static-{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
+def result(arch: str, dtype: str = "float32", kind: str = "") -> Path:
+    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: "stems-" or nothing."""
+    return Path(__file__).resolve().parent / "results" / f"static-{kind}{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
 
 
-def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str) -> list[Row]:
+def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, channels: int = CHANNELS, stride: int = 1, layout: str = "nchw") -> list[Row]:
     """Rows of a square plane, one for each angle, for the choice that an untuned machine makes."""
     device = arch_device(arch)
-    specs = [ConvSpec(op, CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size), dtype=dtype) for angle in ANGLES]
+    taps = [Taps.oriented(math.radians(angle), kernel_size) for angle in ANGLES]
+    specs = [ConvSpec(op, channels, height, height, one, (stride, stride), dtype=dtype, layout=layout) for one in taps]
     cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
     return [row(spec, angle, choice, found) for (spec, choice), angle, found in zip(cases, ANGLES, predict(cases, device), strict=True)]
 
@@ -85,12 +89,30 @@ def write(arch: str, dtype: str) -> list[Row]:
     return rows
 
 
+def stems(arch: str) -> None:
+    """Compile the stems for one arch, write their CSV file, and print a table: clocks of all passes, and the resource that needs longest in the first."""
+    with result(arch, kind="stems-").open("w", newline="") as file:
+        writer = csv.DictWriter(file, STEM_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        print(f"\n{arch}\n\n| problem | " + " | ".join(f"{angle:g} degrees" for angle in ANGLES) + " |\n| --- |" + " ---: |" * len(ANGLES))
+        for layout, op, kernel_size, height in itertools.product(("nchw", "nhwc"), STEM_OPS, STEMS, STEM_SIZES):
+            rows = measured(op, kernel_size, height, arch, "float32", 64, 2, layout)
+            writer.writerows({"layout": layout, **row} for row in rows)
+            file.flush()
+            cells = [f"{float(row['clocks_' + str(row['bound'])]) + float(row['clocks_second']):.1f} {row['bound']}" for row in rows]
+            print(f"| {layout} `{op}`, K={kernel_size}, {height}x{height} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main(words: Sequence[str]) -> int:
     """Write the CSV file of each arch and print its tables."""
     parser = argparse.ArgumentParser(description="Predict the default CUDA kernels from their SASS.")
-    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch")
+    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or stems, then archs: the strided stems of the networks")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     given = parser.parse_args(words)
+    if given.archs[:1] == ["stems"]:
+        for arch in given.archs[1:] or ARCHS:
+            stems(arch)
+        return 0
     for arch in given.archs:
         try:
             rows = write(arch, given.dtype)

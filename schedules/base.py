@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,12 +10,15 @@ from typing import Any
 
 from tvm_orient.batches import MOST_UNROLLED, batches
 from tvm_orient.device import Device
+from tvm_orient.estimate import soft_maximum
 from tvm_orient.form import Form
 from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]
 _BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
+_NARROW = 64  # columns of a plane whose rows are never cut
+MOST_STAGED, MOST_COLLECTED, MOST_WEIGHTS = 33792, 13312, 2048  # bytes of CUDA blocks: merged angles add the largest of each, and a kernel may have 48 KiB
 
 
 class Template(ABC):
@@ -81,6 +85,18 @@ class Template(ABC):
         return func
 
 
+@functools.lru_cache(maxsize=2048)
+def least_estimate(template: Any, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
+    """Of what a template's `_candidates` gives, the valid decisions of the least estimate; its `_least` where none is valid."""
+    best, least = template._least(spec, device), math.inf
+    for trial in template._candidates(spec, device):
+        if template._invalid(spec, device, trial) is None:
+            score = soft_maximum(template.estimate(spec, device, trial))
+            if score < least:
+                best, least = trial, score
+    return tuple(best.items())
+
+
 class Generic(ABC):
     """Kernels that take sizes and offsets at run time (`anysize.plan` gives them): one serves every spec of its op, mode and dtype."""
 
@@ -103,10 +119,18 @@ def most_dividing(value: int, most: int) -> int:
     return divisors(value, most)[-1]
 
 
-def quads(spec: ConvSpec) -> tuple[int, ...]:
-    """Columns that can be loaded at once: groups must tile the row and not straddle its ends."""
+def quads(spec: ConvSpec, tiled: bool = False) -> tuple[int, ...]:
+    """Columns that can be loaded at once, most first: groups must tile the row and not straddle its ends, nor be parted by a stride (tiles are not)."""
     g = gather(spec)
-    return (1,) if g.wrap or g.step[1] > 1 else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+    return (1,) if g.wrap or (g.step[1] > 1 and not tiled) else tuple(q for q in (4, 2, 1) if g.source[1] % q == 0)
+
+
+def tiles(spec: ConvSpec, patch: int = 1) -> tuple[int, ...]:
+    """Columns of outputs that a block may own, 0 for whole rows; for planes that are strided or wide. Whole vectors of the source, multiples of `patch`."""
+    g = gather(spec)
+    width, across = g.output[1], max(g.phases[1], patch)
+    found = {t for t in (14, 16, 28, 32, 56, 112, *((width,) if width <= 128 else ())) if t <= width and t % across == 0}
+    return (0, *sorted(found)) if g.step[1] > 1 or width > _NARROW else (0,)
 
 
 def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:

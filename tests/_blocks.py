@@ -140,6 +140,8 @@ static void tvm_orient_arrived() {
   copies[current].clear();
 }
 
+static inline float tvm_orient_load(const float* from, bool inside) { return inside ? *from : 0.0f; }
+
 static void (*body)();
 static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
 

@@ -141,6 +141,24 @@ def test_the_reasons_of_shared_patch() -> None:
     assert "shared memory" in str(template.declines(spec_of("conv", 1, 10, 100_000, line(0, k=7)), GPU))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_tiles_of_columns(op: str) -> None:
+    """Tiles that do not part the plane, in bands that do not either; with vectors and without. Whole rows of a strided plane cannot be loaded by vectors."""
+    spec = spec_of(op, 4, 22, 60 if op != "conv_dx" else 72, line(22.5, k=9), 2)
+    template = schedules.find("two_pass_dw" if op == "conv_dw" else "shared_patch")
+    rows = {"row_lanes": 2, "turns": 1, "dy_shared": 0, "lanes": 7} if op == "conv_dw" else {"row_patches": 2, "collect": 0}
+    common = {**template.default(spec, GPU), "patch_h": 4, "patch_w": 2, "planes": 1, "pad": 0, **rows}
+    for tile, vector in ((16 if op == "conv_dx" else 14, 4), (28, 1)):
+        decisions = {**common, "tile": tile, "vector": vector}
+        assert template.invalid(spec, GPU, decisions) is None
+        check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
+    check_blocks(spec, [Choice.of(template, decisions)])
+    if op == "conv_dx":
+        assert "do not part into groups of 4" in str(template.invalid(spec, GPU, {**common, "tile": 28, "vector": 4}))
+    else:
+        assert "parted by the stride" in str(template.invalid(spec, GPU, {**common, "tile": 0, "vector": 4}))
+
+
 def test_the_reasons_of_whole_plane() -> None:
     template = schedules.find("whole_plane")
     assert "at most 64 outputs" in str(template.declines(spec_of("conv", 64, 14, 14, line(45, k=7)), GPU))

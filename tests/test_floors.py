@@ -20,8 +20,8 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite staging batches anysize serial published peers timers tvmkit nvrtc sass integers "
-            "trace bound estimate whole pool",
+            "reference gather epilogue compute channels_last merge rewrite staging batches predicated anysize serial published peers timers tvmkit nvrtc sass "
+            "integers lines trace bound estimate whole pool",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -58,6 +58,10 @@ SAME_FLOOR = {
     ("trace", "integers"),
     ("bound", "trace"),
     ("estimate", "gather"),
+    ("compute", "lines"),
+    ("lines", "compute"),
+    ("lines", "gather"),
+    ("lines", "tvmkit"),
     ("bound", "sass"),
     ("launch", "checks"),
     ("ops", "checks"),
@@ -73,12 +77,14 @@ SAME_FLOOR = {
     ("__init__", "aot"),
     ("__main__", "cli"),
 }
+EXTENDS = {"strips": "shared_patch"}  # a template that is another with some of its choices changed
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
 MAY_IMPORT_TVM = {
     "compute",
     "epilogue",
     "channels_last",
     "merge",
+    "lines",
     "rewrite",
     "serial",
     "search",
@@ -148,8 +154,8 @@ def why_not(module: tuple[str, ...], target: tuple[str, ...]) -> str | None:
 
 
 def why_not_inside(module: tuple[str, ...], target: tuple[str, ...]) -> str | None:
-    """The same inside one package: a schedule template may import base only; an __init__ gathers the templates of its package."""
-    if unit_of(module) != "schedules" or "base" in target or module[-1] == "__init__":
+    """The same inside one package: a schedule template may import base and what it extends; an __init__ gathers the templates of its package."""
+    if unit_of(module) != "schedules" or "base" in target or module[-1] == "__init__" or EXTENDS.get(module[-1]) in target:
         return None
     return "a template imports schedules/base and no other schedule"
 

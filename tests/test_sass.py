@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
-from tvm_orient import banks, figures, lower, nvrtc, sass, schedules, trace
+from tvm_orient import banks, figures, integers, lower, nvrtc, sass, schedules, trace
 from tvm_orient.bound import outputs_of
 from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
@@ -224,6 +224,30 @@ def test_a_trace_follows_votes(arch: str, n: int, stores: int) -> None:
     assert trace.run(kernel, 64, [0], [n]).count("STG") == stores
 
 
+def test_a_trace_follows_bits_of_a_register_that_is_not_known() -> None:
+    class Given:
+        def __init__(self, **known: integers.Known) -> None:
+            self.known = known
+
+        def partial(self, text: str) -> integers.Known:
+            return (
+                self.known.get(text, integers.Known(None, None))
+                if text[0] == "R" and text != "RZ"
+                else integers.Known(np.uint32(int(text.replace("RZ", "0"), 0)), True)
+            )
+
+    def and_or(reader: Given, lut: str, mask: str) -> integers.Known:
+        return integers.INTEGER["LOP3"](reader, ("LUT",), ("R1", "R1", mask, "RZ", lut, "!PT"))["R1"]
+
+    cleared = and_or(Given(), "0xc0", "0xfffffdff")  # data & ~0x200
+    assert (int(cleared.value[0]), cleared.bits) == (0, 0x200)
+    filled = and_or(Given(R1=cleared), "0xfc", "0x200")  # ... | 0x200
+    assert (int(filled.value[0]), filled.bits) == (0x200, 0x200)
+    tested = and_or(Given(R1=filled), "0xc0", "0x200")  # ... & 0x200
+    assert (int(tested.value[0]), tested.bits) == (0x200, integers.ALL_BITS)
+    assert and_or(Given(R1=filled), "0xc0", "0x300").bits != integers.ALL_BITS, "the other bit is data"
+
+
 def test_a_trace_says_what_it_cannot_follow() -> None:
     source = 'extern "C" __global__ void main_kernel(int* x) { if (x[threadIdx.x] > 3) x[x[threadIdx.x + 32]] = 1; }'
     (kernel,) = sass.kernels(nvrtc.compile_cubin(source, "sm_80"))
@@ -281,6 +305,30 @@ def test_what_nvrtc_refuses() -> None:
 def test_archs() -> None:
     assert {"sm_80", "sm_89", "sm_90", "sm_100", "sm_120"} <= set(nvrtc.archs())
     assert nvrtc.version() >= (13, 0)
+
+
+# ---- strided stems of the networks --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_stems_run_near_the_speed_of_dram(layout: str) -> None:
+    """64 channels, stride 2, K=31: all passes together take at most 1.3 times what DRAM needs, and nothing spills."""
+    device = arch_device("sm_90a")
+    problems = (("conv", 224, 22.5), ("conv", 112, 67.5), ("conv_dx", 224, 90), ("conv_dw", 224, 90), ("conv_dw", 112, 22.5))
+    specs = [spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout) for op, height, angle in problems]
+    cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
+    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
+        assert found.spills == 0, spec
+        assert found.kernels[0].shared <= 49152 + 1024
+        assert found.clocks <= 1.3 * found.bounds[0].clocks["dram"], (str(spec), choice.decisions, [one.clocks for one in found.bounds])
+
+
+def test_four_angles_of_a_stem_in_one_kernel() -> None:
+    """Eight channels an angle: in both layouts the kernel fits the registers, and 48 KiB of shared memory."""
+    specs = [spec_of("conv", 32, 112, 112, line(*ANGLES[:4], k=31), 2, layout=layout) for layout in ("nchw", "nhwc")]
+    for kernel in kernels_of(together({f"case{i}": source_of(spec, "sm_90a") for i, spec in enumerate(specs)})).values():
+        assert kernel.spills == 0, kernel.name
+        assert kernel.shared <= 49152 + 1024
 
 
 # ---- channels_last ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     """PrimFunc of a single-group spec over `channels` channels, in the given form.
 
     Parameters as those of `compute.part_func`, images being (n, h, w, c) and part (n, bands, taps, c). form.vector: channels of a
-    vector; form.rows: rows of a band of conv_dw, a divisor of those of dy.
+    vector; form.rows, form.tile: rows and columns of a band of conv_dw, divisors of those of dy.
     """
     func = _dw_func(spec, channels, form) if spec.op == "conv_dw" else _gather_func(spec, channels, form)
     return func.with_attr("global_symbol", "main")
@@ -123,16 +123,47 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     source = te.placeholder((n, *g.source, channels), name="x", dtype=spec.dtype)
     dy = te.placeholder((n, height, width, channels), name="dy", dtype=spec.dtype)
     stage, top, left = _stage(source, g, channels, v, spec)
-    band, blocks, count = form.rows or height, -(-channels // v), len(terms)
-    bands = height // band
+    band, own, blocks, count = form.rows or height, form.tile or width, -(-channels // v), len(terms)
+    tiles = width // own
+    bands = height // band * tiles
     rows, columns = constants([t.row + top for t in terms]), constants([t.col + left for t in terms])
     dys = _blocked(dy, channels, v, spec, "dys", (n, height, width), lambda a, p, q: ([], (a, p, q)))
-    rp, rq = te.reduce_axis((0, band), "rp"), te.reduce_axis((0, width), "rq")
+    rp, rq = te.reduce_axis((0, band), "rp"), te.reduce_axis((0, own), "rq")
 
     def product(a: Any, o: Any, t: Any, b: Any, lane: Any) -> Any:
-        p = o * band + rp
-        return te.sum(dys[a, p, rq, b, lane] * stage[a, p * g.step[0] + pick(t, rows), rq * g.step[1] + pick(t, columns), b, lane], axis=[rp, rq])
+        p, q = o // tiles * band + rp, o % tiles * own + rq
+        return te.sum(dys[a, p, q, b, lane] * stage[a, p * g.step[0] + pick(t, rows), q * g.step[1] + pick(t, columns), b, lane], axis=[rp, rq])
 
     acc = te.compute((n, bands, count, blocks, v), product, name="acc")
+    if form.slices:
+        part = te.compute((n, bands, spec.kernel_size, channels), _by_tap(spec, terms, acc, v), name="part")
+        return te.create_prim_func([source, dy, part, _sliced_sums(spec, channels, n, bands, form, part)])
     part = te.compute((n, bands, count, channels), lambda a, o, t, c: acc[a, o, t, c // v, c % v], name="part")
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, o, t, c: part[a, o, t, c])])
+
+
+def _by_tap(spec: ConvSpec, terms: Sequence[Term], acc: Any, v: int) -> Callable[..., Any]:
+    """Sums of terms by tap: colliding taps get the same, taps that never land zeros. Once the loop over taps is unrolled each is one value."""
+    home = {s: i for i, t in enumerate(terms) for s in t.taps}
+    taps = range(spec.kernel_size)
+    places, alive = constants([home.get(s, 0) for s in taps]), constants([int(s in home) for s in taps])
+
+    def value(a: Any, o: Any, s: Any, c: Any) -> Any:
+        one = acc[a, o, pick(s, places), c // v, c % v]
+        return one if len(home) == len(taps) else tirx.Select(pick(s, alive) == 1, one, tirx.const(0, spec.sums))
+
+    return value
+
+
+def _sliced_sums(spec: ConvSpec, channels: int, n: Any, bands: int, form: Form, part: Any) -> Any:
+    """dw (channels, K) as the sum of part by way of "slices": bands s, s + slices, ... of all images are summed apart, `ahead` of them in one step."""
+    many, taps, zero = form.slices, spec.kernel_size, tirx.const(0, spec.sums)
+    ro, ri = te.reduce_axis((0, (n * bands + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
+    rs = te.reduce_axis((0, many), "rs")
+
+    def total(slice: Any, s: Any, c: Any) -> Any:
+        band = (ro * form.ahead + ri) * many + slice
+        return te.sum(te.if_then_else(band < n * bands, part[band // bands, band % bands, s, c], zero), axis=[ro, ri])
+
+    slices = te.compute((many, taps, channels), total, name="slices")
+    return te.compute((channels, taps), lambda c, s: te.sum(slices[rs, s, c], axis=rs), name="y")

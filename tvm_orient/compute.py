@@ -55,23 +55,26 @@ def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> A
     With quad > 1 a group of columns is all inside the plane or all outside: one test, one vector load.
     """
     height, width = g.source
-    if quad > 1 and (g.wrap or shape.phases > 1 or width % quad or shape.left % quad or shape.columns % quad):
+    apart = shape.tile * shape.across  # source columns from one tile to the next
+    if quad > 1 and (g.wrap or shape.phases > 1 or any(size % quad for size in (width, shape.left, shape.columns, apart))):
         raise InvalidArgument(
-            f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns} must be multiples, and the stride 1"
+            f"columns cannot be staged {quad} at a time: width {width}, left halo {shape.left}, pitch {shape.columns}, tile {apart} must be multiples, "
+            "and columns not parted by a stride"
         )
 
     def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
-        row, col = i - shape.top, (j * quad + v) * shape.phases + b - shape.left
+        row, col = i - shape.top, (j * quad + v) * shape.phases + b * (apart or 1) - shape.left
         if g.wrap:
             return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)].astype(spec.sums)
         inside = [] if shape.rows == height and shape.top == 0 else [row >= 0, row < height]
         if quad > 1:
-            inside += [j >= shape.left // quad, j < (shape.left + width) // quad]
+            first = b * (apart // quad)
+            inside += [j + first >= shape.left // quad, j + first < (shape.left + width) // quad]
         else:
             inside += [col >= 0, col < width]
         return te.if_then_else(te.all(*inside), source[n, c, row, col].astype(spec.sums), tirx.const(0, spec.sums))
 
-    return te.compute((source.shape[0], source.shape[1], shape.rows, shape.phases, shape.columns // quad, quad), padded, name="stage")
+    return te.compute((*source.shape[:2], shape.rows, shape.phases * shape.tiles, shape.columns // quad, quad), padded, name="stage")
 
 
 def batch_of(form: Form) -> Any:
@@ -92,7 +95,8 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
     func = make(spec, channels, form)
     if not form.narrow:
-        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", 1 if form.pruned == 0 else 2)))
+        widened = 3 if form.tile else 1 if form.pruned == 0 else 2
+        func = _whole_rows(func, *(("x", 1) if form.bare and spec.op != "conv_dw" else ("stage", widened)))
     return func.with_attr("global_symbol", "main")
 
 
@@ -126,7 +130,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     given, ended = epilogue_of(spec, channels, form)
     inner = -(-g.output[1] // g.phases[1])
     columns = round_up(inner, max(1, form.vector))
-    shape_of = g.stage(columns, form.halo, form.pitch, form.pruned)
+    padded = dataclasses.replace(g, output=(round_up(g.output[0], form.rows or 1), g.output[1]))
+    shape_of = padded.stage(columns, form.halo, form.pitch, form.tile, form.pruned)
     top, zero = shape_of.top, tirx.const(0, spec.sums)
     stage: Any = None if form.bare else _stage(source, g, shape_of, spec, form.quad)
 
@@ -160,8 +165,9 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
             if form.pruned is not None:
                 products.append(pruned(a, c, i, j, t))
                 continue
-            phase, shift = shape_of.place(t.col)
-            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, phase, (j + shift) // form.quad, (j + shift) % form.quad])
+            (phase, shift), (tile, column) = shape_of.place(t.col), shape_of.split(j)
+            column = column + shift
+            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, tile + phase, column // form.quad, column % form.quad])
         return total_of(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:
@@ -215,14 +221,16 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
     dy = te.placeholder((n, channels, height, width), name="dy", dtype=spec.dtype)
     chunk, rows = v * form.run, round_up(form.rows or height, form.row_lanes)
-    columns, bands, each = round_up(width, chunk), -(-height // rows), rows // form.row_lanes
-    g = dataclasses.replace(g, output=(bands * rows, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
-    shape_of = g.stage(columns, form.halo, form.pitch)
+    columns, each = round_up(width, form.tile or chunk), rows // form.row_lanes
+    own = form.tile or columns  # columns of a band
+    tiles, tall = columns // own, round_up(height, rows)
+    bands = tall // rows * tiles
+    g = dataclasses.replace(g, output=(tall, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
+    shape_of = g.stage(columns, form.halo, form.pitch, form.tile)
     stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
     zero = tirx.const(0, spec.sums)
-    tall = bands * rows
 
     quad = max(1, form.dy_quad)
     if columns % quad or (quad > 1 and width % quad):
@@ -236,15 +244,18 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         dys = te.compute((n, channels, tall, columns // quad, quad), lambda a, c, p, j, i: padded(a, c, p, j * quad + i), name="dys")
     else:
         dys = te.compute((n, channels, tall, columns), padded, name="dys")
-    rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, columns // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
+    rp, ro, ri = te.reduce_axis((0, each), "rp"), te.reduce_axis((0, own // chunk), "ro"), te.reduce_axis((0, form.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
-        p = band * rows + lane // v * each + rp
+        down, tile = (band // tiles, band % tiles) if form.tile else (band, 0)
+        p = down * rows + lane // v * each + rp
         q = (ro * v + lane % v) * form.run + ri
         row = p * g.step[0] + pick(t, trows)
-        column = q + pick(t, shifts)
-        own = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
-        return te.sum(own * stage[a, c, row, pick(t, phases), column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        column = q * shape_of.across + pick(t, shifts)
+        q = tile * own + q
+        factor = dys[a, c, p, q // quad, q % quad] if form.dy_quad else dys[a, c, p, q]
+        part = tile if form.tile else pick(t, phases)
+        return te.sum(factor * stage[a, c, row, part, column // form.quad, column % form.quad], axis=[rp, ro, ri])
 
     count, many = len(terms), v * form.row_lanes
     if form.dy_quad:

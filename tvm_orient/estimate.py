@@ -41,12 +41,12 @@ def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
     The compiler keeps a value from the first output that needs it to the last, row by row, and joins neighbours into aligned vectors.
     whole: no output of the patch lies outside the plane; else each stands under a test, and nothing is shared or joined.
     """
-    phases, step, terms = key
+    phases, step, across, terms = key
     where = []
     for i in range(height):
         for j in range(width):
             cells = terms[(i % phases[0]) * phases[1] + j % phases[1]]
-            where.append(cells + np.array([i // phases[0] * step, 0, j // phases[1]]))
+            where.append(cells + np.array([i // phases[0] * step, 0, j // phases[1] * across]))
     if not whole:
         products = sum(map(len, where))
         return Patch(products, {1: products, 2: 0, 4: 0}, max(map(len, where)))
@@ -69,24 +69,24 @@ def held(where: Sequence[Any], align: int) -> Patch:
     return Patch(products, _joined(distinct, align), int(change.cumsum().max()))
 
 
-def cells(g: Gather, columns: int, halo: int, pitch: int) -> Any:
-    """(phases, row step, by phase an array of (row, column phase, column) in the stage that output 0 reads)."""
-    shape, found = g.stage(columns, halo, pitch), []
+def cells(g: Gather, columns: int, halo: int, pitch: int, tile: int = 0) -> Any:
+    """(phases, row step, column step, by phase an array of (row, column phase, column) in the stage that output 0 reads)."""
+    shape, found = g.stage(columns, halo, pitch, tile), []
     for a, b in itertools.product(range(g.phases[0]), range(g.phases[1])):  # a plane may have fewer rows than there are phases
         terms = g.terms.get((a, b), ())
         rows = [(t.row + shape.top, *shape.place(t.col)) for t in terms]
         found.append(np.array(rows, np.int64).reshape(-1, 3))
-    return _Key(g.phases, g.step[0], tuple(found))
+    return _Key(g.phases, g.step[0], shape.across, tuple(found))
 
 
 class _Key(tuple[Any, ...]):
     """Arrays as part of a key: equal where their bytes are."""
 
-    def __new__(cls, phases: tuple[int, int], step: int, terms: tuple[Any, ...]) -> _Key:
-        return super().__new__(cls, (phases, step, terms))
+    def __new__(cls, phases: tuple[int, int], step: int, across: int, terms: tuple[Any, ...]) -> _Key:
+        return super().__new__(cls, (phases, step, across, terms))
 
     def __hash__(self) -> int:
-        return hash((self[0], self[1], tuple(t.tobytes() for t in self[2])))
+        return hash((*self[:3], tuple(t.tobytes() for t in self[3])))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and hash(self) == hash(other)

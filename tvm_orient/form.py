@@ -20,6 +20,8 @@ class Form:
     pruned: axis (0: rows, 1: columns) along which the stage has no halo; a tap outside the plane there is left out by a test, which a
         template must make constant.
     line: y and the stage are by line of the plane along the taps instead of by column (`lines`).
+    tile: the stage is cut into tiles of this many outputs of each phase, with columns as they lie in memory (0: whole rows, parted by stride);
+        bands of conv_dw are as wide.
     rows: conv_dw sums bands of this many rows apart (0: all).
     run, row_lanes: of conv_dw, contiguous columns per lane, and lanes that part a band's rows.
     dy_quad: of conv_dw, columns of dy in groups of this many, loaded as one vector, and sums with taps innermost (0: neither).
@@ -40,6 +42,7 @@ class Form:
     narrow: bool = False
     pruned: int | None = None
     line: bool = False
+    tile: int = 0
     rows: int = 0
     run: int = 1
     row_lanes: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .spec import ConvSpec
 from .taps import Offset
@@ -54,15 +55,20 @@ class Gather:
         rows = [t.row for t in self.every] or [0]
         return max(rows) - min(rows) + 1
 
-    def stage(self, columns: int, halo: int = 1, pitch: int = 1, pruned: int | None = None) -> Stage:
-        """The padded source for rows of `columns` outputs, its left halo and its pitch rounded up.
+    def stage(self, columns: int, halo: int = 1, pitch: int = 1, tile: int = 0, pruned: int | None = None) -> Stage:
+        """The padded source for rows of `columns` outputs of each phase, its left halo and its pitch rounded up.
 
+        tile: cut into tiles of so many of those outputs, each with its halo (0: whole rows).
         pruned: axis along which it is not padded; columns are then not parted by the step either.
         """
         rows = max(1, self.low(0) + self.source[0] + self.high(0))
         if pruned == 1:
             return Stage(self.low(0), 0, rows, 1, round_up(self.source[1], pitch))
         step = self.step[1]
+        if tile:
+            left = round_up(self.low(1), halo)
+            count = (tile - 1) * step + 1 + max([0] + [t.col + left for t in self.every])
+            return Stage(self.low(0), left, max(1, self.low(0) + self.source[0] + self.high(0)), 1, round_up(count, pitch), tile, -(-columns // tile), step)
         left = round_up(self.low(1), halo * step)
         count = columns + max([0] + [(t.col + left) // step for t in self.every])
         top, rows = (0, self.source[0]) if pruned == 0 else (self.low(0), rows)
@@ -71,17 +77,28 @@ class Gather:
 
 @dataclass(frozen=True)
 class Stage:
-    """Shape of the staged source: halo before the plane (rows, columns), rows, column phases, columns per phase."""
+    """Shape of the staged source: halo before the plane (rows, columns), rows, column phases, columns per phase.
+
+    Columns of whole rows are parted by stride, so that neighbouring outputs read neighbours. Tiles (`tile` outputs wide, `tiles` of them)
+    keep columns as they lie in memory, and neighbouring outputs read `across` columns apart.
+    """
 
     top: int
     left: int
     rows: int
     phases: int
     columns: int
+    tile: int = 0
+    tiles: int = 1
+    across: int = 1
 
     def place(self, col: int) -> tuple[int, int]:
         """(phase, shift) of the column that output column 0 reads at offset col."""
         return (col + self.left) % self.phases, (col + self.left) // self.phases
+
+    def split(self, column: Any) -> tuple[Any, Any]:
+        """(tile, column of the stage) that an output column reads at shift 0."""
+        return (column // self.tile, column % self.tile * self.across) if self.tile else (0, column)
 
 
 def nearest(value: int, period: int) -> int:

@@ -5,6 +5,8 @@ Read from disassembly; operands keep nvdisasm's order. Anything else gives an un
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +16,15 @@ import numpy as np
 from .banks import WARP
 
 _U32 = np.uint32
+ALL_BITS = 0xFFFFFFFF
 
 
 class Known(NamedTuple):
-    """A value by lane (or one for all) and what is known of it: True for all lanes, a mask, or None for nothing."""
+    """A value by lane (or one for all) and what is known of it: True for all lanes, a mask, or None for nothing; and which bits."""
 
     value: Any
     known: Any
+    bits: int = 0xFFFFFFFF
 
     def mask(self, lanes: int) -> Any:
         """Which lanes know it."""
@@ -33,6 +37,8 @@ class Reader(Protocol):
     active: Any
 
     def read(self, text: str) -> Known: ...
+
+    def partial(self, text: str) -> Known: ...
 
     def pair(self, text: str) -> tuple[Known, Known]: ...
 
@@ -193,11 +199,26 @@ def _logic(lut: int, a: Any, b: Any, c: Any) -> Any:
 def _lop3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     at = 2 if _is_predicate(o[0]) else 1  # a predicate that says "not zero" may stand before the result
     lut = int(o[at + 3], 16)
-    value = _apply(lambda a, b, c: _logic(lut, a, b, c), *(r.read(text) for text in o[at : at + 3]))
+    value = _by_bits(lambda a, b, c: _logic(lut, a, b, c), *(r.partial(text) for text in o[at : at + 3]))
     outs: _Results = {o[at - 1]: value}
     if at == 2:
-        outs[o[0]] = _apply(lambda v: np.asarray(v) != 0, value)
+        outs[o[0]] = _apply(lambda v: np.asarray(v) != 0, value) if value.bits == ALL_BITS else _NOTHING
     return outs
+
+
+def _by_bits(function: Callable[..., Any], *inputs: Known) -> Known:
+    """As `_apply` for a function of each bit by itself: a bit is known where those that are not known make no difference to it."""
+    if all(one.known is not None and one.bits == ALL_BITS for one in inputs):
+        return _apply(function, *inputs)
+    ways, lanes = [], next((len(one.value) for one in inputs if one.known is not None and np.ndim(one.value)), 1)
+    for one in inputs:
+        sure = _U32(one.bits if one.known is True or (one.known is not None and np.all(one.known)) else 0)
+        value = np.broadcast_to(_U32(0) if one.known is None else np.asarray(one.value, _U32), (lanes,)) & sure
+        ways.append((value,) if sure == ALL_BITS else (value, value | ~sure))
+    results = [function(*way) for way in itertools.product(*ways)]
+    differ = functools.reduce(np.bitwise_or, (one ^ results[0] for one in results[1:]))
+    bits = int(~np.bitwise_or.reduce(np.atleast_1d(differ)) & ALL_BITS)
+    return Known(results[0] & _U32(bits), True, bits) if bits else _NOTHING
 
 
 def _plop3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
@@ -294,12 +315,12 @@ def _to_predicates(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Result
 
 
 def _from_predicates(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """P2R d, PR, a, mask: bits of the mask from the predicates, the others from a."""
-    mask = int(o[3], 16)
+    """P2R d, PR, a, mask: bits of the mask from the predicates, the others from a; UP2UR with those of the whole warp."""
+    mask, kind = int(o[3], 16), o[1].removesuffix("R")
     value = _apply(lambda a: np.asarray(a) & _U32(~mask & 0xFFFFFFFF), r.read(o[2]))
     for i in range(7):
         if mask >> i & 1:
-            value = _apply(lambda v, p, i=i: v | (np.asarray(p).astype(_U32) << _U32(i)), value, r.read(f"P{i}"))
+            value = _apply(lambda v, p, i=i: v | (np.asarray(p).astype(_U32) << _U32(i)), value, r.read(f"{kind}{i}"))
     return {o[0]: value}
 
 
@@ -320,5 +341,5 @@ INTEGER: dict[str, _Compute] = {
     "IMAD": _imad, "UIMAD": _imad, "IADD3": _iadd3, "UIADD3": _iadd3, "VIADD": _add, "IADD": _add, "UIADD": _add, "LEA": _lea, "ULEA": _lea,
     "SHF": _shf, "USHF": _shf, "LOP3": _lop3, "ULOP3": _lop3, "PLOP3": _plop3, "UPLOP3": _plop3, "ISETP": _isetp, "UISETP": _isetp, "SEL": _select,
     "USEL": _select, "IMNMX": _minmax, "VIMNMX": _minmax, "UIMNMX": _minmax, "VIADDMNMX": _minmax, "HFMA2": _half, "PRMT": _prmt, "UPRMT": _prmt, "IABS": _abs,
-    "IDP": _dot, "R2P": _to_predicates, "VOTE": _vote, "VOTEU": _vote, "P2R": _from_predicates,
+    "IDP": _dot, "R2P": _to_predicates, "VOTE": _vote, "VOTEU": _vote, "P2R": _from_predicates, "UP2UR": _from_predicates,
 }  # fmt: skip

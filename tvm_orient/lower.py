@@ -161,10 +161,11 @@ def _finished(source: str, arch: str) -> str:
     """CUDA source with what TVM cannot say: branches that may hold barriers, and copies that nobody waits for one by one, from sm_80 on asynchronous."""
     from .batches import batched
     from .merge import branches
+    from .predicated import predicated
     from .staging import asynchronous
 
     source = batched(branches(source))
-    return asynchronous(source) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
+    return asynchronous(predicated(source)) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 
 def last_line(problem: BaseException) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .banks import WARP, wavefronts
 from .errors import BuildFailed
-from .integers import INTEGER, Known, widths
+from .integers import ALL_BITS, INTEGER, Known, widths
 from .sass import Kernel
 
 _MOST = 2_000_000  # instructions: a loop that never ends is an error
@@ -187,7 +187,7 @@ class _Run:
             self.registers[name] = value if whole or value.known is None else Known(value.value, value.mask(self.lanes) & active)
             return
         data = np.where(active, 0 if value.known is None else value.value, 0 if old.known is None else old.value)
-        self.registers[name] = Known(data, np.where(active, value.mask(self.lanes), old.mask(self.lanes)))
+        self.registers[name] = Known(data, np.where(active, value.mask(self.lanes), old.mask(self.lanes)), value.bits & old.bits)
 
     def _predicate(self, text: str, needed: Any) -> Any:
         value = self.read(text)
@@ -219,7 +219,13 @@ class _Run:
             return Known(self.special[text], True)
         if text.startswith("SR_"):
             return Known(np.uint32(0), text == "SR_CgaCtaId")
-        return self.registers.get(text, Known(None, None))
+        whole = self.registers.get(text, Known(None, None))
+        return whole if whole.bits == ALL_BITS else Known(None, None)
+
+    def partial(self, text: str) -> Known:
+        """As `read`, where not every bit need be known: predicates are kept in bits of a register whose others are anything."""
+        kept = self.registers.get(text.removesuffix(".reuse"))
+        return kept if kept is not None and kept.bits != ALL_BITS else self.read(text)
 
     def pair(self, text: str) -> tuple[Known, Known]:
         """The low and high word of a 64-bit operand."""

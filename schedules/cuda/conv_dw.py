@@ -7,7 +7,6 @@ tap in registers, so that each staged value serves every tap that needs it. Seco
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -18,17 +17,18 @@ import numpy as np
 from tvm_orient import whole
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
-from tvm_orient.estimate import Patch, cells, clocks, passes, patch, soft_maximum
+from tvm_orient.estimate import Patch, cells, clocks, passes, patch
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, most_dividing, quads
+from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, most_dividing, quads, tiles
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
 _MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
+_FEWEST, _CUTS, _WIDTHS = 48, 12, (1, 2, 4, 7, 8)  # threads of a block of a strided or wide plane; such blocks that are estimated; of patches
 _MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one patch
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
@@ -52,54 +52,82 @@ class ConvDw(Template):
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        width = spec.out_width
+        cut = tiles(spec)
         return {
-            "patch_h": (1, 2, 4, 7, 8, 14), "patch_w": (1, 2, 4, 7, 8), "lanes": tuple(sorted({-(-width // p) for p in (1, 2, 4, 7, 8)})),
-            "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16, 32, 64), "vector": quads(spec),
-            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole.serves(spec) else (0,),
+            "patch_h": (1, 2, 4, 7, 8, 14), "patch_w": _WIDTHS, "lanes": tuple(sorted({-(-(t or spec.out_width) // p) for t in cut for p in _WIDTHS})),
+            "row_lanes": (1, 2, 4, 7, 8, 14), "turns": (1, 2, 4, 7, 14), "planes": (1, 2, 4, 8, 16, 32, 64), "vector": quads(spec, len(cut) > 1),
+            "dy_shared": (0, 1), "pad": (0, 4, 8, 12, 16, 20, 24, 28), "whole": (0, 1) if whole.serves(spec) else (0,), "tile": cut,
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(_best(self, spec, device))
+        return dict(least_estimate(self, spec, device))
 
-    def _patches(self, spec: ConvSpec, device: Device) -> list[tuple[int, int]]:
-        """The patches that load least per pixel, of those whose values fit the registers."""
+    def _patches(self, spec: ConvSpec, device: Device, tile: int) -> list[tuple[float, int, int]]:
+        """(passes of a pixel, height, width) of those patches that load least, whose values fit the registers."""
         g, knobs, taps, ranked = gather(spec), self.knobs(spec, device), len(gather(spec).every), []
         height, width = g.output
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             area = patch_h * patch_w
             if area * taps > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width:
                 continue
-            own = self._patch(spec, patch_h, patch_w)
+            own = self._patch(spec, patch_h, patch_w, tile)
             if own.alive + taps + area <= _MOST_HELD:
                 covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
-                loads = sum(count * (4 if patch_w % 4 == 0 else words) for words, count in own.loads.items())
-                ranked.append(((loads + 2 * taps) / area * covered, patch_h, patch_w))
-        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[:_PATCHES]]
+                if tile:
+                    step = patch_w * gather(spec).step[1]
+                    loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+                else:
+                    loads = sum(count * (4 if patch_w % 4 == 0 else words) for words, count in own.loads.items()) + 2 * taps
+                ranked.append((loads / area * covered, patch_h, patch_w))
+        return sorted(ranked)[:_PATCHES]
 
-    def _patch(self, spec: ConvSpec, patch_h: int, patch_w: int) -> Patch:
+    def _patch(self, spec: ConvSpec, patch_h: int, patch_w: int, tile: int) -> Patch:
         g = gather(spec)
-        key = cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
-        return patch(key, patch_h, patch_w, math.gcd(patch_w, _VECTOR), True)
+        key = cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, tile)
+        return patch(key, patch_h, patch_w, math.gcd(patch_w * (g.step[1] if tile else 1), _VECTOR), True)
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps; whole planes."""
         knobs = self.knobs(spec, device)
         for number in (p for p in knobs["planes"] if spec.channels % p == 0 and knobs["whole"][-1]):
             yield {**self._least(spec, device), "planes": number, "whole": 1}
-        for patch_h, patch_w in self._patches(spec, device):
+        if len(knobs["tile"]) > 1:
+            yield from self._cuts(spec, device)
+            if quads(spec, True) != (1,):
+                return
+        for _, patch_h, patch_w in self._patches(spec, device, 0):
             rows, lanes = -(-spec.out_height // patch_h), -(-spec.out_width // patch_w)
             for parts, planes, dy_shared in itertools.product((1, 2, 4), (p for p in knobs["planes"] if spec.channels % p == 0), (0, 1)):
                 row_lanes = min((r for r in knobs["row_lanes"] if r * parts >= rows), default=knobs["row_lanes"][-1])
                 turns = min((t for t in knobs["turns"] if row_lanes * t * parts >= rows), default=knobs["turns"][-1])
                 d = {"patch_h": patch_h, "patch_w": patch_w, "lanes": lanes, "row_lanes": row_lanes, "turns": turns, "planes": planes}
-                trial = {**d, "vector": knobs["vector"][0], "dy_shared": dy_shared, "pad": 0, "whole": 0}
+                trial = {**d, "vector": quads(spec)[0], "dy_shared": dy_shared, "pad": 0, "whole": 0, "tile": 0}
                 if self._threads(trial) <= _MOST_THREADS and (parts == 1 or row_lanes * parts < 2 * rows):
                     yield self._padded(spec, trial)
+
+    def _cuts(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """The best patches in tiles of columns, in bands that part the plane evenly where any do; those that stage and sum least."""
+        knobs, height, taps = self.knobs(spec, device), spec.out_height, len(gather(spec).every)
+        found: list[Any] = []
+        cut = [t for t in knobs["tile"] if t and spec.out_width % t == 0 and t * spec.stride[1] % quads(spec, True)[0] == 0]
+        for cost, patch_h, patch_w in self._patches(spec, device, cut[0]) if cut else ():
+            for tile, row_lanes, turns in itertools.product((t for t in cut if t % patch_w == 0), knobs["row_lanes"], knobs["turns"]):
+                lanes, band = tile // patch_w, patch_h * row_lanes * turns
+                planes = next((p for p in knobs["planes"] if spec.channels % p == 0 and p * lanes * row_lanes >= _FEWEST), 1)
+                d = {"patch_h": patch_h, "patch_w": patch_w, "lanes": lanes, "row_lanes": row_lanes, "turns": turns, "planes": planes}
+                trial = {**d, "vector": quads(spec, True)[0], "dy_shared": int(patch_w == 7), "pad": 0, "whole": 0, "tile": tile}
+                if band < height + patch_h and self._threads(trial) <= _MOST_THREADS and self._invalid(spec, device, trial) is None:
+                    stage, rows = self._stage(spec, trial)
+                    staging = 2.3 * rows * stage.columns * -(-height // band) / (height * tile)
+                    found.append((cost * -(-height // band) * band / height + staging + 2 * taps / (patch_h * patch_w * turns), *trial.values()))
+        for _, *values in sorted(found)[:_CUTS]:
+            yield self._padded(spec, dict(zip(knobs, values, strict=True)))
 
     def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
         """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
         words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
+        if decisions["tile"]:
+            words = math.gcd(decisions["patch_w"] * spec.stride[1], _VECTOR)
         best, fewest = decisions, math.inf
         for pad in (0, 4, 8, 12, 16, 20, 24, 28):
             trial = {**decisions, "pad": pad}
@@ -119,7 +147,7 @@ class ConvDw(Template):
             pitch, tall = (spec.out_width, spec.out_height) if inside else (self._columns(spec, d), self._rows(d))
             return plane * (tall * pitch) + row * (d["turns"] * d["patch_h"] * pitch) + column * d["patch_w"]
         pitch = stage.phases * stage.columns
-        return plane * (rows * pitch) + row * (d["turns"] * d["patch_h"] * gather(spec).step[0] * pitch) + column * d["patch_w"]
+        return plane * (rows * pitch) + row * (d["turns"] * d["patch_h"] * gather(spec).step[0] * pitch) + column * (d["patch_w"] * stage.across)
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
@@ -128,11 +156,13 @@ class ConvDw(Template):
             return whole.estimate(spec, figure, d["planes"])
         height, width = g.output
         stage, rows = self._stage(spec, d)
-        own, taps, threads, quad = self._patch(spec, d["patch_h"], d["patch_w"]), max(1, len(g.every)), self._threads(d), self._dy_quad(spec, d)
-        warps, area, band = -(-threads // WARP), d["patch_h"] * d["patch_w"], min(height, self._rows(d))
+        own, taps, threads, quad = self._patch(spec, d["patch_h"], d["patch_w"], d["tile"]), max(1, len(g.every)), self._threads(d), self._dy_quad(spec, d)
+        warps, area = -(-threads // WARP), d["patch_h"] * d["patch_w"]
+        band = height / -(-height // self._rows(d)) if d["tile"] else min(height, self._rows(d))  # wanted rows of a block, on average
         patches = d["turns"] * self._columns(spec, d) // (d["lanes"] * d["patch_w"])
-        outputs, padded = d["planes"] * band * width, d["planes"] * self._rows(d) * self._columns(spec, d)
-        staged, fetched = d["planes"] * rows * stage.phases * stage.columns, d["planes"] * min(rows, g.source[0]) * g.source[1]
+        outputs, padded = d["planes"] * band * (d["tile"] or width), d["planes"] * self._rows(d) * self._columns(spec, d)
+        staged = d["planes"] * rows * stage.phases * stage.columns
+        fetched = d["planes"] * min(rows, g.source[0]) * min(stage.columns if d["tile"] else g.source[1], g.source[1])
         place = self._places(spec, d)
         loads = sum(count * passes(place, words) for words, count in own.loads.items() if count)
         part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
@@ -160,7 +190,7 @@ class ConvDw(Template):
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
         few = {"patch_h": 1, "patch_w": 1, "lanes": knobs["lanes"][0], "row_lanes": 1, "turns": 1, "planes": 1}
-        return {**few, "vector": knobs["vector"][0], "dy_shared": 0, "pad": 0, "whole": 0}
+        return {**few, "vector": quads(spec)[0], "dy_shared": 0, "pad": 0, "whole": 0, "tile": 0}
 
     def _threads(self, decisions: Decisions) -> int:
         return decisions["planes"] * (1 if decisions["whole"] else decisions["lanes"] * decisions["row_lanes"])
@@ -170,13 +200,13 @@ class ConvDw(Template):
         return decisions["patch_h"] * decisions["row_lanes"] * decisions["turns"]
 
     def _columns(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Of dy, rounded up to whole patches of all lanes."""
-        return round_up(spec.out_width, decisions["lanes"] * decisions["patch_w"])
+        """Of a band of dy, rounded up to whole patches of all lanes."""
+        return decisions["tile"] or round_up(spec.out_width, decisions["lanes"] * decisions["patch_w"])
 
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> tuple[Stage, int]:
         """The staged x with its padding, and the rows of it that a band reads."""
         g = gather(spec)
-        stage = g.stage(self._columns(spec, decisions), _VECTOR, _VECTOR)
+        stage = g.stage(self._columns(spec, decisions), _VECTOR, _VECTOR, decisions["tile"])
         stage = dataclasses.replace(stage, columns=stage.columns + decisions["pad"])
         return stage, min((self._rows(decisions) - 1) * g.step[0] + g.span(), max(stage.rows, self._rows(decisions)))
 
@@ -191,6 +221,11 @@ class ConvDw(Template):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, (staged, dy), taps = self._threads(decisions), self._shared(spec, decisions), len(gather(spec).every)
+        tile, chunk = decisions["tile"], decisions["lanes"] * decisions["patch_w"]
+        if decisions["vector"] not in quads(spec, tile > 0) or tile * spec.stride[1] % decisions["vector"]:
+            return f"vector: columns are parted by the stride, or tiles of {tile} do not part into groups of {decisions['vector']}"
+        if tile % chunk or (tile and decisions["whole"]):
+            return f"lanes and patch_w must part the {tile} columns of a tile, which is no whole plane, got {chunk}"
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
         if staged > _MOST_STAGED or dy > _MOST_DY:
@@ -208,7 +243,7 @@ class ConvDw(Template):
             return Form(dy_quad=1, slices=_SLICES, ahead=_AHEAD, whole=True)
         return Form(
             vector=d["lanes"], halo=_VECTOR, pitch=self._stage(spec, d)[0].columns, quad=d["vector"], rows=self._rows(d), run=d["patch_w"],
-            row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d), slices=_SLICES, ahead=_AHEAD,
+            row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d), slices=_SLICES, ahead=_AHEAD, tile=d["tile"],
         )  # fmt: skip
 
     def _dy_quad(self, spec: ConvSpec, decisions: Decisions) -> int:
@@ -336,18 +371,6 @@ class ConvDw(Template):
         for loop in (ahead, band) if int(sch.get(band).extent) <= _UNROLLED_SUM else (ahead,):
             sch.unroll(loop)
         sch.decompose_reduction(slices, images)
-
-
-@functools.lru_cache(maxsize=1024)
-def _best(template: ConvDw, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
-    """The choice of the least estimate; the one that needs least where none fits."""
-    best, least = template._least(spec, device), math.inf
-    for trial in template._candidates(spec, device):
-        if template._invalid(spec, device, trial) is None:
-            score = soft_maximum(template.estimate(spec, device, trial))
-            if score < least:
-                best, least = trial, score
-    return tuple(best.items())
 
 
 TEMPLATE = ConvDw()

@@ -20,8 +20,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, cooperate
-from .shared_patch import MOST_STAGED, MOST_WEIGHTS
+from ..base import MOST_STAGED, MOST_WEIGHTS, Decisions, Template, cooperate
 
 _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers

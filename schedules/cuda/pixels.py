@@ -21,6 +21,9 @@ _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _MOST_STAGED = 4096  # values in the box around what a patch reads; nvcc drops those that no tap reads
 _MOST_TAPS = 64  # sums of one thread of conv_dw, all in registers
+_L2 = 2.3  # bytes that L2 moves for each that DRAM does
+_LEAST_BAND = 14  # rows and columns of an untuned band of conv_dw
+_LANES, _SLICES, _AHEAD = 32, 16, 8  # of a block of the second pass: channels, threads of each, sums that one of them loads at once
 _MOST_READ, _MOST_SUMMED = 230, 190  # values that a patch reads (conv_dw: and sums): nvcc loads most of them first, and beyond this it spills
 
 
@@ -54,10 +57,15 @@ def _cost(spec: ConvSpec, height: int, width: int) -> float:
     return (_read(spec, height, width) / (height * width) + 1) * long / wanted
 
 
+def _least_band(size: int, patch: int) -> int:
+    """The least divisor of a plane's side that whole patches fill and that is not short; the side where there is none."""
+    return next((d for d in divisors(size, size) if d >= _LEAST_BAND and d % patch == 0), size)
+
+
 class Pixels(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops, layouts = "pixels", 1, "cuda", ("conv", "conv_dx"), ("nhwc",)
+    name, version, kind, ops, layouts = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -73,7 +81,7 @@ class Pixels(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8)}
+        return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8, 16), "down": (1, 2, 4)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, best = self.knobs(spec, device), self._least(spec, device)
@@ -82,14 +90,29 @@ class Pixels(Template):
             fits = patch_h * patch_w <= 32 and _read(spec, patch_h, patch_w) <= _MOST_READ and self._invalid(spec, device, trial) is None
             if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
                 best = trial
-        return best
+        wider = [{**best, "down": down} for down in knobs["down"]]
+        if 2 * best["patches"] in knobs["patches"]:
+            wider += [{**best, "patches": 2 * best["patches"], "down": down} for down in knobs["down"][1:]]
+        return next((d for d in wider if self._shared_reads(spec, d) <= 1), min(wider, key=lambda d: self._shared_reads(spec, d)))
+
+    def _beside(self, spec: ConvSpec, decisions: Decisions, patches: int) -> tuple[int, int]:
+        """Rows and columns of patches of a block: `down` rows where they fit, else what makes up their number."""
+        rows, columns = (-(-size // decisions[name]) for size, name in zip(gather(spec).output, ("patch_h", "patch_w"), strict=True))
+        beside = most_dividing(columns, max(1, patches // decisions["down"]))
+        return most_dividing(rows, max(1, patches // beside)), beside
+
+    def _shared_reads(self, spec: ConvSpec, decisions: Decisions) -> float:
+        """What a block reads from the L2 cache and writes, in parts of what L2 moves while DRAM moves its share."""
+        g, (above, beside) = gather(spec), self._beside(spec, decisions, decisions["patches"])
+        height, width = above * decisions["patch_h"], beside * decisions["patch_w"]
+        return (_read(spec, height, width) / (height * width) + 1) / (_L2 * (math.prod(g.source) / math.prod(g.output) + 1))
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
         lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
         patches = max((n for n in knobs["patches"] if n * lanes <= 128), default=1)
-        return {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0], "lanes": lanes, "patches": patches}
+        return {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0], "lanes": lanes, "patches": patches, "down": 1}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         height, width = decisions["patch_h"], decisions["patch_w"]
@@ -113,13 +136,13 @@ class Pixels(Template):
         down, pixel_h = sch.split(h, [None, decisions["patch_h"]])
         across, pixel_w = sch.split(w, [None, decisions["patch_w"]])
         chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
-        sch.reorder(n, down, across, chunk, lane, pixel_h, pixel_w)
-        plane = sch.fuse(down, across)
-        patches, patch = sch.split(plane, [None, most_dividing(int(sch.get(plane).extent), decisions["patches"])])
-        sch.reorder(n, patches, chunk, patch, lane, pixel_h, pixel_w)
-        block = sch.fuse(n, patches, chunk)
+        # a group of few channels has more patches a block, and as many threads
+        above, beside = self._beside(spec, decisions, decisions["patches"] * max(1, decisions["lanes"] // int(sch.get(lane).extent)))
+        (down, row), (across, column) = (sch.split(loop, [None, many]) for loop, many in ((down, above), (across, beside)))
+        sch.reorder(n, down, across, chunk, row, column, lane, pixel_h, pixel_w)
+        block = sch.fuse(n, down, across, chunk)
         sch.bind(block, "blockIdx.x")
-        thread = sch.fuse(patch, lane)
+        thread = sch.fuse(row, column, lane)
         threads = int(sch.get(thread).extent)
         sch.bind(thread, "threadIdx.x")
         _stage_in_registers(sch, stage, thread)
@@ -140,7 +163,7 @@ def _stage_in_registers(sch: Any, stage: Any, place: Any) -> None:
 class PixelsDw(Template):
     """conv_dw: a thread sums a band of rows of one channel, one sum a tap in registers; a second pass adds bands and images in order."""
 
-    name, version, kind, ops, layouts = "pixels_dw", 1, "cuda", ("conv_dw",), ("nhwc",)
+    name, version, kind, ops, layouts = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -154,22 +177,32 @@ class PixelsDw(Template):
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {
-            "rows": divisors(spec.out_height, 64), "patch_h": (1, 2, 4, 7), "patch_w": (1, 2, 4, 7, 8), "lanes": (8, 16, 32, 64), "bands": (1, 2, 4, 8),
+            "rows": divisors(spec.out_height, spec.out_height), "columns": divisors(spec.out_width, spec.out_width),
+            "patch_h": (1, 2, 4, 7, 14), "patch_w": (1, 2, 4, 7, 8, 14), "lanes": (8, 16, 32, 64), "bands": (1, 2, 4, 8),
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, g = self.knobs(spec, device), gather(spec)
         lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
-        best = {"rows": knobs["rows"][-1], "patch_h": 1, "patch_w": 1, "lanes": lanes, "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1)}
-        for rows, patch_h, patch_w in itertools.product((r for r in knobs["rows"] if 4 <= r <= 14), knobs["patch_h"], knobs["patch_w"]):
-            trial = {**best, "rows": rows, "patch_h": patch_h, "patch_w": patch_w}
+        best = {
+            "rows": _least_band(spec.out_height, 1),
+            "columns": _least_band(spec.out_width, 1),
+            "patch_h": 1,
+            "patch_w": 1,
+            "lanes": lanes,
+            "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1),
+        }
+        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+            # bands that are wide enough for their sums to cost little, narrow enough for many to be on their way
+            rows, columns = (_least_band(size, patch) for size, patch in ((spec.out_height, patch_h), (spec.out_width, patch_w)))
+            trial = {**best, "rows": rows, "columns": columns, "patch_h": patch_h, "patch_w": patch_w}
             fits = _read(spec, patch_h, patch_w) + len(g.every) <= _MOST_SUMMED and self._invalid(spec, device, trial) is None
             if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
                 best = trial
         return best
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        for patch, size in (("patch_h", decisions["rows"]), ("patch_w", spec.out_width)):
+        for patch, size in (("patch_h", decisions["rows"]), ("patch_w", decisions["columns"])):
             if size % decisions[patch]:
                 return f"{patch} must divide {size}, got {decisions[patch]}"
         work = len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
@@ -181,13 +214,14 @@ class PixelsDw(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(rows=decisions["rows"])
+        return Form(rows=decisions["rows"], tile=decisions["columns"], slices=_SLICES, ahead=_AHEAD)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         part, acc, stage, dys = (sch.get_sblock(name) for name in ("part", "acc", "stage", "dys"))
         n, band, tap, c = sch.get_loops(part)
         chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
-        bands, one = sch.split(band, [None, most_dividing(int(sch.get(band).extent), decisions["bands"])])
+        many = decisions["bands"] * max(1, decisions["lanes"] // int(sch.get(lane).extent))  # a group of few channels has as many threads
+        bands, one = sch.split(band, [None, most_dividing(int(sch.get(band).extent), many)])
         sch.reorder(n, bands, chunk, one, lane, tap)
         sch.bind(sch.fuse(n, bands, chunk), "blockIdx.x")
         thread = sch.fuse(one, lane)
@@ -208,12 +242,28 @@ class PixelsDw(Template):
         self._second_pass(sch)
 
     def _second_pass(self, sch: Any) -> None:
-        """A thread a weight sums over images and bands in order: a cross-thread reduction would not survive the merge of angles."""
-        channel, tap, *_ = sch.get_loops(sch.get_sblock("y"))
-        sch.reorder(tap, channel)  # neighbouring threads read neighbouring channels
-        outer, inner = sch.split(sch.fuse(tap, channel), [None, 64])
-        sch.bind(outer, "blockIdx.x")
-        sch.bind(inner, "threadIdx.x")
+        """A block sums one tap of some channels: each of its threads a slice of the bands, then one thread a channel the slices, in order.
+
+        A cross-thread reduction would not survive the merge of angles.
+        """
+        y, slices = sch.get_sblock("y"), sch.get_sblock("slices")
+        channel, tap, join = sch.get_loops(y)
+        chunk, lane = sch.split(channel, [None, min(_LANES, int(sch.get(channel).extent))])
+        sch.reorder(tap, chunk, lane, join)
+        block = sch.fuse(tap, chunk)
+        sch.bind(block, "blockIdx.x")
+        sch.bind(lane, "threadIdx.x")
+        sch.unroll(join)
+        sch.set_scope(slices, 0, "shared")
+        held = sch.cache_write(slices, 0, "local")
+        sch.compute_at(held, block, preserve_unit_loops=True)
+        thread = sch.fuse(*sch.get_loops(held)[1:])
+        sch.bind(thread, "threadIdx.x")
+        sch.compute_at(slices, thread, preserve_unit_loops=True)
+        *_, bands, ahead = sch.get_loops(slices)
+        sch.unroll(ahead)
+        sch.decompose_reduction(slices, bands)
+        sch.decompose_reduction(y, join)
 
 
 TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()

@@ -18,19 +18,33 @@ import numpy as np
 
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
-from tvm_orient.estimate import Patch, cells, clocks, passes, patch, soft_maximum
+from tvm_orient.estimate import Patch, cells, clocks, passes, patch
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, most_dividing, quads
+from ..base import (
+    MOST_COLLECTED,
+    MOST_STAGED,
+    Decisions,
+    Template,
+    by_rows,
+    cooperate,
+    cooperate_by_rows,
+    copied_by_rows,
+    least_estimate,
+    most_dividing,
+    quads,
+    tiles,
+)
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
-MOST_STAGED, MOST_COLLECTED, MOST_WEIGHTS = 33792, 13312, 2048  # bytes: merged angles add the largest of each, and a kernel may have 48 KiB
+
+_CUTS = 12  # tiles and bands of strided or wide planes that are estimated
 _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
@@ -38,7 +52,7 @@ _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimate
 class SharedPatch(Template):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 4, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 5, "cuda", ("conv", "conv_dx")
     results_apart = False  # whether a skew keeps collected planes apart too
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
@@ -48,9 +62,9 @@ class SharedPatch(Template):
             terms = max(len(t) for t in gather(spec).terms.values())
             if terms > _MOST_TERMS:
                 return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
-            least = self._least(spec, device)
-            if self._shared(spec, least) > min(device.shared_memory, 49152):
-                return f"one row with its halo needs more shared memory than the {min(device.shared_memory, 49152)} bytes of a block"
+            least, most = self._least(spec, device), min(device.shared_memory, 49152)
+            if self._shared(spec, least) > most:
+                return f"one row with its halo needs more shared memory than the {most} bytes of a block"
             return self._invalid(spec, device, least)
         return None
 
@@ -64,52 +78,86 @@ class SharedPatch(Template):
             "patch_w": widths,
             "row_patches": (1, 2, 4, 7, 8, 14, 28, 56),
             "planes": (1, 2, 4, 8, 16),
-            "vector": quads(spec),
+            "vector": quads(spec, len(tiles(spec)) > 1),
             "weights_shared": (0, 1),
             "collect": (0, 1),
             "pad": (0, 4, 8, 12, 16, 20, 24, 28) if spec.dtype == "float32" else _PADS,
+            "tile": tiles(spec),
             **apart,
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(_best(self, spec, device))
+        return dict(least_estimate(self, spec, device))
 
-    def _patches(self, spec: ConvSpec, device: Device) -> list[tuple[int, int]]:
-        """The patches that load least per output, without regard to the block that they are part of."""
+    def _patches(self, spec: ConvSpec, device: Device, tile: int) -> list[tuple[float, int, int]]:
+        """(passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
-        pitch, weights, ranked = _unpadded(spec).columns, sum(len(t.taps) for t in g.every), []
-        key = cells(g, -(-width // g.phases[1]), _VECTOR, pitch)
+        pitch, weights, ranked = _unpadded(spec, tile).columns, sum(len(t.taps) for t in g.every), []
+        key = _cells(spec, pitch, tile)
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             area = patch_h * patch_w
             if area * max(map(len, g.terms.values())) > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > _MOST_OUTPUTS:
                 continue
-            own = patch(key, patch_h, patch_w, math.gcd(pitch, patch_w // g.phases[1], _VECTOR), height % patch_h == 0 and width % patch_w == 0)
+            step = self._step(spec, patch_w, tile)
+            own = patch(key, patch_h, patch_w, math.gcd(pitch, step, _VECTOR), height % patch_h == 0 and width % patch_w == 0)
             if own.alive + max(map(len, g.terms.values())) + area <= _MOST_HELD:
                 covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
-                loads = sum(count * (4 if patch_w // g.phases[1] == 4 else words) for words, count in own.loads.items())
+                if tile:
+                    loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+                else:
+                    loads = sum(count * (4 if step == _VECTOR else words) for words, count in own.loads.items())
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
-        return [(patch_h, patch_w) for _, patch_h, patch_w in sorted(ranked)[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES]]
+        return sorted(ranked)[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES]
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
-        g, knobs = gather(spec), self.knobs(spec, device)
-        height, width = g.output
-        planes = [p for p in knobs["planes"] if spec.channels % p == 0]
-        for patch_h, patch_w in self._patches(spec, device):
-            rows, columns = -(-height // patch_h), -(-width // patch_w)
-            collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
-            bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=knobs["row_patches"][-1]) for parts in (1, 2, 4)})
-            for row_patches in bands:
-                fit = next((p for p in planes if p * row_patches * columns >= _FEWEST), planes[-1])
-                d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": knobs["vector"][0]}
-                trial = self._padded(spec, {**d, "weights_shared": 0, "collect": collect, "pad": 0, **({"skew": 0} if "skew" in knobs else {})})
-                if self._threads(spec, trial) <= _MOST_THREADS and self._shared(spec, {**trial, "collect": 0}) <= MOST_STAGED:
-                    yield trial
+        (height, width), knobs = gather(spec).output, self.knobs(spec, device)
+        cut = [t for t in knobs["tile"] if t and width % t == 0 and self._step(spec, t, t) % quads(spec, True)[0] == 0]
+        if cut:
+            found: list[Any] = [  # bands that part the plane evenly come first
+                (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
+                for cost, patch_h, patch_w in self._patches(spec, device, cut[0])
+                for tile, row_patches in itertools.product(cut, knobs["row_patches"])
+                if tile % patch_w == 0 and row_patches * patch_h < height + patch_h
+                for trial in [self._block(spec, device, patch_h, patch_w, row_patches, tile)]
+                if self._fits(spec, trial)
+            ]
+            for _, _, *values in sorted(found)[:_CUTS]:
+                yield self._padded(spec, dict(zip(self.knobs(spec, device), values, strict=True)))
+        if not cut or quads(spec, True) == (1,):
+            for _, patch_h, patch_w in self._patches(spec, device, 0):
+                rows = -(-height // patch_h)
+                most = knobs["row_patches"][-1]
+                for row_patches in sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=most) for parts in (1, 2, 4)}):
+                    trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0))
+                    if self._fits(spec, trial):
+                        yield trial
+
+    def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int) -> Decisions:
+        """The decisions of a block of these patches, with as many planes as give it a few warps."""
+        width, planes = gather(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
+        columns = row_patches * -(-(tile or width) // patch_w)
+        fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
+        collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
+        d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
+        apart = {} if spec.dtype == "float32" else {"skew": 0}
+        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, **apart}
+
+    def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
+        return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST_STAGED
+
+    def _staging(self, spec: ConvSpec, decisions: Decisions) -> float:
+        """Passes of an output that is wanted for its share of the stage: the asynchronous copies write it, and fetch it."""
+        height, band = gather(spec).output[0], decisions["row_patches"] * decisions["patch_h"]
+        floats = self._staged_rows(spec, decisions) * self._row_of(spec, decisions)
+        return 2.3 * floats * -(-height // band) / (height * self._across(spec, decisions))
 
     def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
         """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
         words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
+        if decisions["tile"]:
+            words = math.gcd(self._step(spec, decisions["patch_w"], decisions["tile"]), _VECTOR)
         best, fewest = decisions, math.inf
         wide = math.gcd(decisions["patch_w"], _VECTOR)  # what a lane loads at once must stay aligned
         pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
@@ -126,14 +174,13 @@ class SharedPatch(Template):
 
     def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
         """Float of the stage that each thread's patch begins at."""
-        g, stage = gather(spec), self._stage(spec, decisions)
-        plane, row, column = self._order(spec, decisions)
-        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * stage.phases * stage.columns
-        return plane * self._plane(spec, decisions) + down + column * (decisions["patch_w"] // g.phases[1])
+        g, (plane, row, column) = gather(spec), self._order(spec, decisions)
+        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * self._row_of(spec, decisions)
+        return plane * self._plane(spec, decisions) + down + column * self._step(spec, decisions["patch_w"], decisions["tile"])
 
     def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
         """Plane, row and column of the patch that each thread of a block owns."""
-        shape = (decisions["planes"], decisions["row_patches"], -(-gather(spec).output[1] // decisions["patch_w"]))
+        shape = (decisions["planes"], decisions["row_patches"], -(-self._across(spec, decisions) // decisions["patch_w"]))
         return np.indices(shape).reshape(3, -1)
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
@@ -141,19 +188,19 @@ class SharedPatch(Template):
         g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
         height, width = g.output
         stage, rows = self._stage(spec, d), self._staged_rows(spec, d)
-        band = min(height, d["row_patches"] * d["patch_h"])
+        most = d["row_patches"] * d["patch_h"]
+        band = height / -(-height // most) if d["tile"] else min(height, most)  # wanted rows of a block, on average
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
         own = self._own(spec, d)
         warps = -(-threads // WARP)
-        outputs: float = d["planes"] * band * width
+        outputs: float = d["planes"] * band * self._across(spec, d)
         loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
-        staged = d["planes"] * rows * stage.phases * stage.columns
-        fetched = d["planes"] * min(rows, g.source[0]) * g.source[1]
+        staged = d["planes"] * rows * self._row_of(spec, d)
+        fetched = d["planes"] * min(rows, g.source[0]) * min(stage.columns if d["tile"] else g.source[1], g.source[1])
         stores, again = self._stores(g, spec, d)
-        part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
-        if part < 1:  # the last band may have fewer rows
-            outputs = d["planes"] * height * width / -(-height // band)
+        if (part := spec.itemsize / DTYPES[spec.sums]) < 1:  # of a word that a value takes in memory; the last band may have fewer rows
+            outputs = d["planes"] * height * self._across(spec, d) / -(-height // most)
         memory = warps * (loads + self._weights(spec, d) + stores) + (staged + 1.3 * part * fetched) / WARP
         if d["collect"]:
             memory += 2 * part * outputs / WARP
@@ -163,18 +210,17 @@ class SharedPatch(Template):
         l2 = spec.itemsize * (fetched + again * outputs)
         if part == 1:
             return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
-        *_, turns = by_rows(d["planes"], rows, stage.phases * stage.columns // d["vector"], threads)
+        *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
         memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
-        shared, copy = self._shared(spec, d), copied_by_rows(d["vector"], turns)
-        return clocks(figure, threads, outputs, shared, own.alive, memory, own.products, others, turns, dram, l2, *copy)
+        copy = copied_by_rows(d["vector"], turns)
+        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, turns, dram, l2, *copy)
 
     def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
         """What a thread's patch loads and holds."""
-        g = gather(spec)
-        height, width, pitch = *g.output, self._stage(spec, d).columns
-        align = math.gcd(pitch, d["patch_w"] // g.phases[1], _VECTOR)
+        height, width, pitch = *gather(spec).output, self._stage(spec, d).columns
+        align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
-        return patch(cells(g, -(-width // g.phases[1]), _VECTOR, pitch), d["patch_h"], d["patch_w"], align, whole)
+        return patch(_cells(spec, pitch, d["tile"]), d["patch_h"], d["patch_w"], align, whole)
 
     def _weights(self, spec: ConvSpec, d: Decisions) -> float:
         """Passes of a warp that load weights: those of several channels lie in a line each."""
@@ -199,11 +245,25 @@ class SharedPatch(Template):
         knobs = self.knobs(spec, device)
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
-        least = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
+        few = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0]}
+        least = {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
         return {**least, "skew": 0} if "skew" in knobs else least
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
+        return decisions["planes"] * decisions["row_patches"] * -(-self._across(spec, decisions) // decisions["patch_w"])
+
+    def _across(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Columns of outputs that a block owns."""
+        return decisions["tile"] or gather(spec).output[1]
+
+    def _step(self, spec: ConvSpec, patch_w: int, tile: int) -> int:
+        """Floats of a staged row from one patch to the next."""
+        return patch_w // gather(spec).phases[1] * _unpadded(spec, tile).across
+
+    def _row_of(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Floats of a staged row, all column phases."""
+        stage = self._stage(spec, decisions)
+        return stage.phases * stage.columns
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged tile."""
@@ -213,12 +273,11 @@ class SharedPatch(Template):
 
     def _plane(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Floats from one staged plane to the next."""
-        stage = self._stage(spec, decisions)
-        return self._apart(self._staged_rows(spec, decisions) * stage.phases * stage.columns, decisions)
+        return self._apart(self._staged_rows(spec, decisions) * self._row_of(spec, decisions), decisions)
 
     def _results(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Values of a plane that are collected, from one plane to the next."""
-        size = decisions["row_patches"] * decisions["patch_h"] * gather(spec).output[1] if decisions["collect"] else 0
+        size = decisions["row_patches"] * decisions["patch_h"] * self._across(spec, decisions) if decisions["collect"] else 0
         return self._apart(size, decisions) if self.results_apart else size
 
     def _apart(self, size: int, decisions: Decisions) -> int:
@@ -234,11 +293,15 @@ class SharedPatch(Template):
 
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
         """The staged source; its rows hold whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
-        stage = _unpadded(spec)
+        stage = _unpadded(spec, decisions["tile"])
         return dataclasses.replace(stage, columns=stage.columns + decisions["pad"])
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
+        if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or self._step(spec, decisions["tile"], decisions["tile"]) % decisions["vector"]:
+            return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
+        if decisions["tile"] % decisions["patch_w"]:
+            return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
         if shared > min(device.shared_memory, 49152):
@@ -254,7 +317,8 @@ class SharedPatch(Template):
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], sweep=True)
+        tile, band = decisions["tile"] // gather(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
+        return Form(halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], sweep=True, tile=tile, rows=band)
 
     def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
         """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
@@ -284,9 +348,9 @@ class SharedPatch(Template):
         n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
-        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
-        sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
-        block, thread = sch.fuse(n, block_c, band), self._thread(sch, plane, row, column, decisions)
+        tile, column, pixel_w = sch.split(w, [None, -(-self._across(spec, decisions) // decisions["patch_w"]), decisions["patch_w"]])
+        sch.reorder(n, block_c, band, tile, plane, row, column, pixel_h, pixel_w)
+        block, thread = sch.fuse(n, block_c, band, tile), self._thread(sch, plane, row, column, decisions)
         sch.bind(block, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
         if out != y:
@@ -306,8 +370,9 @@ class SharedPatch(Template):
         n, c, h, w = sch.get_loops(out)
         block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
         band, row = sch.split(h, [None, decisions["row_patches"] * decisions["patch_h"]])
-        sch.reorder(n, block_c, band, plane, row, w)
-        block = sch.fuse(n, block_c, band)
+        tile, w = sch.split(w, [None, self._across(spec, decisions)])
+        sch.reorder(n, block_c, band, tile, plane, row, w)
+        block = sch.fuse(n, block_c, band, tile)
         sch.bind(block, "blockIdx.x")
         sch.compute_at(own, block, preserve_unit_loops=True)
         *_, y_plane, y_row, y_w = sch.get_loops(own)
@@ -322,9 +387,9 @@ class SharedPatch(Template):
             sch.unroll(loop)
         if self.results_apart and (skew := decisions["skew"]):
             sch.storage_align(own, 0, 1, 2 * skew, skew)
-        sch.unroll(pixel_h)
-        sch.unroll(pixel_w)
-        vector = next(v for v in (4, 2, 1) if gather(spec).output[1] % v == 0)
+        for loop in (pixel_h, pixel_w):
+            sch.unroll(loop)
+        vector = next(v for v in (4, 2, 1) if self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v)
         group, lanes = sch.split(w, [None, vector])
         _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
         sch.bind(inner, "threadIdx.x")
@@ -334,22 +399,15 @@ class SharedPatch(Template):
 
 
 @functools.lru_cache(maxsize=1024)
-def _unpadded(spec: ConvSpec) -> Stage:
+def _unpadded(spec: ConvSpec, tile: int) -> Stage:
     """The staged source without padding against bank conflicts."""
     g = gather(spec)
-    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR)
+    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, tile // g.phases[1])
 
 
-@functools.lru_cache(maxsize=1024)
-def _best(template: SharedPatch, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
-    """The choice of the least estimate; the one that needs least where none fits."""
-    best, least = template._least(spec, device), math.inf
-    for trial in template._candidates(spec, device):
-        if template._invalid(spec, device, trial) is None:
-            score = soft_maximum(template.estimate(spec, device, trial))
-            if score < least:
-                best, least = trial, score
-    return tuple(best.items())
+def _cells(spec: ConvSpec, pitch: int, tile: int) -> Any:
+    g = gather(spec)
+    return cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, pitch, tile // g.phases[1])
 
 
 TEMPLATE = SharedPatch()

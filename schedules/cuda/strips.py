@@ -23,8 +23,8 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions
-from .shared_patch import MOST_STAGED, MOST_WEIGHTS, SharedPatch
+from ..base import MOST_STAGED, MOST_WEIGHTS, Decisions, quads
+from .shared_patch import SharedPatch
 
 _VECTOR = 4
 _MOST_OUTPUTS, _MOST_PRODUCTS = 112, 2400  # of an untuned strip: beyond, the compiler takes every register there is
@@ -41,9 +41,11 @@ class Strips(SharedPatch):
         (height, width), knobs = gather(spec).output, super().knobs(spec, device)
         return {
             **knobs,
+            "vector": quads(spec),
             "patch_h": tuple(sorted({*knobs["patch_h"], height})),
             "patch_w": tuple(sorted({*knobs["patch_w"], width})),
             "pad": (0,),
+            "tile": (0,),
             "across": (0, 1),
             "skew": (0, 1, 2, 4),
         }
@@ -54,7 +56,7 @@ class Strips(SharedPatch):
 
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
         g = gather(spec)
-        return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, self._pruned(spec, decisions))
+        return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, pruned=self._pruned(spec, decisions))
 
     def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
         if not decisions["across"]:
@@ -67,7 +69,7 @@ class Strips(SharedPatch):
         g, knobs = gather(spec), self.knobs(spec, device)
         patch_h, patch_w = min(((g.phases[0], g.output[1]), (g.output[0], g.phases[1])), key=math.prod)
         few = {"patch_h": min(p for p in knobs["patch_h"] if p >= patch_h), "patch_w": min(p for p in knobs["patch_w"] if p >= patch_w)}
-        one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0}
+        one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
         return {**few, **one, "across": 0, "skew": 0}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
@@ -92,7 +94,7 @@ class Strips(SharedPatch):
             row_patches = next((r for r in knobs["row_patches"] if r * parts == rows), 0)
             if not row_patches or patch_h * patch_w > _MOST_OUTPUTS or spec.channels % planes:
                 continue
-            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0}
+            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0, "tile": 0}
             d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST_WEIGHTS)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
