@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm_orient.batches import MOST_UNROLLED, batches
 from tvm_orient.device import Device
@@ -18,7 +18,17 @@ from tvm_orient.spec import ConvSpec
 Decisions = Mapping[str, int]
 _BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
 _NARROW = 64  # columns of a plane whose rows are never cut
-MOST_STAGED, MOST_COLLECTED, MOST_WEIGHTS = 33792, 13312, 2048  # bytes of CUDA blocks: merged angles add the largest of each, and a kernel may have 48 KiB
+
+
+class Most(NamedTuple):
+    """Bytes of shared memory of a CUDA block by use: merged angles add the largest of each, and a kernel may have 48 KiB."""
+
+    staged: int
+    collected: int
+    weights: int
+
+
+MOST = Most(33792, 13312, 2048)
 
 
 class Template(ABC):

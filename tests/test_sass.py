@@ -314,7 +314,7 @@ def test_archs() -> None:
 def test_stems_run_near_the_speed_of_dram(layout: str) -> None:
     """64 channels, stride 2, K=31: all passes together take at most 1.3 times what DRAM needs, and nothing spills."""
     device = arch_device("sm_90a")
-    problems = (("conv", 224, 22.5), ("conv", 112, 67.5), ("conv_dx", 224, 90), ("conv_dw", 224, 90), ("conv_dw", 112, 22.5))
+    problems = (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))
     specs = [spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout) for op, height, angle in problems]
     cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):

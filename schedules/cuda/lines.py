@@ -20,7 +20,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST_STAGED, MOST_WEIGHTS, Decisions, Template, cooperate
+from ..base import MOST, Decisions, Template, cooperate
 
 _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
@@ -76,10 +76,10 @@ class Lines(Template):
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         if (threads := decisions["planes"] * spec.width) > 1024:
             return f"a block would have {threads} threads, at most 1024"
-        if (weights := decisions["planes"] * self._weights(spec, decisions) * DTYPES[spec.sums]) > MOST_WEIGHTS:
-            return f"a block would stage {weights} bytes of weights, at most {MOST_WEIGHTS}"
-        if (staged := self._shared(spec, decisions) - weights) > MOST_STAGED:
-            return f"a block would stage {staged} bytes, at most {MOST_STAGED}"
+        if (weights := decisions["planes"] * self._weights(spec, decisions) * DTYPES[spec.sums]) > MOST.weights:
+            return f"a block would stage {weights} bytes of weights, at most {MOST.weights}"
+        if (staged := self._shared(spec, decisions) - weights) > MOST.staged:
+            return f"a block would stage {staged} bytes, at most {MOST.staged}"
         return None
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:

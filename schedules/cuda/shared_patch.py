@@ -24,20 +24,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import (
-    MOST_COLLECTED,
-    MOST_STAGED,
-    Decisions,
-    Template,
-    by_rows,
-    cooperate,
-    cooperate_by_rows,
-    copied_by_rows,
-    least_estimate,
-    most_dividing,
-    quads,
-    tiles,
-)
+from ..base import MOST, Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, most_dividing, quads, tiles
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
@@ -145,7 +132,7 @@ class SharedPatch(Template):
         return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, **apart}
 
     def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
-        return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST_STAGED
+        return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST.staged
 
     def _staging(self, spec: ConvSpec, decisions: Decisions) -> float:
         """Passes of an output that is wanted for its share of the stage: the asynchronous copies write it, and fetch it."""
@@ -306,8 +293,8 @@ class SharedPatch(Template):
             return f"a block would have {threads} threads, at most 1024"
         if shared > min(device.shared_memory, 49152):
             return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
-        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > MOST_COLLECTED:
-            return f"a block would collect more than {MOST_COLLECTED} bytes of results"
+        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > MOST.collected:
+            return f"a block would collect more than {MOST.collected} bytes of results"
         for name in ("pad", "skew"):
             if decisions.get(name, 0) % decisions["vector"]:
                 return f"{name}: rows and planes must begin at whole vectors of {decisions['vector']}, got {decisions[name]}"

@@ -23,7 +23,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST_STAGED, MOST_WEIGHTS, Decisions, quads
+from ..base import MOST, Decisions, quads
 from .shared_patch import SharedPatch
 
 _VECTOR = 4
@@ -96,14 +96,14 @@ class Strips(SharedPatch):
                 continue
             d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0, "tile": 0}
             d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
-            d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST_WEIGHTS)
+            d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST.weights)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
                 continue
             if self._own(spec, d).products > _MOST_PRODUCTS:
                 continue
             for across in (1,) if d["collect"] and planes > 1 else (0, 1):
                 trial = {**d, "across": across, "skew": max(vector, math.gcd(width, _VECTOR)) if across else 0}
-                if self._shared(spec, {**trial, "collect": 0}) <= MOST_STAGED:
+                if self._shared(spec, {**trial, "collect": 0}) <= MOST.staged:
                     yield trial
 
     def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
