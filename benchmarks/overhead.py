@@ -3,7 +3,7 @@
     python benchmarks/overhead.py
 
 The problem is tiny and its kernel runs on one thread, so that nearly all of a time is the call. "Bare" is the tvm-ffi function on tensors that exist. Limits:
-12 us over it for an op without gradients, 25 us with. Turns are short, so that where other work takes the cores now and then most turns are whole.
+12 us over it for an op without gradients, 25 us with. A call is one of many like it: each turn begins with some that are not timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tvm_orient import Taps, launch, ops, oriented_conv2d, tap_conv2d
 from tvm_orient.bench import public_op
 from tvm_orient.device import cpu_device
 
-CALLS, ROUNDS = 25, 400
+CALLS, ROUNDS = 500, 15
 FORMS = ("", ", channels_last", ", epilogue", ", epilogue and channels_last")
 LIMITS = {f"op{form}": 12.0 for form in FORMS} | {f"op{form}, gradients recorded": 25.0 for form in FORMS}
 

@@ -58,10 +58,19 @@ def line_func(spec: ConvSpec, channels: int, form: Form) -> Any:
 
     # two sums instead of a test for each product; every part is a stage, so that no sum stands in a branch
     two = bool(slope) and not g.wrap
-    first = te.compute(shape, lambda *at: tirx.Select(_came_back(*at[2:], slope, width), zero, value(*at)) if two else value(*at), name="first")
+
+    def part(before: bool) -> Any:
+        def kept(a: Any, c: Any, r: Any, q: Any) -> Any:
+            here = value(a, c, r, q)
+            back = _came_back(r, q, slope, width)
+            return tirx.Select(back, *((zero, here) if before else (here, zero))) if two else here
+
+        return kept
+
+    first = te.compute(shape, part(True), name="first")
     sums = summed(first, "first_sum")
     if two:
-        second = te.compute(shape, lambda *at: tirx.Select(_came_back(*at[2:], slope, width), value(*at), zero), name="second")
+        second = te.compute(shape, part(False), name="second")
         others = summed(second, "second_sum")
         y = te.compute(shape, lambda a, c, i, q: ended(tirx.Select(_came_back(i, q, slope, width), others[a, c, i, q], sums[a, c, i, q]), c), name="y")
     else:
