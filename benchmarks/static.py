@@ -14,8 +14,10 @@ import csv
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import static_tables
 
 from tvm_orient import lower
 from tvm_orient.device import arch_device
@@ -65,42 +67,26 @@ def row(spec: ConvSpec, angle: float, choice: lower.Choice, found: Predicted) ->
     }  # fmt: skip
 
 
-def table(rows: Sequence[Row], op: str, kernel_size: int) -> Iterator[str]:
-    """Lines of a Markdown table of one op and K; a cell is the bound in clocks and its resource, and registers."""
-    yield f"\n{op}, K={kernel_size}\n\n| plane | " + " | ".join(f"{angle:g} degrees" for angle in ANGLES) + " |\n| --- |" + " ---: |" * len(ANGLES)
-    for height in HEIGHTS:
-        here = [row for row in rows if (row["op"], row["kernel_size"], row["height"]) == (op, kernel_size, height)]
-        cells = [f"{row['clocks_' + str(row['bound'])]} {row['bound']}, {row['registers']}" for row in here]
-        yield f"| {height}x{height} | " + " | ".join(cells) + " |"
-
-
-def write(arch: str, dtype: str) -> list[Row]:
+def write(arch: str, dtype: str) -> None:
     """Compile everything for one arch; the CSV file grows with each plane."""
-    rows: list[Row] = []
     result(arch).parent.mkdir(parents=True, exist_ok=True)
     with result(arch, dtype).open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for op, kernel_size, height in itertools.product(OPS, KERNEL_SIZES, HEIGHTS):
-            new = measured(op, kernel_size, height, arch, dtype)
-            writer.writerows(new)
+            writer.writerows(measured(op, kernel_size, height, arch, dtype))
             file.flush()
-            rows += new
-    return rows
 
 
 def stems(arch: str) -> None:
-    """Compile the stems for one arch, write their CSV file, and print a table: clocks of all passes, and the resource that needs longest in the first."""
+    """Compile the stems for one arch; the CSV file grows with each problem."""
     with result(arch, kind="stems-").open("w", newline="") as file:
         writer = csv.DictWriter(file, STEM_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        print(f"\n{arch}\n\n| problem | " + " | ".join(f"{angle:g} degrees" for angle in ANGLES) + " |\n| --- |" + " ---: |" * len(ANGLES))
         for layout, op, kernel_size, height in itertools.product(("nchw", "nhwc"), STEM_OPS, STEMS, STEM_SIZES):
             rows = measured(op, kernel_size, height, arch, "float32", 64, 2, layout)
             writer.writerows({"layout": layout, **row} for row in rows)
             file.flush()
-            cells = [f"{float(row['clocks_' + str(row['bound'])]) + float(row['clocks_second']):.1f} {row['bound']}" for row in rows]
-            print(f"| {layout} `{op}`, K={kernel_size}, {height}x{height} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main(words: Sequence[str]) -> int:
@@ -109,19 +95,19 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or stems, then archs: the strided stems of the networks")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     given = parser.parse_args(words)
-    if given.archs[:1] == ["stems"]:
-        for arch in given.archs[1:] or ARCHS:
-            stems(arch)
-        return 0
-    for arch in given.archs:
+    only_stems = given.archs[:1] == ["stems"]
+    for arch in (given.archs[1:] or ARCHS) if only_stems else given.archs:
         try:
-            rows = write(arch, given.dtype)
+            stems(arch) if only_stems else write(arch, given.dtype)
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
-        print(f"\n{arch}")
-        for op, kernel_size in itertools.product(OPS, KERNEL_SIZES):
-            print("\n".join(table(rows, op, kernel_size)))
+        rows = static_tables.read(result(arch, given.dtype).stem.removeprefix("static-"), stems=only_stems)
+        print(f"\n{arch}\n")
+        if only_stems:
+            print("\n".join(static_tables.stem_table(rows)))
+        for op, kernel_size in () if only_stems else itertools.product(OPS, KERNEL_SIZES):
+            print(f"{op}, K={kernel_size}\n\n" + "\n".join(static_tables.table(rows, op, str(kernel_size))) + "\n")
         print(f"\nspills: {sum(int(row['spills']) for row in rows)}")
     return 0
 

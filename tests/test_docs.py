@@ -135,3 +135,12 @@ def test_pictures_are_those_that_the_script_draws(tmp_path: Path) -> None:
 def test_tests_that_a_page_names_exist(page: str) -> None:
     for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / page).read_text()):
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{page}: {file} has no {name}"
+
+
+def test_static_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python benchmarks/static_tables.py` would change nothing."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("static_tables")
+    page = tables.PAGE.read_text()
+    assert page.count("<!-- st") == 9
+    assert tables.documented(page) == page
