@@ -259,7 +259,8 @@ def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
 def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
     spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), schedules.find("shared_patch")
-    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "skew": 4}
+    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0}
+    decisions["skew"] = 4
     assert template.invalid(spec, GPU, decisions) is None
     check_blocks(spec, [Choice.of(template, decisions)])
 
@@ -269,6 +270,7 @@ def test_no_room_for_rows_that_do_not_exist() -> None:
     spec, template = spec_of("conv_dw", 4, 28, 28, line(45, k=7), dtype="float16"), schedules.find("two_pass_dw")
     decisions = {
         "patch_h": 7, "patch_w": 7, "lanes": 4, "row_lanes": 2, "turns": 1, "planes": 4, "vector": 4, "dy_shared": 1, "pad": 0, "whole": 0,
+        "tile": 0,
     }  # fmt: skip
     assert template.invalid(spec, GPU, decisions) is None
     source = lower.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, decisions)]), GPU)
@@ -286,7 +288,7 @@ def test_loads_go_by_batches() -> None:
     assert "stage_shared_ptr" not in first
     assert "stage_shared_ptr" in then
     assert "x_ptr" not in then.split("__syncthreads", maxsplit=1)[0]
-    assert "tvm_orient_load" not in sources["float32"]
+    assert "tvm_orient_load<" not in sources["float32"]
     assert "tvm_orient_copy<" in sources["float32"]
 
 
@@ -299,7 +301,9 @@ def test_blocks_of_different_thread_counts(op: str) -> None:
 def test_a_missing_barrier_is_seen() -> None:
     """The emulation would notice: the same source with its barriers taken out."""
     spec = spec_of("conv", *CASES["odd"])
-    module = lower.scheduled(spec, GPU, lower.default_choices(spec, GPU), 2)
+    choices = with_template(schedules.find("shared_patch"), spec, GPU)
+    assert choices is not None
+    module = lower.scheduled(spec, GPU, choices, 2)
     given = operands(spec, 2)
     without = Blocks(module, GPU, lower.cuda_source(module, GPU).replace("__syncthreads();", ""))
     results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]

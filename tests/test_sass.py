@@ -221,7 +221,7 @@ def test_a_trace_follows_votes(arch: str, n: int, stores: int) -> None:
     }"""
     (kernel,) = sass.kernels(nvrtc.compile_cubin(source, arch))
     assert "VOTE" in kernel.code
-    assert trace.run(kernel, 64, [0], [n]).count("STG") == stores
+    assert trace.run(kernel, 64, [0], [n]).stored == stores * 128
 
 
 def test_a_trace_follows_bits_of_a_register_that_is_not_known() -> None:

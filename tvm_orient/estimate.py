@@ -50,7 +50,8 @@ def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
     if not whole:
         products = sum(map(len, where))
         return Patch(products, {1: products, 2: 0, 4: 0}, max(map(len, where)))
-    return held(where, align)
+    mirrored = [where[i * width + j] for i in range(height) for j in reversed(range(width))]
+    return min(held(where, align), held(mirrored, align), key=lambda own: own.alive)  # the compiler finds the better order
 
 
 def held(where: Sequence[Any], align: int) -> Patch:
