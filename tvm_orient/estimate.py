@@ -21,7 +21,8 @@ ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else h
 _COPY = 22  # instructions of one asynchronous copy, its address and its test included
 _ENTRY = 40  # instructions of a thread outside its loops
 _MARGIN = 24  # registers for addresses and what is on its way
-_BLOCK = (128, 128, 36864)  # threads, registers of a thread and shared bytes that a merged kernel has at least: its angles share the largest
+ALONE = (1, 1, 0)
+BLOCK = (128, 128, 36864)  # threads, registers of a thread and shared bytes that a merged kernel has at least: its angles share the largest
 _SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
 
 
@@ -135,16 +136,18 @@ def clocks(
     l2: float,
     copy: float = _COPY,
     waits: float = 2,
+    least: tuple[int, int, int] = BLOCK,
 ) -> dict[str, float]:
-    """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`; latency as part of a layer of several angles.
+    """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
     and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
+    least: threads, registers and shared bytes that a block takes at least: BLOCK as part of a layer of several angles, else ALONE.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
     total = products + others + copies * copy + _ENTRY
-    block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), _BLOCK, strict=True)]
+    block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), least, strict=True)]
     resident = max(1, resident_blocks(device, *block))
     return {
         "dram": dram / units / device.dram,

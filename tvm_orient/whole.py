@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 
-from .estimate import clocks
+from .estimate import ALONE, clocks
 from .figures import Figures
 from .gather import gather
 from .spec import DTYPES, ConvSpec
@@ -52,7 +52,7 @@ def estimate(spec: ConvSpec, figure: Figures, planes: int) -> dict[str, float]:
     copies = sum(size / (1 if size % 4 else 4) * (_COPY if _pitch(size) == size else _APART) for size in (x, dy))
     others = pixels / (4 if x % 4 == 0 == dy % 4 else 1) + copies + 6 * taps
     held, shared, sums = min(_held(spec)) + taps, sum(staged(spec, planes)), 4 * planes * taps
-    return clocks(figure, planes, planes * dy, shared, held, memory, _products(spec), others, 0, moved, moved + sums)
+    return clocks(figure, planes, planes * dy, shared, held, memory, _products(spec), others, 0, moved, moved + sums, least=ALONE)
 
 
 def _pixels(spec: ConvSpec) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from tvm_orient import whole
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
-from tvm_orient.estimate import Patch, cells, clocks, passes, patch
+from tvm_orient.estimate import ALONE, Patch, cells, clocks, passes, patch
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
@@ -179,12 +179,13 @@ class ConvDw(Template):
         l2 = spec.itemsize * (fetched + outputs) + 8 * d["planes"] * taps
         registers = own.alive + taps + area
         if part == 1:
-            return clocks(figure, threads, outputs, sum(self._shared(spec, d)), registers, memory, patches * own.products, others, copies, dram, l2)
+            shared, products = sum(self._shared(spec, d)), patches * own.products
+            return clocks(figure, threads, outputs, shared, registers, memory, products, others, copies, dram, l2, least=ALONE)
         *_, turns = by_rows(d["planes"], rows, stage.phases * stage.columns // d["vector"], threads)
         *_, again = by_rows(d["planes"], self._rows(d), self._columns(spec, d) // quad, threads) if d["dy_shared"] else (0,)
         memory += 0.9 * warps * (turns + again) - 0.3 * part * (fetched + (padded if d["dy_shared"] else 0)) / WARP  # loads begin anywhere in a line
         shared, products, copy = sum(self._shared(spec, d)), patches * own.products, copied_by_rows(_VECTOR, turns, again)
-        return clocks(figure, threads, outputs, shared, registers, memory, products, others, turns + again, dram, l2, *copy)
+        return clocks(figure, threads, outputs, shared, registers, memory, products, others, turns + again, dram, l2, *copy, least=ALONE)
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
