@@ -110,7 +110,7 @@ def test_what_is_wrong_gets_no_time(pool: None) -> None:
         ("slightly_wrong", "wrong: off by"),
         ("broken", "failed: RuntimeError: no compiler here"),
         ("flaky", "wrong: off by 1"),
-        ("idle", "wrong: off by nan"),
+        ("idle", "wrong: off by"),  # by nan, unless the allocator gives memory of another thread
         ("elsewhere", "does not apply: made for a test"),
     ):
         found = by_method(rows, method)
