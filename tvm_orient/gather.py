@@ -68,7 +68,7 @@ class Gather:
         if tile:
             left = round_up(self.low(1), halo)
             count = (tile - 1) * step + 1 + max([0] + [t.col + left for t in self.every])
-            return Stage(self.low(0), left, max(1, self.low(0) + self.source[0] + self.high(0)), 1, round_up(count, pitch), tile, -(-columns // tile), step)
+            return Stage(self.low(0), left, rows, 1, round_up(count, pitch), tile, -(-columns // tile), step)
         left = round_up(self.low(1), halo * step)
         count = columns + max([0] + [(t.col + left) // step for t in self.every])
         top, rows = (0, self.source[0]) if pruned == 0 else (self.low(0), rows)

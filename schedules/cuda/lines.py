@@ -1,7 +1,8 @@
 """CUDA: a thread owns a line of the plane along the taps: a column, or a diagonal that leaves the plane at one side and comes back at the other.
 
 For taps on a line of whole slope (45, 90 and 135 degrees). Every pixel belongs to one thread, which loads it once, in rows that
-neighbouring lanes share, and keeps it in a register for all its taps: no shared memory, no halo and no barrier.
+neighbouring lanes share, and keeps it in a register for all its taps: no halo. With `staged` the planes pass through shared memory as they
+lie, so that one wait serves all loads.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Lines(Template):
         g, figure, planes = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions["planes"]
         pixels, threads = spec.height * spec.width, planes * spec.width
         plane, column = np.indices((planes, spec.width)).reshape(2, -1)
-        warps, live = -(-threads // 32), len([s for t in g.every for s in t.taps])
+        warps, live = -(-threads // WARP), len([s for t in g.every for s in t.taps])
         row = passes(plane * pixels + column, 1, lines=True)
         if decisions["staged"]:
             loads, copies = spec.height * 1.2 + 2.3 * planes * pixels / threads, pixels / spec.width / _VECTOR
