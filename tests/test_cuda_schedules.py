@@ -208,7 +208,7 @@ def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
     """Three angles whose blocks have different numbers of threads, and those numbers."""
     spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=3))
     device, choices = GPU, []
-    for (_, _, part), planes in zip(spec.parts(), (4, 1, 4) if op == "conv_dw" else (4, 1, 2), strict=True):
+    for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
         template, default = schedules.default(part, device)
         decisions = {**default, "planes": planes}
         assert template.invalid(part, device, decisions) is None
