@@ -23,31 +23,28 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, most_dividing, quads, tiles
+from ..base import Decisions, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
+from .two_pass import AHEAD, MOST_TAPS, SLICES, TwoPass
 
 _VECTOR = 4
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
 _MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
 _FEWEST, _CUTS, _WIDTHS = 48, 12, (1, 2, 4, 7, 8)  # threads of a block of a strided or wide plane; such blocks that are estimated; of patches
-_MOST_TAPS = 64  # sums of one thread, all in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one patch
-_UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
-_WEIGHTS, _SLICES, _AHEAD = 32, 16, 4  # second pass: weights of a block, threads of each, images that a thread loads at once
-_MOST_WEIGHTS = 512  # threads of a block of the second pass
 
 
-class ConvDw(Template):
+class ConvDw(TwoPass):
     """conv_dw, any stride."""
 
-    name, version, kind, ops = "two_pass_dw", 3, "cuda", ("conv_dw",)
+    name, version = "two_pass_dw", 3
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
             return f"for sums in float32, got {spec.dtype}"
         if spec.taps.groups == 1:
             taps = len(gather(spec).every)
-            if taps > _MOST_TAPS:
-                return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
+            if taps > MOST_TAPS:
+                return f"keeps at most {MOST_TAPS} sums in registers, got {taps} live taps"
             return self._invalid(spec, device, self._least(spec, device))
         return None
 
@@ -241,10 +238,11 @@ class ConvDw(Template):
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         d = decisions
         if d["whole"]:
-            return Form(dy_quad=1, slices=_SLICES, ahead=_AHEAD, whole=True)
+            return Form(dy_quad=1, slices=SLICES, ahead=AHEAD, whole=True)
         return Form(
             vector=d["lanes"], halo=_VECTOR, pitch=self._stage(spec, d)[0].columns, quad=d["vector"], rows=self._rows(d), run=d["patch_w"],
-            row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d), slices=_SLICES, ahead=_AHEAD, tile=d["tile"],
+            row_lanes=d["row_lanes"], dy_quad=self._dy_quad(spec, d), joins=self._joins(spec, d["lanes"] * d["row_lanes"]), slices=SLICES, ahead=AHEAD,
+            tile=d["tile"],
         )  # fmt: skip
 
     def _dy_quad(self, spec: ConvSpec, decisions: Decisions) -> int:
@@ -252,38 +250,15 @@ class ConvDw(Template):
         run = decisions["lanes"] * decisions["patch_w"] if decisions["dy_shared"] else decisions["patch_w"]
         return next(q for q in (4, 2, 1) if spec.out_width % q == 0 and run % q == 0)
 
-    def _joins(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Groups of lanes that are summed side by side before the groups are: as many as there are threads for."""
-        lanes, taps = self._threads(decisions) // decisions["planes"], max(1, len(gather(spec).every))
-        return most_dividing(lanes, max(1, self._threads(decisions) // (decisions["planes"] * taps)))
-
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        part, lanes, stage, dys = (sch.get_sblock(name) for name in ("part", "lanes", "stage", "dys"))
-        held = sch.cache_write(part, 0, "local")
-        n, c, band, tap = sch.get_loops(held)
-        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        sch.reorder(n, block_c, band, plane, tap)
-        block = sch.fuse(n, block_c, band)
-        sch.bind(block, "blockIdx.x")
-        threads = int(sch.get(plane).extent) * (self._threads(decisions) // decisions["planes"])
-        wide = max(32, self._threads(decisions))
-        own = self._spread(sch, [plane, tap], wide)
-        self._sum_in_register(sch, part, own)
-        if self._joins(spec, decisions) > 1:
-            groups = sch.get_sblock("groups")
-            sch.set_scope(groups, 0, "shared")
-            kept = sch.cache_write(groups, 0, "local")
-            sch.compute_at(kept, block, preserve_unit_loops=True)
-            self._sum_in_register(sch, groups, self._spread(sch, sch.get_loops(kept)[1:], wide))
-        self._sum(sch, spec, lanes, block, decisions)
+        stage, dys, planes = sch.get_sblock("stage"), sch.get_sblock("dys"), decisions["planes"]
+        block, threads = self._first_pass(sch, spec, planes, self._threads(decisions) // planes)
         if decisions["whole"]:
-            for staged in (stage, dys):
-                quad = int(sch.get(sch.get_loops(staged)[-1]).extent)
-                sch.compute_at(staged, block, preserve_unit_loops=True)
-                cooperate(sch, staged, threads, quad)
-                sch.storage_align(staged, 0, 1, 2 * quad, quad)
+            self._sum_unrolled(sch, block, whole.by_columns(spec))
+            self._stage_apart(sch, (stage, dys), block, threads)
             self._second_pass(sch)
             return
+        self._sum(sch, block, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
         stage_together = cooperate if spec.dtype == "float32" else cooperate_by_rows
         stage_together(sch, stage, threads, decisions["vector"])
@@ -292,43 +267,9 @@ class ConvDw(Template):
             stage_together(sch, dys, threads, self._dy_quad(spec, decisions))
         self._second_pass(sch)
 
-    def _spread(self, sch: Any, loops: Any, threads: int) -> Any:
-        """The loops by threads of the block, in whole turns: TVM does not follow a reduction through a ragged one."""
-        loop = sch.fuse(*loops)
-        even = most_dividing(int(sch.get(loop).extent), threads)
-        _, own = sch.split(loop, [None, even if 2 * even >= threads else most_dividing(int(sch.get(loop).extent), max(threads, _MOST_TAPS))])
-        sch.bind(own, "threadIdx.x")
-        return own
-
-    def _sum_in_register(self, sch: Any, block: Any, thread: Any) -> None:
-        """A sum is kept in a register, and several of its terms are loaded at once: TVM would add them up where the result is stored."""
-        sch.compute_at(block, thread, preserve_unit_loops=True)
-        loop = sch.get_loops(block)[-1]
-        extent = int(sch.get(loop).extent)
-        outer, inner = sch.split(loop, [None, most_dividing(extent, _UNROLLED_SUM)])
-        sch.unroll(inner)
-        sch.decompose_reduction(block, outer)
-
-    def _sum(self, sch: Any, spec: ConvSpec, lanes: Any, block: Any, decisions: Decisions) -> None:
+    def _sum(self, sch: Any, block: Any, decisions: Decisions) -> None:
         """One thread a (plane, lane): its patches row by row, all taps unrolled inside."""
-        sch.set_scope(lanes, 0, "shared")
-        copy = sch.cache_write(lanes, 0, "local")
-        sch.storage_align(copy, 0, 3, 2, 1)  # an odd pitch: neither those that write lanes nor those that read taps meet in a bank
-        sch.compute_at(copy, block, preserve_unit_loops=True)
-        *loops, tap = sch.get_loops(copy)[1:]
-        thread = sch.fuse(*loops)
-        sch.bind(thread, "threadIdx.x")
-        sch.unroll(tap)
-        sch.compute_at(lanes, thread, preserve_unit_loops=True)
-        if decisions["whole"]:
-            *_, tap, row, pixel = sch.get_loops(lanes)
-            outer, inner = (pixel, row) if whole.by_columns(spec) else (row, pixel)
-            sch.reorder(outer, inner, tap)
-            for loop in (outer, inner, tap):
-                sch.unroll(loop)
-            init = sch.decompose_reduction(lanes, outer)
-            sch.unroll(sch.get_loops(init)[-1])
-            return
+        lanes = self._by_lane(sch, block)
         *_, tap, row, column, pixel = sch.get_loops(lanes)
         outer, patch = sch.split(row, [None, decisions["patch_h"]])
         sch.reorder(outer, column, patch, pixel, tap)
@@ -349,29 +290,6 @@ class ConvDw(Template):
         for loop in loops:
             sch.unroll(loop)
         sch.vectorize(last)
-
-    def _second_pass(self, sch: Any) -> None:
-        """A thread sums a slice of the images for a weight, then one thread a weight the slices, in order.
-
-        A cross-thread reduction would not survive the merge of angles.
-        """
-        y, slices = sch.get_sblock("y"), sch.get_sblock("slices")
-        held = sch.cache_write(y, 0, "local")
-        c, tap = sch.get_loops(held)
-        taps = int(sch.get(tap).extent)
-        block, channel = sch.split(c, [None, most_dividing(int(sch.get(c).extent), max(1, _WEIGHTS // taps))])
-        weights = int(sch.get(channel).extent) * taps
-        sch.bind(block, "blockIdx.x")
-        self._sum_in_register(sch, y, self._spread(sch, [channel, tap], min(weights, _MOST_WEIGHTS)))
-        sch.set_scope(slices, 0, "shared")
-        kept = sch.cache_write(slices, 0, "local")
-        sch.compute_at(kept, block, preserve_unit_loops=True)
-        own = self._spread(sch, sch.get_loops(kept)[1:], min(_SLICES * weights, _MOST_WEIGHTS))
-        sch.compute_at(slices, own, preserve_unit_loops=True)
-        *_, images, ahead, band = sch.get_loops(slices)
-        for loop in (ahead, band) if int(sch.get(band).extent) <= _UNROLLED_SUM else (ahead,):
-            sch.unroll(loop)
-        sch.decompose_reduction(slices, images)
 
 
 TEMPLATE = ConvDw()
