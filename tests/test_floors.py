@@ -21,7 +21,7 @@ FLOORS = {
             "errors paths taps",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite staging batches predicated anysize serial published peers timers tvmkit nvrtc sass "
-            "integers lines trace bound estimate whole pool",
+            "integers lines trace bound estimate whole pool expressions image_sums unrolled_dw",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -59,6 +59,21 @@ SAME_FLOOR = {
     ("bound", "trace"),
     ("estimate", "gather"),
     ("compute", "lines"),
+    ("compute", "unrolled_dw"),
+    ("compute", "expressions"),
+    ("compute", "image_sums"),
+    ("unrolled_dw", "compute"),
+    ("unrolled_dw", "gather"),
+    ("unrolled_dw", "expressions"),
+    ("unrolled_dw", "image_sums"),
+    ("unrolled_dw", "tvmkit"),
+    ("image_sums", "expressions"),
+    ("image_sums", "gather"),
+    ("image_sums", "tvmkit"),
+    ("expressions", "tvmkit"),
+    ("lines", "expressions"),
+    ("channels_last", "expressions"),
+    ("channels_last", "image_sums"),
     ("lines", "compute"),
     ("lines", "gather"),
     ("lines", "tvmkit"),
@@ -77,7 +92,7 @@ SAME_FLOOR = {
     ("__init__", "aot"),
     ("__main__", "cli"),
 }
-EXTENDS = {"strips": "shared_patch"}  # a template that is another with some of its choices changed
+EXTENDS = {"strips": "shared_patch", "conv_dw": "two_pass", "strips_dw": "two_pass"}  # what a template takes its schedule from, in part
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
 MAY_IMPORT_TVM = {
     "compute",
@@ -85,6 +100,9 @@ MAY_IMPORT_TVM = {
     "channels_last",
     "merge",
     "lines",
+    "expressions",
+    "image_sums",
+    "unrolled_dw",
     "rewrite",
     "serial",
     "search",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .compute import batch_of, constants, epilogue_of, pick, total_of, weight_sums
+from .compute import batch_of, epilogue_of
+from .expressions import constants, pick, total_of
 from .form import Form
 from .gather import Gather, Term, gather
+from .image_sums import by_tap, weight_sums
 from .spec import ConvSpec
 from .tvmkit import load_tvm
 
@@ -136,23 +138,14 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
 
     acc = te.compute((n, bands, count, blocks, v), product, name="acc")
     if form.slices:
-        part = te.compute((n, bands, spec.kernel_size, channels), _by_tap(spec, terms, acc, v), name="part")
+
+        def tap(a: Any, o: Any, s: Any, c: Any) -> Any:
+            return by_tap(spec, terms, lambda t: acc[a, o, t, c // v, c % v])(s)
+
+        part = te.compute((n, bands, spec.kernel_size, channels), tap, name="part")
         return te.create_prim_func([source, dy, part, _sliced_sums(spec, channels, n, bands, form, part)])
     part = te.compute((n, bands, count, channels), lambda a, o, t, c: acc[a, o, t, c // v, c % v], name="part")
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, o, t, c: part[a, o, t, c])])
-
-
-def _by_tap(spec: ConvSpec, terms: Sequence[Term], acc: Any, v: int) -> Callable[..., Any]:
-    """Sums of terms by tap: colliding taps get the same, taps that never land zeros. Once the loop over taps is unrolled each is one value."""
-    home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    taps = range(spec.kernel_size)
-    places, alive = constants([home.get(s, 0) for s in taps]), constants([int(s in home) for s in taps])
-
-    def value(a: Any, o: Any, s: Any, c: Any) -> Any:
-        one = acc[a, o, pick(s, places), c // v, c % v]
-        return one if len(home) == len(taps) else tirx.Select(pick(s, alive) == 1, one, tirx.const(0, spec.sums))
-
-    return value
 
 
 def _sliced_sums(spec: ConvSpec, channels: int, n: Any, bands: int, form: Form, part: Any) -> Any:

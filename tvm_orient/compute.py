@@ -13,8 +13,10 @@ from typing import Any
 
 from .epilogue import activate
 from .errors import InvalidArgument
+from .expressions import constants, pick, total_of
 from .form import Form
 from .gather import Gather, Stage, Term, gather, round_up
+from .image_sums import part_of, sliced_sums, weight_sums
 from .spec import ConvSpec
 from .tvmkit import load_tvm
 
@@ -28,28 +30,7 @@ from tvm_ffi import structural_map  # noqa: E402
 COMPUTE_VERSION = 1
 
 
-def pick(index: Any, values: Sequence[Any]) -> Any:
-    """values[index] as a Select chain: bounded for region inference, and one value once the loop over index is unrolled."""
-    chosen = values[-1]
-    for i in range(len(values) - 2, -1, -1):
-        chosen = tirx.Select(index == i, values[i], chosen)
-    return chosen
-
-
-def constants(values: Sequence[int]) -> list[Any]:
-    """int32 constants."""
-    return [tirx.const(v, "int32") for v in values]
-
-
-def total_of(values: Sequence[Any]) -> Any:
-    """The sum of expressions, first to last."""
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
-
-
-def _stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> Any:
+def padded_stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> Any:
     """The source (n, c, rows, column phase, columns / quad, quad) padded as the mode says.
 
     With quad > 1 a group of columns is all inside the plane or all outside: one test, one vector load.
@@ -88,11 +69,12 @@ def part_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part (n, c, bands, taps) is a
     workspace of the caller. part and dw are of spec.sums, all else of spec.dtype.
     """
-    if form.line:
-        from .lines import line_func  # which needs this file
-
-        return line_func(spec, channels, form).with_attr("global_symbol", "main")
-    make = _gather_func if spec.op != "conv_dw" else _whole_dw_func if form.whole else _dw_func
+    if spec.op == "conv_dw" and (form.whole or form.pruned is not None):
+        from .unrolled_dw import unrolled_dw_func as make  # which needs this file
+    elif form.line:
+        from .lines import line_func as make
+    else:
+        make = _gather_func if spec.op != "conv_dw" else _dw_func
     func = make(spec, channels, form)
     if not form.narrow:
         widened = 3 if form.tile else 1 if form.pruned == 0 else 2
@@ -133,7 +115,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     padded = dataclasses.replace(g, output=(round_up(g.output[0], form.rows or 1), g.output[1]))
     shape_of = padded.stage(columns, form.halo, form.pitch, form.tile, form.pruned)
     top, zero = shape_of.top, tirx.const(0, spec.sums)
-    stage: Any = None if form.bare else _stage(source, g, shape_of, spec, form.quad)
+    stage: Any = None if form.bare else padded_stage(source, g, shape_of, spec, form.quad)
 
     def weight_of(c: Any, t: Term) -> Any:
         return total_of([weight[c, s].astype(spec.sums) for s in t.taps])
@@ -227,7 +209,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     bands = tall // rows * tiles
     g = dataclasses.replace(g, output=(tall, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
     shape_of = g.stage(columns, form.halo, form.pitch, form.tile)
-    stage, top = _stage(source, g, shape_of, spec, form.quad), shape_of.top
+    stage, top = padded_stage(source, g, shape_of, spec, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
     zero = tirx.const(0, spec.sums)
@@ -260,45 +242,14 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     count, many = len(terms), v * form.row_lanes
     if form.dy_quad:
         lanes = te.compute((n, channels, bands, many, count), lambda a, c, band, lane, t: product(a, c, band, t, lane), name="lanes")
-        sums, many = _joined(lanes, form.joins, "groups") if form.joins > 1 else lanes, form.joins if form.joins > 1 else many
-        rl = te.reduce_axis((0, many), "rl")
-        part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name="part")
+        part = part_of(lanes, form.joins)
     else:
         lanes = te.compute((n, channels, bands, count, many), product, name="lanes")
         rl = te.reduce_axis((0, many), "rl")
         part = te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name="part")
     if form.slices:
-        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, bands, form, part)])
+        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, form, part)])
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands, lambda a, band, t, c: part[a, c, band, t])])
-
-
-def _whole_dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
-    """One lane a plane: where x is read is known when the loops over pixels and taps are unrolled, and so is whether it lies inside."""
-    g, n = gather(spec), batch_of(form)
-    (height, width), (out_height, out_width) = g.source, g.output
-    terms = g.terms[0, 0] or (Term(0, 0, ()),)
-    source = te.placeholder((n, channels, height, width), name="x", dtype=spec.dtype)
-    dy = te.placeholder((n, channels, out_height, out_width), name="dy", dtype=spec.dtype)
-    stage, dys = flat(source, spec.sums, "stage"), flat(dy, spec.sums, "dys")
-    rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
-    rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
-
-    def at(planes: Any, a: Any, c: Any, place: Any) -> Any:
-        quad = int(planes.shape[4])
-        return planes[a, c, 0, place // quad, place % quad]
-
-    def product(a: Any, c: Any, band: Any, lane: Any, t: Any) -> Any:
-        row, column = rp * g.step[0] + pick(t, rows), ri * g.step[1] + pick(t, columns)
-        if g.wrap:
-            row, column = tirx.floormod(row, height), tirx.floormod(column, width)
-        inside = te.all(row >= 0, row < height, column >= 0, column < width)
-        place = tirx.max(tirx.min(row * width + column, height * width - 1), 0)
-        return te.sum(tirx.Select(inside, at(dys, a, c, rp * out_width + ri) * at(stage, a, c, place), tirx.const(0, spec.sums)), axis=[rp, ri])
-
-    lanes = te.compute((n, channels, 1, 1, len(terms)), product, name="lanes")
-    rl = te.reduce_axis((0, 1), "rl")
-    part = te.compute((n, channels, 1, len(terms)), lambda a, c, band, t: te.sum(lanes[a, c, band, rl, t], axis=rl), name="part")
-    return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, n, 1, form, part)])
 
 
 def flat(images: Any, dtype: str, name: str) -> Any:
@@ -312,46 +263,3 @@ def flat(images: Any, dtype: str, name: str) -> Any:
         return images[a, c, place // width, place % width].astype(dtype)
 
     return te.compute((n, channels, 1, size // quad, quad), value, name=name)
-
-
-def _joined(lanes: Any, groups: int, name: str) -> Any:
-    """Lanes (n, c, band, lane, tap) summed in `groups` runs of neighbours."""
-    *outer, many, count = lanes.shape
-    each = int(many) // groups
-    rl = te.reduce_axis((0, each), "rl")
-    return te.compute((*outer, groups, count), lambda a, c, band, g, t: te.sum(lanes[a, c, band, g * each + rl, t], axis=rl), name=name)
-
-
-def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, form: Form, part: Any) -> Any:
-    """As `weight_sums`, by way of "slices": images s, s + slices, ... are summed apart by term, `ahead` of them in one step."""
-    many, taps, zero = form.slices, spec.kernel_size, tirx.const(0, spec.sums)
-    home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    places, alive = [home.get(s, 0) for s in range(taps)], constants([int(s in home) for s in range(taps)])
-    ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
-    rb, rs = te.reduce_axis((0, bands), "rb"), te.reduce_axis((0, many), "rs")
-
-    def total(slice: Any, c: Any, t: Any) -> Any:
-        image = (ro * form.ahead + ri) * many + slice
-        return te.sum(te.if_then_else(image < n, part[image, c, rb, t], zero), axis=[ro, ri, rb])
-
-    slices = te.compute((many, channels, len(terms)), total, name="slices")
-
-    def joined(c: Any, s: Any) -> Any:
-        value = slices[rs, c, s if places == list(range(taps)) else pick(s, constants(places))]
-        return te.sum(value if len(home) == taps else tirx.Select(pick(s, alive) == 1, value, zero), axis=rs)
-
-    return te.compute((channels, taps), joined, name="y")
-
-
-def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[Term], n: Any, bands: int, part: Any) -> Any:
-    """dw (channels, K) as the sum of part(image, band, term, channel); colliding taps get the same, taps that never land zeros."""
-    rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
-    home = {s: i for i, t in enumerate(terms) for s in t.taps}
-    places = constants([home.get(s, 0) for s in range(spec.kernel_size)])
-    alive = constants([int(s in home) for s in range(spec.kernel_size)])
-
-    def total(c: Any, s: Any) -> Any:
-        value = part(rn, rb, pick(s, places), c)
-        return te.sum(value if len(home) == spec.kernel_size else tirx.Select(pick(s, alive) == 1, value, tirx.const(0, spec.sums)), axis=[rn, rb])
-
-    return te.compute((channels, spec.kernel_size), total, name="y")

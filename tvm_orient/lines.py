@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compute import batch_of, epilogue_of, flat, total_of
+from .compute import batch_of, epilogue_of, flat
+from .expressions import total_of
 from .form import Form
 from .gather import gather, slope_of
 from .spec import ConvSpec

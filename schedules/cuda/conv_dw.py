@@ -24,10 +24,9 @@ from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
-from .two_pass import AHEAD, MOST_TAPS, SLICES, TwoPass
+from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
 
 _VECTOR = 4
-_MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
 _MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
 _FEWEST, _CUTS, _WIDTHS = 48, 12, (1, 2, 4, 7, 8)  # threads of a block of a strided or wide plane; such blocks that are estimated; of patches
 _MOST_UNROLLED = 4096  # multiply-adds of one patch
@@ -226,9 +225,9 @@ class ConvDw(TwoPass):
             return f"lanes and patch_w must part the {tile} columns of a tile, which is no whole plane, got {chunk}"
         if threads > 1024:
             return f"a block would have {threads} threads, at most 1024"
-        if staged > _MOST_STAGED or dy > _MOST_DY:
-            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {_MOST_STAGED} and {_MOST_DY}"
-        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, _MOST_SUMS):
+        if staged > MOST_STAGED or dy > MOST_DY:
+            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {MOST_STAGED} and {MOST_DY}"
+        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, MOST_SUMS):
             return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
         work = 0 if decisions["whole"] else taps * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:

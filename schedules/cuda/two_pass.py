@@ -10,6 +10,7 @@ from tvm_orient.spec import ConvSpec
 
 from ..base import Template, cooperate, most_dividing
 
+MOST_STAGED, MOST_DY, MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
 MOST_TAPS = 64  # sums of one thread, all in registers
 SLICES, AHEAD = 16, 4  # second pass: threads of a weight, images that one of them loads at once
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once

@@ -1,0 +1,191 @@
+"""CUDA: as two_pass_dw, for planes that are small beside the line of taps: a thread owns whole rows of dy, or whole columns.
+
+Where along them a tap leaves the plane is then known at compile time: those products are left out, and x has no halo on that side.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tvm_orient.banks import WARP
+from tvm_orient.device import Device
+from tvm_orient.estimate import ALONE, Patch, clocks, held, passes
+from tvm_orient.figures import figures, has_figures
+from tvm_orient.form import Form
+from tvm_orient.gather import Gather, Stage, gather, round_up
+from tvm_orient.spec import DTYPES, ConvSpec
+
+from ..base import Decisions, cooperate, cooperate_by_rows, divisors, least_estimate, quads
+from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
+
+_VECTOR = 4
+_MOST_RUN = 8  # rows or columns of a strip
+_MOST_UNROLLED = 4096  # multiply-adds of one thread
+_MOST_HELD = 200  # values, sums and dy at once of an untuned strip
+_FEWEST, _MOST_THREADS = 24, 256  # threads of an untuned block
+
+
+class StripsDw(TwoPass):
+    """conv_dw, any stride."""
+
+    name, version = "strips_dw", 1
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.sums != "float32":
+            return f"for sums in float32, got {spec.dtype}"
+        if spec.taps.groups == 1:
+            taps = len(gather(spec).every)
+            if taps > MOST_TAPS:
+                return f"keeps at most {MOST_TAPS} sums in registers, got {taps} live taps"
+            return self._invalid(spec, device, self._least(spec, device))
+        return None
+
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        height, width = gather(spec).output
+        return {
+            "patch_h": tuple(sorted({*divisors(height, _MOST_RUN), height})), "patch_w": tuple(sorted({*divisors(width, _MOST_RUN), width})),
+            "planes": (1, 2, 4, 8, 16, 32), "vector": quads(spec), "across": (0, 1),
+        }  # fmt: skip
+
+    def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        return dict(least_estimate(self, spec, device))
+
+    def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """The axis that a strip runs along."""
+        return int(decisions["patch_w"] == gather(spec).output[1])
+
+    def _run(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Rows or columns of a strip."""
+        return decisions["patch_h"] if self._pruned(spec, decisions) else decisions["patch_w"]
+
+    def _lanes(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Strips of a plane."""
+        return gather(spec).output[1 - self._pruned(spec, decisions)] // self._run(spec, decisions)
+
+    def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
+        g = gather(spec)
+        return g.stage(g.output[1], _VECTOR, _VECTOR, pruned=self._pruned(spec, decisions))
+
+    def _sizes(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
+        """Floats from one staged plane of x to the next, and of dy."""
+        stage, g = self._stage(spec, decisions), gather(spec)
+        factor, ahead = self._apart(spec, decisions)
+        x, dy = stage.rows * stage.phases * stage.columns, g.output[0] * g.output[1]
+        return round_up(x - ahead, factor) + ahead, round_up(dy - ahead, factor) + ahead
+
+    def _apart(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
+        """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own."""
+        (height, width), stage = gather(spec).output, self._stage(spec, decisions)
+        quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else 1
+        return (2 * quad, quad) if decisions["across"] else (WARP, round_up(width, quad) % WARP)
+
+    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+        height, width = gather(spec).output
+        if decisions["patch_h"] != height and decisions["patch_w"] != width:
+            return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
+        taps, lanes = len(gather(spec).every), self._lanes(spec, decisions)
+        threads, size = decisions["planes"] * lanes, decisions["planes"] * DTYPES[spec.sums]
+        staged, dy = (size * floats for floats in self._sizes(spec, decisions))
+        if threads > 1024:
+            return f"a block would have {threads} threads, at most 1024"
+        if staged > MOST_STAGED or dy > MOST_DY:
+            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {MOST_STAGED} and {MOST_DY}"
+        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, MOST_SUMS):
+            return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
+        if (work := _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[0].products) > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return None
+
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
+        """The thinnest strips of one plane that serve, or rows where none do."""
+        (height, width), knobs = gather(spec).output, self.knobs(spec, device)
+        strips = [*((p, width) for p in knobs["patch_h"]), *((height, p) for p in knobs["patch_w"])]
+        trials = [{"patch_h": h, "patch_w": w, "planes": 1, "vector": knobs["vector"][0], "across": 0} for h, w in strips]
+        return next((trial for trial in trials if self._invalid(spec, device, trial) is None), trials[0])
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """Choices worth an estimate: strips whose values fit the registers, in blocks of a few warps."""
+        (height, width), knobs, taps = gather(spec).output, self.knobs(spec, device), len(gather(spec).every)
+        strips = [(p, width) for p in knobs["patch_h"] if p < height] + [(height, p) for p in knobs["patch_w"] if p < width]
+        for (patch_h, patch_w), planes, across in itertools.product(strips, knobs["planes"], knobs["across"]):
+            d = {"patch_h": patch_h, "patch_w": patch_w, "planes": planes, "vector": knobs["vector"][0], "across": across}
+            if spec.channels % planes or (planes == 1 and across) or not _FEWEST <= planes * self._lanes(spec, d) <= _MOST_THREADS:
+                continue
+            if _strip(spec, self._pruned(spec, d), self._run(spec, d))[0].alive + taps + 2 * self._run(spec, d) <= _MOST_HELD:
+                yield d
+
+    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
+        """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
+        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        (height, width), pruned, run, lanes, planes = g.output, self._pruned(spec, d), self._run(spec, d), self._lanes(spec, d), d["planes"]
+        own, taps, threads, stage = _strip(spec, pruned, run)[0], max(1, len(g.every)), planes * lanes, self._stage(spec, d)
+        warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]
+        plane, lane = np.indices((planes, lanes)).reshape(2, -1)
+        if d["across"]:
+            lane, plane = np.indices((lanes, planes)).reshape(2, -1)
+        x, dy = self._sizes(spec, d)
+        row = stage.phases * stage.columns
+        loads = sum(count * passes(plane * x + lane * run * (row * g.step[0] if pruned else 1), words) for words, count in own.loads.items() if count)
+        quad = math.gcd(width if pruned else run, _VECTOR)
+        loads += area / quad * passes(plane * dy + lane * run * (width if pruned else 1), quad)
+        staged = planes * (stage.rows * row + pixels)
+        part = spec.itemsize / DTYPES[spec.sums]
+        fetched = planes * (g.source[0] * g.source[1] + pixels)
+        memory = warps * (loads + taps) + (staged + 1.3 * part * fetched + threads * taps) / WARP
+        others = sum(own.loads.values()) + area / quad + 3 * taps
+        shared = 4 * planes * (x + dy)
+        copies = (planes * stage.rows * row / d["vector"] + planes * pixels / (4 if pixels % 4 == 0 else 1)) / threads
+        moved = spec.itemsize * fetched + 4 * planes * taps
+        registers = own.alive + taps + 2 * run
+        return clocks(figure, threads, planes * pixels, shared, registers, memory, own.products, others, copies, moved, moved + 4 * planes * taps, least=ALONE)
+
+    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+        d = decisions
+        return Form(
+            pruned=self._pruned(spec, d), run=self._run(spec, d), halo=_VECTOR, pitch=_VECTOR, quad=d["vector"], joins=self._joins(spec, self._lanes(spec, d)),
+            slices=SLICES, ahead=AHEAD,
+        )  # fmt: skip
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
+        block, threads = self._first_pass(sch, spec, decisions["planes"], self._lanes(spec, decisions))
+        self._sum_unrolled(sch, block, _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[1], bool(decisions["across"]))
+        for name, vector in (("stage", decisions["vector"]), ("dys", 0)):
+            staged = sch.get_sblock(name)
+            sch.compute_at(staged, block, preserve_unit_loops=True)
+            vector = vector or int(sch.get(sch.get_loops(staged)[-1]).extent)
+            (cooperate if spec.dtype == "float32" or name == "dys" else cooperate_by_rows)(sch, staged, threads, vector)
+            sch.storage_align(staged, 0, 1, *self._apart(spec, decisions))
+        self._second_pass(sch)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strip(spec: ConvSpec, pruned: int, run: int) -> tuple[Patch, bool]:
+    """What a strip reads of the stage, and whether fewer values are held at once with the loop along it outside the one across it."""
+    g, found = gather(spec), []
+    stage, along = g.stage(g.output[1], _VECTOR, _VECTOR, pruned=pruned), g.output[pruned]
+    align = math.gcd(stage.columns, _VECTOR if pruned else run, _VECTOR)
+    for along_first in (True, False):
+        order = itertools.product(range(along), range(run)) if along_first else ((q, p) for p in range(run) for q in range(along))
+        found.append((held([_reads(g, stage, pruned, q, p) for q, p in order], align), along_first))
+    return min(found, key=lambda pair: pair[0].alive)
+
+
+def _reads(g: Gather, stage: Stage, pruned: int, along: int, across: int) -> Any:
+    """(row, column phase, column) of the stage that a pixel of a strip reads."""
+    taps = np.array([(t.row, t.col, *stage.place(t.col)) for t in g.every], np.int64).reshape(-1, 4)
+    place = taps[:, pruned] + along * g.step[pruned]
+    live = np.full(len(taps), True) if g.wrap else (place >= 0) & (place < g.source[pruned])
+    row, _, phase, shift = taps[live].T
+    place = place[live] % g.source[pruned]
+    if pruned:
+        return np.stack([row + across * g.step[0] + stage.top, np.zeros_like(place), place], axis=1)
+    return np.stack([place, phase, shift + across], axis=1)
+
+
+TEMPLATE = StripsDw()
