@@ -7,7 +7,7 @@ from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.estimate import soft_maximum
 from tvm_orient.spec import ConvSpec
 
-from .base import Decisions, Generic, Template
+from .base import CLOSE, Decisions, Generic, Template
 from .cpu import generic as cpu_generic
 from .cpu import pixels as cpu_pixels
 from .cpu import rows
@@ -19,7 +19,6 @@ TEMPLATES: tuple[Template, ...] = (
     shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, strips_dw.TEMPLATE,
     pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
-_CLOSE = 1.02  # estimates that differ by less than this are equal
 GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
 
@@ -64,4 +63,4 @@ def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     if not all(estimates):
         return choices[0]
     scores = [soft_maximum(estimate) for estimate in estimates]
-    return choices[next(i for i, score in enumerate(scores) if score <= _CLOSE * min(scores))]
+    return choices[next(i for i, score in enumerate(scores) if score <= CLOSE * min(scores))]

@@ -17,6 +17,7 @@ from tvm_orient.spec import ConvSpec
 
 Decisions = Mapping[str, int]
 _BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
+CLOSE = 1.035  # estimates that differ by less than this are equal: a second resource at 0.87 of the first makes that much
 _NARROW = 64  # columns of a plane whose rows are never cut
 
 
@@ -96,15 +97,12 @@ class Template(ABC):
 
 
 @functools.lru_cache(maxsize=2048)
-def least_estimate(template: Any, spec: ConvSpec, device: Device) -> tuple[tuple[str, int], ...]:
-    """Of what a template's `_candidates` gives, the valid decisions of the least estimate; its `_least` where none is valid."""
-    best, least = template._least(spec, device), math.inf
-    for trial in template._candidates(spec, device):
-        if template._invalid(spec, device, trial) is None:
-            score = soft_maximum(template.estimate(spec, device, trial))
-            if score < least:
-                best, least = trial, score
-    return tuple(best.items())
+def least_estimate(template: Any, spec: ConvSpec, device: Device, close: float = 1.0) -> tuple[tuple[str, int], ...]:
+    """Of what a template's `_candidates` gives, the first valid decisions of at most `close` times the least estimate; its `_least` where none is."""
+    valid = [trial for trial in template._candidates(spec, device) if template._invalid(spec, device, trial) is None]
+    scores = [soft_maximum(template.estimate(spec, device, trial)) for trial in valid]
+    chosen = next((trial for trial, score in zip(valid, scores, strict=True) if score <= close * min(scores)), template._least(spec, device))
+    return tuple(chosen.items())
 
 
 class Generic(ABC):

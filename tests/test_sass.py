@@ -85,16 +85,17 @@ def test_the_defaults_run_at_the_speed_of_dram() -> None:
 
 
 def test_weight_gradients_run_at_the_speed_of_dram() -> None:
-    """First pass of conv_dw: as `test_the_defaults_run_at_the_speed_of_dram`. K=31 at 56x56 may need 20 % more for the pipe of memory.
+    """First pass of conv_dw: as `test_the_defaults_run_at_the_speed_of_dram`. K=31 at 56x56 may need 8 % more for the pipe of memory.
 
     The second pass takes a tenth of the first at most, on small planes a third: there it is one wait for memory after the other.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56), op="conv_dw") + defaults(device, (31, 14), (7, 56), (7, 28), (7, 14), (7, 7), op="conv_dw", angles=(0, 22.5, 45, 90))
+    cases = defaults(device, (31, 56), (31, 28), op="conv_dw", angles=ANGLES[:5])
+    cases += defaults(device, (31, 14), (7, 56), (7, 28), (7, 14), (7, 7), op="conv_dw", angles=(0, 22.5, 45, 90))
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         first, second = found.bounds
         assert found.spills == 0, spec
-        allowed = 1.2 if (spec.kernel_size, spec.height) == (31, 56) else 1.0
+        allowed = 1.08 if (spec.kernel_size, spec.height) == (31, 56) else 1.0
         assert first.worst <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
         assert second.worst <= (0.1 if spec.height > 14 else 0.33) * first.worst, (str(spec), second.clocks)
 
@@ -126,10 +127,11 @@ def test_the_estimate_agrees_with_machine_code(op: str, dtype: str) -> None:
         assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01)
 
 
-def test_eight_weight_gradients_in_one_kernel() -> None:
-    for kernel in kernels_of(source_of(spec_of("conv_dw", 512, 56, 56, line(*ANGLES, k=31)), "sm_90a")).values():
+@pytest.mark.parametrize(("size", "angles", "most"), [(56, ANGLES, 168), (28, (90, 112.5, 135), 216)], ids=["eight", "strips"])
+def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Sequence[float], most: int) -> None:
+    for kernel in kernels_of(source_of(spec_of("conv_dw", 512, size, size, line(*angles, k=31)), "sm_90a")).values():
         assert kernel.spills == 0
-        assert kernel.registers <= 168, "the angles take registers in turn, not together"
+        assert kernel.registers <= most, "the angles take registers in turn, not together"
         assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
 
 

@@ -21,7 +21,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, cooperate, cooperate_by_rows, divisors, least_estimate, quads
+from ..base import CLOSE, Decisions, cooperate, cooperate_by_rows, divisors, least_estimate, quads
 from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
 
 _VECTOR = 4
@@ -54,7 +54,7 @@ class StripsDw(TwoPass):
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(least_estimate(self, spec, device))
+        return dict(least_estimate(self, spec, device, CLOSE))
 
     def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
         """The axis that a strip runs along."""
@@ -110,10 +110,10 @@ class StripsDw(TwoPass):
         return next((trial for trial in trials if self._invalid(spec, device, trial) is None), trials[0])
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
-        """Choices worth an estimate: strips whose values fit the registers, in blocks of a few warps."""
+        """Choices worth an estimate, those of least code first: strips whose values fit the registers, in blocks of a few warps."""
         (height, width), knobs, taps = gather(spec).output, self.knobs(spec, device), len(gather(spec).every)
-        strips = [(p, width) for p in knobs["patch_h"] if p < height] + [(height, p) for p in knobs["patch_w"] if p < width]
-        for (patch_h, patch_w), planes, across in itertools.product(strips, knobs["planes"], knobs["across"]):
+        strips = [*((p, width) for p in knobs["patch_h"] if p < height), *((height, p) for p in knobs["patch_w"] if p < width)]
+        for (patch_h, patch_w), planes, across in itertools.product(sorted(strips, key=math.prod), knobs["planes"], knobs["across"]):
             d = {"patch_h": patch_h, "patch_w": patch_w, "planes": planes, "vector": knobs["vector"][0], "across": across}
             if spec.channels % planes or (planes == 1 and across) or not _FEWEST <= planes * self._lanes(spec, d) <= _MOST_THREADS:
                 continue
