@@ -2,6 +2,7 @@
 
     python benchmarks/static.py [sm_80 sm_89 sm_90a] [--dtype float16]    (minutes: every kernel is compiled by NVRTC)
     python benchmarks/static.py stems [sm_80 sm_89 sm_90a]                (strided stems of the networks, to static-stems-ARCH.csv)
+    python benchmarks/static.py layers [sm_80 sm_89 sm_90a]               (eight angles in one kernel, to static-layers-ARCH.csv, against static-ARCH.csv)
 
 Counts are of instructions that warps execute, per output: for conv an element of y, for conv_dw a pixel of dy. Clocks are those of an SM
 for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_second is the second pass of conv_dw.
@@ -16,13 +17,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import static_tables
 
 from tvm_orient import lower
 from tvm_orient.device import arch_device
 from tvm_orient.errors import OrientError
-from tvm_orient.predict import Predicted, predict
+from tvm_orient.predict import Predicted, predict, predict_layer
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 
@@ -35,14 +37,18 @@ COLUMNS = (
 OPS, KERNEL_SIZES, HEIGHTS = ("conv", "conv_dw"), (31, 7), (56, 28, 14, 7)
 STEMS, STEM_OPS, STEM_SIZES = (31, 15), ("conv", "conv_dx", "conv_dw"), (224, 112)  # kernel sizes, ops, heights: 64 channels, stride 2, both layouts
 STEM_COLUMNS = ("layout", *COLUMNS)
+LAYER_COLUMNS = (
+    "op", "height", "kernel_size", "registers", "spills", "shared_bytes", "blocks", "bound", *(f"clocks_{name}" for name in RESOURCES), "clocks_second",
+    "mean_angle",
+)  # fmt: skip
 ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mirror images
 
 Row = dict[str, str | int]
 
 
 def result(arch: str, dtype: str = "float32", kind: str = "") -> Path:
-    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: "stems-" or nothing."""
-    return Path(__file__).resolve().parent / "results" / f"static-{kind}{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
+    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: "stems", "layers" or nothing."""
+    return Path(__file__).resolve().parent / "results" / f"static-{kind and kind + '-'}{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
 
 
 def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, channels: int = CHANNELS, stride: int = 1, layout: str = "nchw") -> list[Row]:
@@ -80,7 +86,7 @@ def write(arch: str, dtype: str) -> None:
 
 def stems(arch: str) -> None:
     """Compile the stems for one arch; the CSV file grows with each problem."""
-    with result(arch, kind="stems-").open("w", newline="") as file:
+    with result(arch, kind="stems").open("w", newline="") as file:
         writer = csv.DictWriter(file, STEM_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for layout, op, kernel_size, height in itertools.product(("nchw", "nhwc"), STEM_OPS, STEMS, STEM_SIZES):
@@ -89,24 +95,45 @@ def stems(arch: str) -> None:
             file.flush()
 
 
+def layers(arch: str) -> None:
+    """Compile the eight angles of a layer as one kernel, for every plane, K and op of the grid; the CSV file grows with each."""
+    device, single = arch_device(arch), static_tables.read(arch)
+    with result(arch, kind="layers").open("w", newline="") as file:
+        writer = csv.DictWriter(file, LAYER_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for op, kernel_size, height in itertools.product(OPS, KERNEL_SIZES, HEIGHTS):
+            spec = ConvSpec(op, CHANNELS, height, height, Taps.oriented([math.pi * i / 8 for i in range(8)], kernel_size))
+            found = predict_layer(spec, lower.default_choices(spec, device), device)
+            kernel = found[0].kernels[0]
+            first, *others = ({name: fmean(one.bounds[i].clocks[name] for one in found) for name in RESOURCES} for i in range(len(found[0].bounds)))
+            alone = [row for row in single if (row["op"], row["kernel_size"], row["height"]) == (op, str(kernel_size), str(height))]
+            mirrored = [*alone, *alone[1:4]]
+            mean = fmean(float(row["clocks_" + row["bound"]]) + float(row["clocks_second"]) for row in mirrored)
+            bound, second = max(first, key=lambda name: first[name]), sum(max(other.values()) for other in others)
+            numbers = (kernel.registers, found[0].spills, kernel.shared, found[0].bounds[0].blocks, bound, *(f"{first[name]:.1f}" for name in RESOURCES))
+            writer.writerow(dict(zip(LAYER_COLUMNS, (op, height, kernel_size, *numbers, f"{second:.1f}", f"{mean:.1f}"), strict=True)))
+            file.flush()
+
+
 def main(words: Sequence[str]) -> int:
     """Write the CSV file of each arch and print its tables."""
     parser = argparse.ArgumentParser(description="Predict the default CUDA kernels from their SASS.")
-    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or stems, then archs: the strided stems of the networks")
+    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or stems (the networks') or layers (eight angles in one), then archs")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     given = parser.parse_args(words)
-    only_stems = given.archs[:1] == ["stems"]
-    for arch in (given.archs[1:] or ARCHS) if only_stems else given.archs:
+    kind = given.archs[0] if given.archs[0] in ("stems", "layers") else ""
+    for arch in given.archs[bool(kind) :] or ARCHS:
         try:
-            stems(arch) if only_stems else write(arch, given.dtype)
+            {"stems": stems, "layers": layers}[kind](arch) if kind else write(arch, given.dtype)
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
-        rows = static_tables.read(result(arch, given.dtype).stem.removeprefix("static-"), stems=only_stems)
+        name = arch if given.dtype == "float32" or kind else f"{arch}-{given.dtype}"
+        rows = static_tables.read(name, kind)
         print(f"\n{arch}\n")
-        if only_stems:
-            print("\n".join(static_tables.stem_table(rows)))
-        for op, kernel_size in () if only_stems else itertools.product(OPS, KERNEL_SIZES):
+        if kind:
+            print("\n".join({"stems": static_tables.stem_table, "layers": static_tables.layer_table}[kind](rows)))
+        for op, kernel_size in () if kind else itertools.product(OPS, KERNEL_SIZES):
             print(f"{op}, K={kernel_size}\n\n" + "\n".join(static_tables.table(rows, op, str(kernel_size))) + "\n")
         print(f"\nspills: {sum(int(row['spills']) for row in rows)}")
     return 0

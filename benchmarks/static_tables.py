@@ -2,7 +2,8 @@
 
     python benchmarks/static_tables.py
 
-A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`.
+A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
+`<!-- layers sm_90a -->`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-_MARKED = re.compile(r"(<!-- (static|stems) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (static|stems|layers) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
 
 
-def read(name: str, stems: bool = False) -> list[Row]:
-    """Rows of static-NAME.csv, or of static-stems-NAME.csv."""
-    with (RESULTS / f"static-{'stems-' * stems}{name}.csv").open(newline="") as file:
+def read(name: str, kind: str = "") -> list[Row]:
+    """Rows of static-NAME.csv, or of static-KIND-NAME.csv."""
+    with (RESULTS / f"static-{kind and kind + '-'}{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -49,12 +50,22 @@ def stem_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {layout} `{op}`, K={k}, {height}x{height} | " + " | ".join(cells) + " |"
 
 
+def layer_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the table of merged angles: clocks of all passes and the resource that needs longest in the first, and the same over one angle's mean."""
+    yield "| plane | op, K | all angles | over one angle | registers | shared bytes | blocks of an SM |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for row in rows:
+        whole = float(row["clocks_" + row["bound"]]) + float(row["clocks_second"])
+        cells = (f"{whole:.1f} {row['bound']}", f"{whole / float(row['mean_angle']):.2f}", row["registers"], row["shared_bytes"], row["blocks"])
+        yield f"| {row['height']}x{row['height']} | `{row['op']}`, K={row['kernel_size']} | " + " | ".join(cells) + " |"
+
+
 def documented(page: str) -> str:
     """The page with every marked table as its CSV file has it."""
 
     def made(match: re.Match[str]) -> str:
         marker, kind, name, op, kernel_size, _ = match.groups()
-        lines = stem_table(read(name, stems=True)) if kind == "stems" else table(read(name), op, kernel_size)
+        lines = table(read(name), op, kernel_size) if kind == "static" else {"stems": stem_table, "layers": layer_table}[kind](read(name, kind))
         return marker + "".join(f"{line}\n" for line in lines)
 
     return _MARKED.sub(made, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,28 @@ def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Pr
         kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)
         bounds = tuple(bound(kernel, spec, device.arch, launch, moved) for kernel, (launch, moved) in zip(kernels, launches[index], strict=False))
         results.append(Predicted(kernels, bounds))
+    return results
+
+
+def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> list[Predicted]:
+    """What each angle of a layer costs as part of the layer's merged kernels, which set the threads, registers and shared memory of all blocks.
+
+    Angles run one after the other but for the blocks at their borders: the layer's clocks of a resource are the mean over its angles, by channels.
+
+    Raises:
+        InvalidArgument: a GPU without figures. BuildFailed, EnvironmentProblem: as `predict`.
+    """
+    module = scheduled(spec, device, choices)
+    merged = sorted(sass.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
+    threads, starts, results = [count for _, count in _grids(module["main"])], [0] * len(merged), []
+    for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
+        own = dataclasses.replace(part, channels=stop - start)
+        bounds = []
+        for i, (kernel, (alone, moved)) in enumerate(zip(merged, _launches(scheduled(own, device, [choice]), own, choice), strict=True)):
+            launch = Launch(alone.grid, threads[i], [starts[i] + block for block in alone.sample])
+            bounds.append(bound(kernel, own, device.arch, launch, moved))
+            starts[i] += alone.grid
+        results.append(Predicted(tuple(merged), tuple(bounds)))
     return results
 
 
