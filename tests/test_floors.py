@@ -20,8 +20,8 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite staging batches predicated anysize serial published peers timers tvmkit nvrtc sass "
-            "integers lines trace bound estimate whole pool",
+            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches predicated anysize serial published peers timers "
+            "tvmkit nvrtc sass integers lines trace bound estimate whole pool",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -52,6 +52,9 @@ SAME_FLOOR = {
     ("workshop", "measure"),
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),
+    ("pipeline", "rewrite"),
+    ("pipeline", "tvmkit"),
+    ("staging", "pipeline"),
     ("anysize", "gather"),
     ("peers", "published"),
     ("trace", "sass"),
@@ -77,7 +80,7 @@ SAME_FLOOR = {
     ("__init__", "aot"),
     ("__main__", "cli"),
 }
-EXTENDS = {"strips": "shared_patch"}  # a template that is another with some of its choices changed
+EXTENDS = {"strips": "shared_patch", "shared_patch": "patches"}  # a template that is another with some of its choices changed
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
 MAY_IMPORT_TVM = {
     "compute",
@@ -86,6 +89,7 @@ MAY_IMPORT_TVM = {
     "merge",
     "lines",
     "rewrite",
+    "pipeline",
     "serial",
     "search",
     "tvmkit",
