@@ -147,8 +147,6 @@ static void tvm_orient_arrived() { arrived(copies[current].size()); older[curren
 static void tvm_orient_sent() { older[current] = sent[current]; sent[current] = copies[current].size(); }
 static void tvm_orient_arrived_but_last() { arrived(older[current]); sent[current] -= older[current]; older[current] = 0; }
 
-static inline float tvm_orient_load(const float* from, bool inside) { return inside ? *from : 0.0f; }
-
 static void (*body)();
 static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
 

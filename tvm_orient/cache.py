@@ -35,7 +35,7 @@ FORMAT = 1  # of an entry; part of every digest
 KERNEL, HOW = "kernel.so", "how.json"
 # what decides the bytes of a kernel, beside the schedules: an edit makes every entry a miss (a test follows the imports)
 GENERATORS = (
-    "taps", "spec", "form", "gather", "epilogue", "compute", "channels_last", "lines", "merge", "rewrite", "pipeline", "staging", "batches",
+    "taps", "spec", "form", "gather", "epilogue", "compute", "channels_last", "lines", "merge", "rewrite", "pipeline", "staging", "batches", "loads",
     "predicated", "figures", "banks", "estimate", "whole", "anysize", "tvmkit", "lower", "pool",
 )  # fmt: skip
 Choice = tuple[str, int, tuple[tuple[str, int | str], ...]]
