@@ -145,6 +145,7 @@ static void arrived(size_t count) {
 }
 static void tvm_orient_arrived() { arrived(copies[current].size()); older[current] = sent[current] = 0; }
 static void tvm_orient_sent() { older[current] = sent[current]; sent[current] = copies[current].size(); }
+static int tvm_orient_hidden(int value) { return value; }
 static void tvm_orient_arrived_but_last() { arrived(older[current]); sent[current] -= older[current]; older[current] = 0; }
 
 static void (*body)();

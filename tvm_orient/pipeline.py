@@ -27,13 +27,13 @@ def pipelined(func: Any) -> Any:
     def ahead(loop: Any) -> Any:
         if AHEAD not in loop.annotations:
             return loop
-        filled, turn = [_filled(nest) for nest in loop.body.seq], tirx.Var(AHEAD, "int32")
-        rings.extend((buffer, _ring(buffer, 2 * int(loop.annotations[AHEAD]))) for buffer in filled if buffer is not None)
+        nests, turn = [(nest, _filled(nest)) for nest in loop.body.seq], tirx.Var(AHEAD, "int32")
+        rings.extend((buffer, _ring(buffer, 2 * int(loop.annotations[AHEAD]))) for _, buffer in nests if buffer is not None)
 
         def copies(of: Any) -> list[Any]:
-            return [renamed(nest, loop.loop_var, of) for nest, buffer in zip(loop.body.seq, filled, strict=True) if buffer is not None]
+            return [renamed(nest, loop.loop_var, of) for nest, buffer in nests if buffer is not None]
 
-        rest = [renamed(nest, loop.loop_var, turn) for nest, buffer in zip(loop.body.seq, filled, strict=True) if buffer is None]
+        rest = [renamed(nest, loop.loop_var, turn) for nest, buffer in nests if buffer is None]
         following = copies(turn + one)
         guarded = tirx.IfThenElse(turn + 1 < loop.extent, following[0] if len(following) == 1 else tirx.SeqStmt(following), None)
         return tirx.SeqStmt([*copies(no), tirx.For(turn, no, loop.extent, tirx.ForKind.SERIAL, tirx.SeqStmt([guarded, *rest]))])

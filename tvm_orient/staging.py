@@ -22,6 +22,10 @@ template <int BYTES> __device__ __forceinline__ void tvm_orient_copy(float* to, 
 __device__ __forceinline__ void tvm_orient_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void tvm_orient_sent() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void tvm_orient_arrived_but_last() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+__device__ __forceinline__ int tvm_orient_hidden(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 #endif
 """
 _ZERO = r"(?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f[^;]*)"
@@ -33,8 +37,8 @@ _GUARDED = re.compile(
 )
 _PLAIN = re.compile(rf"(?m)^(?P<indent> *){_TO} = {_FROM};\n")
 _HALF = re.compile(r"(?:half|nv_bfloat16)\* __restrict__ (\w+_ptr)")
-_BARRIER, _COPY = "__syncthreads();", "tvm_orient_copy<"
-_TURNS = re.compile(rf"(?m)^(?P<indent> *)for \(int {AHEAD}\w* = 0; .*\n(?P<body>(?:(?P=indent) +.*\n)+)(?P=indent)\}}\n")
+_BARRIER, _COPY, _THREAD = "__syncthreads();", "tvm_orient_copy<", "((int)threadIdx.x)"
+_TURNS = re.compile(rf"(?m)^(?P<indent> *)for \(int {AHEAD}\w* = 0; .*\n(?:(?P=indent) +.*\n)+(?P=indent)\}}\n")
 
 
 def asynchronous(source: str) -> str:
@@ -60,12 +64,17 @@ def _awaited(text: str) -> str:
 
 
 def _but_last(turns: re.Match[str]) -> str:
-    """A loop over tiles whose turns copy the next one: a barrier after copies waits for all but those; others have nothing to wait for."""
-    *before, after = turns[0].split(_BARRIER)
-    if not any(_COPY in text for text in before):
-        return turns[0]
+    """A loop over tiles whose turns copy the next one: a barrier after copies waits for all but those; others have nothing to wait for.
+
+    The thread is hidden from nvcc, which else computes the addresses of all copies before the loop and keeps each in a register.
+    """
+    head, body = turns[0].split("\n", 1)
+    *before, after = body.replace(_THREAD, "tvm_orient_thread").split(_BARRIER)
+    if not any(_COPY in text for text in before):  # those that convert
+        return _awaited(turns[0])
     waits = [f"{text}tvm_orient_sent(); tvm_orient_arrived_but_last(); " if _COPY in text else text for text in before]
-    return f"{turns['indent']}tvm_orient_sent();\n" + _BARRIER.join([*waits, after])
+    hidden = f"{turns['indent']}  const int tvm_orient_thread = tvm_orient_hidden((int)threadIdx.x);"
+    return f"{turns['indent']}tvm_orient_sent();\n{head}\n{hidden}\n" + _BARRIER.join([*waits, after])
 
 
 def _copy(match: re.Match[str], others: set[str]) -> str:
