@@ -30,6 +30,7 @@ class Most(NamedTuple):
 
 
 MOST = Most(33792, 13312, 2048)
+ONE_TILE = {"turns": 1, "stages": 1}  # knobs of a block that copies one tile, waits for it and computes it
 
 
 class Template(ABC):
@@ -127,6 +128,30 @@ def most_dividing(value: int, most: int) -> int:
     return divisors(value, most)[-1]
 
 
+def parted(channels: int, planes: int, turns: int) -> tuple[int, int]:
+    """(turns, planes of each) of a block that part these channels evenly: the most of each up to what is asked for."""
+    planes = most_dividing(channels, planes)
+    return most_dividing(channels // planes, turns), planes
+
+
+def in_turn(sch: Any, channels: Any, decisions: Decisions) -> Any:
+    """The loop over channels as one over blocks, one over the tiles of a block, and one over the planes of a tile; for `pipeline` where stages overlap."""
+    from tvm_orient.pipeline import AHEAD
+
+    turns, planes = parted(int(sch.get(channels).extent), decisions["planes"], decisions["turns"])
+    block, turn, plane = sch.split(channels, [None, turns, planes])
+    if decisions["stages"] > 1 and turns > 1:
+        sch.annotate(turn, AHEAD, planes)
+    return block, turn, plane
+
+
+def idle_stages(decisions: Decisions) -> str | None:
+    """Why a block has no use for its stages, or None."""
+    if decisions["stages"] > decisions["turns"]:
+        return f"a block of {decisions['turns']} tiles has no use for {decisions['stages']} stages: turns must be at least as many"
+    return None
+
+
 def quads(spec: ConvSpec, tiled: bool = False) -> tuple[int, ...]:
     """Columns that can be loaded at once, most first: groups must tile the row and not straddle its ends, nor be parted by a stride (tiles are not)."""
     g = gather(spec)
@@ -141,10 +166,10 @@ def tiles(spec: ConvSpec, patch: int = 1) -> tuple[int, ...]:
     return (0, *sorted(found)) if g.step[1] > 1 or width > _NARROW else (0,)
 
 
-def cooperate(sch: Any, block: Any, threads: int, vector: int) -> None:
-    """All threads of the block fill a shared buffer together, the innermost axis as one vector where it is one."""
+def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1) -> None:
+    """All threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
     sch.set_scope(block, 0, "shared")
-    *loops, last = sch.get_loops(block)[1:]
+    *loops, last = sch.get_loops(block)[around:]
     loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
     _, thread = sch.split(loop, [None, threads])
     sch.bind(thread, "threadIdx.x")
@@ -172,17 +197,17 @@ def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
     return copy, 1 + sum(batches(count, vector) for count in turns)
 
 
-def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int) -> None:
+def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1) -> None:
     """As `cooperate`, for staged planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
     """
-    n, plane, row, *columns = sch.get_loops(block)[1:]
+    n, plane, row, *columns = sch.get_loops(block)[around:]
     last = columns.pop() if vector > 1 else None
     across = math.prod(int(sch.get(loop).extent) for loop in columns)
     planes, rows, *_ = by_rows(int(sch.get(plane).extent), int(sch.get(row).extent), across, threads)
     if not rows:
-        cooperate(sch, block, threads, vector)
+        cooperate(sch, block, threads, vector, around)
         return
     sch.set_scope(block, 0, "shared")
     turn, plane = sch.split(plane, [None, planes])

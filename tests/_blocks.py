@@ -124,23 +124,29 @@ static inline float __shfl_down_sync(unsigned, float v, int delta, int width = 3
 static inline float __shfl_sync(unsigned, float v, int lane, int width = 32) { return shuffle(v, current / width * width + lane % width); }
 static inline float __shfl_xor_sync(unsigned, float v, int mask, int = 32) { return shuffle(v, current ^ mask); }
 
-// cp.async: the copy takes place when it is waited for, so that a missing wait shows
-struct Copy { float* to; const float* from; int bytes; bool inside; };
+// cp.async: the copy takes place when it is waited for, so that a missing wait shows; in descending order at once, so that one that comes too early does
+struct Copy {
+  float* to; const float* from; int bytes; bool inside;
+  void arrive() const { if (inside) memcpy(to, from, bytes); else memset(to, 0, bytes); }
+};
+static bool early;
 static std::vector<Copy> copies[MOST];
+static size_t older[MOST], sent[MOST];  // of these: before the last group, and all that are in a group
 template <int BYTES> static void tvm_orient_copy(float* to, const float* from, bool inside) {
   aligned(to, BYTES);
   if (inside) aligned(from, BYTES);
-  copies[current].push_back({to, from, BYTES, inside});
+  if (early) Copy{to, from, BYTES, inside}.arrive();
+  else copies[current].push_back({to, from, BYTES, inside});
 }
-static void tvm_orient_arrived() {
-  for (const Copy& copy : copies[current]) {
-    if (copy.inside) memcpy(copy.to, copy.from, copy.bytes);
-    else memset(copy.to, 0, copy.bytes);
-  }
-  copies[current].clear();
+static void arrived(size_t count) {
+  std::vector<Copy>& mine = copies[current];
+  for (size_t i = 0; i < count; ++i) mine[i].arrive();
+  mine.erase(mine.begin(), mine.begin() + count);
 }
-
-static inline float tvm_orient_load(const float* from, bool inside) { return inside ? *from : 0.0f; }
+static void tvm_orient_arrived() { arrived(copies[current].size()); older[current] = sent[current] = 0; }
+static void tvm_orient_sent() { older[current] = sent[current]; sent[current] = copies[current].size(); }
+static int tvm_orient_hidden(int value) { return value; }
+static void tvm_orient_arrived_but_last() { arrived(older[current]); sent[current] -= older[current]; older[current] = 0; }
 
 static void (*body)();
 static void entry() { body(); state[current] = DONE; swapcontext(&fibers[current], &home); }
@@ -155,13 +161,14 @@ template <class T> static void wall(void* room, int size, bool check) {
 }
 
 static void run_block(int across, int threads, bool backwards) {
+  early = backwards;
   if (!stacks) stacks = (char*)malloc((size_t)MOST * STACK);
   for (int t = 0; t < threads; ++t) {
     getcontext(&fibers[t]);
     fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
     fibers[t].uc_stack.ss_size = STACK;
     makecontext(&fibers[t], entry, 0);
-    state[t] = READY; turn[t] = 0; copies[t].clear();
+    state[t] = READY; turn[t] = 0; copies[t].clear(); older[t] = sent[t] = 0;
   }
   for (;;) {
     for (int i = 0; i < threads; ++i) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import re
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, f
 from tvm_orient import lower, schedules
 from tvm_orient.device import arch_device
 from tvm_orient.lower import Choice
-from tvm_orient.schedules.base import Template
+from tvm_orient.schedules.base import ONE_TILE, Template
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 
@@ -192,6 +193,11 @@ def source_of(spec: ConvSpec, choices: Any = None) -> str:
     return lower.cuda_source(lower.scheduled(spec, GPU, choices or lower.default_choices(spec, GPU)), GPU)
 
 
+def kernel_of(source: str) -> str:
+    """The source of its kernels, without the helpers."""
+    return source[source.index('extern "C"') :]
+
+
 def test_the_barrier_check_sees_what_it_should() -> None:
     kernel = 'extern "C" __global__ void __launch_bounds__(32) main_kernel(int n) {{\n{}\n}}'
     assert divergent(kernel.format("  for (int i = 0; i < n; ++i) {\n    __syncthreads();\n  }")) == []
@@ -259,10 +265,103 @@ def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
 def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
     spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), schedules.find("shared_patch")
-    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0}
-    decisions["skew"] = 4
+    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0, "skew": 4}
+    decisions |= ONE_TILE
     assert template.invalid(spec, GPU, decisions) is None
     check_blocks(spec, [Choice.of(template, decisions)])
+
+
+# ---- tiles in turn, copied ahead ----------------------------------------------------------------
+
+
+def in_turn(spec: ConvSpec, name: str, **decisions: int) -> tuple[Choice, ...]:
+    """The template's default for every part, with blocks of two tiles in two stages, and other decisions where given."""
+    template, choices = schedules.find(name), []
+    for _, _, part in spec.parts():
+        chosen = {**template.default(part, GPU), "planes": 2, "turns": 2, "stages": 2, **decisions}
+        assert template.invalid(part, GPU, chosen) is None
+        choices.append(Choice.of(template, chosen))
+    return tuple(choices)
+
+
+@pytest.mark.parametrize("collect", [0, 1])
+@pytest.mark.parametrize("name", ["shared_patch", "strips"])
+def test_tiles_that_are_copied_ahead(name: str, collect: int) -> None:
+    """Ragged patches, strides and wrapped planes; weights in the ring and not; more turns than stages, in any part of the ring."""
+    for case, decisions in [
+        (("conv", 12, 13, 17, line(22.5, k=15)), {"weights_shared": 1}),
+        (("conv", 6, 11, 10, line(67.5, k=7), (3, 2)), {"planes": 1, "turns": 4, "weights_shared": 1}),  # three turns, since 6 channels part so
+        (("conv_dx", 16, 9, 7, line(22.5, k=7), (3, 2), "circular"), {"turns": 4, "weights_shared": 0}),
+    ]:
+        spec = spec_of(*case)
+        choices = in_turn(spec, name, collect=collect, **decisions)
+        check_serial(spec, choices, batches=(1, 3))
+        check_blocks(spec, choices)
+
+
+@pytest.mark.parametrize("weights_shared", [0, 1])
+@pytest.mark.parametrize("turns", [2, 4])
+def test_lines_of_tiles_that_are_copied_ahead(turns: int, weights_shared: int) -> None:
+    for spec in (spec_of("conv", 16, 9, 12, line(135, k=5)), spec_of("conv_dx", 6, 10, 10, line(90, k=7))):
+        choices = in_turn(spec, "lines", turns=turns, staged=1, weights_shared=weights_shared)
+        check_serial(spec, choices, batches=(2,))
+        check_blocks(spec, choices)
+    assert "planes that are staged" in str(schedules.find("lines").invalid(spec, GPU, {**dict(choices[0].decisions), "staged": 0}))
+
+
+def test_what_is_left_of_turns_where_channels_do_not_part() -> None:
+    spec = spec_of("conv", 5, 9, 12, line(22.5, k=5))
+    for choices in (in_turn(spec, "shared_patch"), in_turn(spec, "shared_patch", turns=4, stages=1)):
+        assert "tvm_orient_ahead" not in kernel_of(source_of(spec, choices))
+        check_serial(spec, choices, batches=(2,))
+    reason = schedules.find("shared_patch").invalid(spec, GPU, {**dict(choices[0].decisions), "turns": 1, "stages": 2})
+    assert "turns must be at least as many" in str(reason)
+    half = dataclasses.replace(spec, dtype="float16")
+    assert "stages must be one of 1, got 2" in str(schedules.find("shared_patch").invalid(half, GPU, {**dict(choices[0].decisions), "stages": 2}))
+
+
+def test_angles_of_unlike_stages_share_a_launch() -> None:
+    spec = spec_of("conv", 48, 10, 12, line(0, 45, 67.5, 135, k=7))
+    ahead, one, turns, strips = (
+        in_turn(spec, "shared_patch", collect=1, weights_shared=1)[0],
+        lower.default_choices(spec, GPU)[1],
+        in_turn(spec, "shared_patch", turns=4, stages=1, planes=1)[2],
+        in_turn(spec, "strips", turns=4, planes=2)[3],
+    )
+    choices = (ahead, one, turns, strips)
+    check_serial(spec, choices, batches=(2,))
+    check_blocks(spec, choices)
+    assert len(re.findall(r"tvm_orient_arrived_but_last\(\);", kernel_of(source_of(spec, choices)))) == 2
+
+
+def test_half_precision_in_turn() -> None:
+    """Copies that convert cannot be sent ahead; a block may pass over its tiles all the same."""
+    spec = spec_of("conv", 8, 9, 12, line(22.5, k=5), dtype="float16")
+    choices = in_turn(spec, "shared_patch", turns=4, stages=1, weights_shared=1)
+    check_serial(spec, choices, batches=(2,))
+    check_blocks(spec, choices)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"(tvm_orient_ahead \+?= .*\{\n(?:.*\n)*?) *__syncthreads\(\);\n", r"\1"),  # a tile is overwritten while others still read it
+        (r"tvm_orient_arrived_but_last\(\); ", ""),
+        (r" *tvm_orient_sent\(\);\n", ""),  # the first tile's copies are then of the same group as the second's
+        (r"tvm_orient_arrived_but_last\(\); __syncthreads\(\);", "tvm_orient_arrived_but_last();"),
+    ],
+    ids=["no barrier before the copies", "no wait", "one group", "no barrier after the wait"],
+)
+def test_copies_that_come_too_early_or_late_are_seen(pattern: str, replacement: str) -> None:
+    spec = spec_of("conv", 8, 9, 12, line(22.5, k=5))
+    choices = in_turn(spec, "shared_patch", turns=4, collect=0)
+    module = lower.scheduled(spec, GPU, choices, 2)
+    source, given = lower.cuda_source(module, GPU), operands(spec, 2)
+    changed, count = re.subn(pattern, replacement, source)
+    assert count == 1
+    broken = Blocks(module, GPU, changed)
+    results = [call(spec, functools.partial(broken, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
+    assert not torch.equal(*results)
 
 
 def test_no_room_for_rows_that_do_not_exist() -> None:
@@ -288,7 +387,7 @@ def test_loads_go_by_batches() -> None:
     assert "stage_shared_ptr" not in first
     assert "stage_shared_ptr" in then
     assert "x_ptr" not in then.split("__syncthreads", maxsplit=1)[0]
-    assert "tvm_orient_load<" not in sources["float32"]
+    assert "tvm_orient_load<" not in kernel_of(sources["float32"])
     assert "tvm_orient_copy<" in sources["float32"]
 
 

@@ -20,8 +20,8 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite staging batches predicated anysize serial published peers timers tvmkit nvrtc sass "
-            "integers lines trace bound estimate whole pool expressions image_sums unrolled_dw",
+            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches loads predicated anysize serial published peers timers "
+            "tvmkit nvrtc sass integers lines trace bound estimate whole pool expressions image_sums unrolled_dw",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -52,6 +52,9 @@ SAME_FLOOR = {
     ("workshop", "measure"),
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),
+    ("pipeline", "rewrite"),
+    ("pipeline", "tvmkit"),
+    ("staging", "pipeline"),
     ("anysize", "gather"),
     ("peers", "published"),
     ("trace", "sass"),
@@ -92,7 +95,7 @@ SAME_FLOOR = {
     ("__init__", "aot"),
     ("__main__", "cli"),
 }
-EXTENDS = {"strips": "shared_patch", "conv_dw": "two_pass", "strips_dw": "two_pass"}  # what a template takes its schedule from, in part
+EXTENDS = {"strips": "shared_patch", "shared_patch": "patches", "conv_dw": "two_pass", "strips_dw": "two_pass"}  # what a template is or schedules as, in part
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
 MAY_IMPORT_TVM = {
     "compute",
@@ -104,6 +107,7 @@ MAY_IMPORT_TVM = {
     "image_sums",
     "unrolled_dw",
     "rewrite",
+    "pipeline",
     "serial",
     "search",
     "tvmkit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import struct
@@ -144,6 +145,27 @@ def test_eight_angles_in_one_kernel(height: int) -> None:
     assert kernel.registers <= 168, "the angles take registers in turn, not together"
     assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
     assert figures.resident_blocks(figures.figures("sm_90a"), threads, kernel.registers, kernel.shared - 1024) >= 3
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_the_next_tile_is_on_its_way_while_one_is_computed(arch: str) -> None:
+    """Two stages: no wait between the copies of a tile and the multiply-adds of the one before it; and the prediction knows that they overlap."""
+    device, spec = arch_device(arch), spec_of("conv", 512, 28, 28, line(22.5, k=7))
+    template, block = schedules.find("shared_patch"), {"patch_h": 7, "patch_w": 2, "row_patches": 4, "planes": 2, "weights_shared": 1, "collect": 0}
+    choices = [Choice.of(template, {**template.default(spec, device), **block, "turns": 4, "stages": stages}) for stages in (1, 2)]
+    waiting, ahead = predict([(spec, choice) for choice in choices], device)
+    (kernel,) = ahead.kernels
+    code = [step for step in trace.steps(kernel.code) if step.opcode[0] in ("LDGSTS", "LDGDEPBAR", "DEPBAR", "FFMA")]
+    order = [name for name, _ in itertools.groupby(" ".join([step.opcode[0], *step.operands[1:]][: 2 if step.opcode[0] == "DEPBAR" else 1]) for step in code)]
+    assert order == ["LDGSTS", "LDGDEPBAR", "LDGSTS", "LDGDEPBAR", "DEPBAR 0x1", "FFMA"]
+    assert ahead.spills == 0
+    assert kernel.shared > 1.8 * waiting.kernels[0].shared - 1024
+    before, after = waiting.bounds[0], ahead.bounds[0]
+    assert before.rounds == after.rounds == 4, "each tile is waited for"
+    assert after.clocks["latency"] * after.blocks < 0.8 * before.clocks["latency"] * before.blocks, "but not for as long"
+    for choice, found in zip(choices, (before, after), strict=True):
+        estimate = template.estimate(spec, device, dict(choice.decisions))
+        assert estimate["memory"] == pytest.approx(found.clocks["memory"], rel=0.2)
 
 
 def test_small_planes_in_one_kernel() -> None:

@@ -11,27 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_HELPER = """
-template <class T> __device__ __forceinline__ T tvm_orient_load(const void* from, bool inside);
-#if defined(__CUDACC__)
-template <> __device__ __forceinline__ unsigned short tvm_orient_load<unsigned short>(const void* from, bool inside) {
-  unsigned short value;
-  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b16 %0, 0; @p ld.global.nc.b16 %0, [%1]; }" : "=h"(value) : "l"(from), "r"((int)inside));
-  return value;
-}
-template <> __device__ __forceinline__ unsigned tvm_orient_load<unsigned>(const void* from, bool inside) {
-  unsigned value;
-  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.b32 %0, [%1]; }" : "=r"(value) : "l"(from), "r"((int)inside));
-  return value;
-}
-template <> __device__ __forceinline__ uint2 tvm_orient_load<uint2>(const void* from, bool inside) {
-  uint2 value;
-  asm("{ .reg .pred p; setp.ne.b32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 {%0, %1}, [%2]; }"
-      : "=r"(value.x), "=r"(value.y) : "l"(from), "r"((int)inside));
-  return value;
-}
-#endif
-"""
 _MOST_HELD = 32  # registers of a batch, which has at most that many turns
 MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
 _HALF = "(?:half|nv_bfloat16)"
@@ -67,11 +46,7 @@ def batched(source: str) -> str:
     types = {name: kind for kind, name in _POINTER.findall(source)}
     if not types:
         return source
-    changed = _LOOP.sub(lambda loop: _parted(loop, types), source)
-    if changed == source:
-        return source
-    head, mark, rest = changed.partition('extern "C"')
-    return head + _HELPER + mark + rest
+    return _LOOP.sub(lambda loop: _parted(loop, types), source)
 
 
 def _parted(loop: re.Match[str], types: dict[str, str]) -> str:

@@ -50,6 +50,15 @@ class Bound:
         return self.clocks[self.limit]
 
 
+def _waits(ran: trace.Trace, latency: float) -> float:
+    """Clocks that a block waits for memory; copies that were sent ahead have been on their way for what it did and waited since."""
+    waits: list[float] = []
+    for one in range(ran.rounds):
+        instructions, rounds = ran.ahead.get(one, (0, 0))
+        waits.append(max(0.0, latency - instructions - sum(waits[one - rounds :])))
+    return sum(waits)
+
+
 def outputs_of(spec: ConvSpec) -> int:
     """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
     return spec.channels * (spec.height * spec.width if spec.op == "conv_dx" else spec.out_height * spec.out_width)
@@ -79,7 +88,7 @@ def bound(kernel: Kernel, spec: ConvSpec, arch: str, launch: Launch, moved: int)
     resident = max(1, resident_blocks(device, launch.threads, kernel.registers, max(0, kernel.shared - reserved)))
     memory, total, fma = sum(ran.wavefronts.values()), ran.count(), ran.count(*_FMA)
     others = total - fma - ran.count(*_NEITHER) - sum(n for name, n in ran.warp_instructions.items() if name.startswith("U"))
-    life = ran.rounds * device.latency + ran.instructions_of_a_warp
+    life = _waits(ran, device.latency) + ran.instructions_of_a_warp
     clocks = {
         "dram": moved / outputs / device.dram,
         "l2": 32 * sum(ran.sectors.values()) / units / device.l2,

@@ -137,18 +137,22 @@ def clocks(
     copy: float = _COPY,
     waits: float = 2,
     least: tuple[int, int, int] = BLOCK,
+    tiles: int = 1,
 ) -> dict[str, float]:
     """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
     and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
     least: threads, registers and shared bytes that a block takes at least: BLOCK as part of a layer of several angles, else ALONE.
+    tiles: that a block computes in turn, each copied while those before it are computed; all but `shared` is then of a tile.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
     total = products + others + copies * copy + _ENTRY
     block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), least, strict=True)]
     resident = max(1, resident_blocks(device, *block))
+    own = (waits - 1) * device.latency + ISSUE * total  # of a tile that is there
+    life = device.latency + own + (tiles - 1) * max(own, (device.latency + own) / 2)  # a tile's copies go out when the last but one is done
     return {
         "dram": dram / units / device.dram,
         "l2": l2 / units / device.l2,
@@ -156,5 +160,5 @@ def clocks(
         "issue": total * warps / units / 4,
         "fma": products * warps / units * WARP / device.fp32_lanes,
         "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
-        "latency": (waits * device.latency + ISSUE * total) / resident / units,
+        "latency": life / tiles / resident / units,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from .bound import BATCH, Bound, Launch, bound
 from .device import Device
 from .figures import has_figures
 from .lower import Choice, cuda_source, is_generic, scheduled, workspace_shape
-from .schedules.base import most_dividing
+from .schedules.base import parted
 from .spec import ConvSpec
 from .tvmkit import load_tvm
 
@@ -91,7 +92,8 @@ def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch,
     if spec.layout == "nhwc":  # channels are innermost in a grid
         sample = range(0, grid // BATCH, -(-spec.channels // min(spec.channels, decisions["lanes"])))
     else:
-        sample = range(grid // BATCH // (spec.channels // most_dividing(spec.channels, decisions.get("planes", 1))))
+        turns = 1 if spec.op == "conv_dw" else decisions.get("turns", 1)
+        sample = range(grid // BATCH // (spec.channels // math.prod(parted(spec.channels, decisions.get("planes", 1), turns))))
     first = Launch(grid, threads, sample)
     if len(grids) == 1:
         return [(first, spec.bytes_moved(BATCH))]

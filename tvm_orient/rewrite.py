@@ -37,6 +37,24 @@ def runs(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
             yield from ((start, width, 1) for start, _ in same)
 
 
+def renamed(body: Any, var: Any, place: Any) -> Any:
+    """A second copy of what a loop runs: place instead of the loop's variable, and new variables instead of those defined inside."""
+    load_tvm()
+    from tvm import tirx
+    from tvm.s_tir import SBlock
+    from tvm_ffi import structural_map
+
+    names = [(var, place)]
+
+    def define(node: Any) -> Any:
+        defined = [node.loop_var] if isinstance(node, tirx.For) else [v.var for v in node.iter_vars]
+        names.extend((old, tirx.Var(old.name, "int32")) for old in defined)
+        return node
+
+    structural_map(body, [(tirx.For, define), (SBlock, define)])
+    return structural_map(body, (tirx.Var, lambda v: next((new for old, new in names if v.same_as(old)), v)))
+
+
 def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) -> Any:
     """The function with the loop over an axis of a block replaced by one vector loop for each of its pieces.
 
@@ -44,7 +62,7 @@ def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) ->
     """
     load_tvm()
     from tvm import tirx
-    from tvm.s_tir import SBlock, SBlockRealize
+    from tvm.s_tir import SBlockRealize
     from tvm_ffi import structural_map
 
     def runs_along(loop: Any) -> bool:
@@ -53,18 +71,6 @@ def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) ->
             inner = inner.body
         return isinstance(inner, SBlockRealize) and inner.block.name_hint == block and inner.iter_values[axis].same_as(loop.loop_var)
 
-    def renamed(loop: Any, place: Any) -> Callable[[Any], Any]:
-        """What each variable of a piece becomes: the loop's, its place; those defined inside, new ones."""
-        names = [(loop.loop_var, place)]
-
-        def define(node: Any) -> Any:
-            defined = [node.loop_var] if isinstance(node, tirx.For) else [v.var for v in node.iter_vars]
-            names.extend((old, tirx.Var(old.name, "int32")) for old in defined)
-            return node
-
-        structural_map(loop.body, [(tirx.For, define), (SBlock, define)])
-        return lambda v: next((new for old, new in names if v.same_as(old)), v)
-
     def change(loop: Any) -> Any:
         if not runs_along(loop):
             return loop
@@ -72,7 +78,7 @@ def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) ->
         for start, width, count in runs(pieces(bounds, widest)):
             lane, turn = tirx.Var("lane", "int32"), tirx.Var("turn", "int32")
             place = lane + start if count == 1 else turn * width + lane + start
-            body = structural_map(loop.body, (tirx.Var, renamed(loop, place)))
+            body = renamed(loop.body, loop.loop_var, place)
             kind = tirx.ForKind.VECTORIZED if width > 1 else tirx.ForKind.SERIAL
             part = tirx.For(lane, tirx.const(0, "int32"), tirx.const(width, "int32"), kind, body)
             parts.append(part if count == 1 else tirx.For(turn, tirx.const(0, "int32"), tirx.const(count, "int32"), tirx.ForKind.SERIAL, part))

@@ -25,7 +25,8 @@ _LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)
 _ADDRESS = re.compile(r"\[([^\[\]]*)\]$")
 _NOTE = re.compile(r"\(\*.*?\*\)")
 _SPACES = {"LDG": "global", "STG": "global", "LDS": "shared", "STS": "shared", "LDL": "local", "STL": "local"}
-_IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "DEPBAR", "LDGDEPBAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
+_NONE = (-1, -1)  # a group of no copies
+_IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
 
 
 class Step(NamedTuple):
@@ -44,7 +45,8 @@ class Trace:
     warp_instructions: executed by opcode (its first word). wavefronts: of shared memory and L1 by opcode, bank conflicts included.
     sectors: 32-byte pieces of global memory: "load" has those that a block touches, each once (the cache has the rest); "store"
     those of every store, for L1 keeps none back. stored: bytes of global memory written, each counted once. rounds: times that
-    lanes wait for a load of global memory. instructions_of_a_warp: executed by the busiest warp.
+    lanes wait for a load of global memory. ahead: of a round that waits for copies before the last ones, the instructions of the
+    busiest warp and the rounds between those copies and the wait. instructions_of_a_warp: executed by the busiest warp.
     """
 
     blocks: int
@@ -54,6 +56,7 @@ class Trace:
     sectors: dict[str, int] = field(default_factory=lambda: {"load": 0, "store": 0})
     stored: int = 0
     rounds: int = 0
+    ahead: dict[int, tuple[int, int]] = field(default_factory=dict)
     instructions_of_a_warp: int = 0
 
     def count(self, *opcodes: str) -> int:
@@ -108,6 +111,7 @@ class _Run:
         self.loaded: list[Any] = []
         self.words: list[Any] = []
         self.waiting: set[str] = set()  # registers that a load of global memory has yet to fill
+        self.sent: list[tuple[int, int]] = []  # groups of copies that nobody has waited for: instructions of a warp and rounds until then
         self.per_warp = np.zeros(self.lanes // WARP, np.int64)
         self._loop(lane % padded < threads)
         self.trace.sectors["load"] = len(np.unique(np.concatenate(self.loaded))) if self.loaded else 0
@@ -151,9 +155,11 @@ class _Run:
             return [(at + 1, mask & ~active)]
         if name in _SPACES or name == "LDGSTS":
             self._memory(step, name, active)
-        elif name == "DEPBAR" and "copies" in self.waiting:
-            self.trace.rounds += 1
-            self.waiting.clear()
+        elif name == "LDGDEPBAR":
+            self.sent.append((int(self.per_warp.max(initial=0)), self.trace.rounds) if "copies" in self.waiting else _NONE)
+            self.waiting.discard("copies")
+        elif name == "DEPBAR":
+            self._arrived(int(step.operands[1], 0))
         elif name not in _IDLE:
             self._compute(step, active)
         return [(at + 1, mask)]
@@ -167,13 +173,30 @@ class _Run:
         for name, value in results.items():
             self._write(name, value, active)
 
+    def _arrived(self, last: int) -> None:
+        """Wait for all groups of copies but so many of the last."""
+        awaited = max(self.sent[: len(self.sent) - last], default=_NONE)
+        self.sent = self.sent[len(self.sent) - last :]
+        if awaited == _NONE:
+            return
+        if last:
+            self.trace.ahead[self.trace.rounds] = (int(self.per_warp.max(initial=0)) - awaited[0], self.trace.rounds - awaited[1])
+            self.trace.rounds += 1
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
+        """One round, in which all arrives that is on its way."""
+        self.trace.rounds += 1
+        self.waiting.clear()
+        self.sent = [_NONE] * len(self.sent)
+
     def _await(self, operand: str) -> None:
         if not self.waiting:
             return
         match = re.search(r"R(\d+)", operand)
         if match and f"R{match[1]}" in self.waiting:
-            self.trace.rounds += 1
-            self.waiting.clear()
+            self._wait()
 
     def _write(self, name: str, value: Known, active: Any) -> None:
         if name in ("RZ", "URZ", "PT", "UPT"):

@@ -8,7 +8,6 @@ lie, so that one wait serves all loads.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, Decisions, Template, cooperate
+from ..base import MOST, ONE_TILE, Decisions, Template, cooperate, idle_stages, in_turn
 
 _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
@@ -34,7 +33,7 @@ _PIXEL_OF_HALF = 12  # the same with conversions
 class Lines(Template):
     """conv and conv_dx, stride 1."""
 
-    name, version, kind, ops = "lines", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "lines", 2, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -47,15 +46,16 @@ class Lines(Template):
             return f"keeps a line of at most {_MOST_ROWS} rows in registers, got {spec.height}"
         if (work := self._products(spec)) > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return self._invalid(spec, device, {"planes": 1, "staged": 0, "weights_shared": 0})
+        return self._invalid(spec, device, {"planes": 1, "staged": 0, "weights_shared": 0, **ONE_TILE})
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"planes": (1, 2, 4, 8, 16, 32), "staged": (0, 1), "weights_shared": (0, 1)}
+        stages = (1, 2) if spec.dtype == "float32" else (1,)
+        return {"planes": (1, 2, 4, 8, 16, 32), "staged": (0, 1), "weights_shared": (0, 1), "turns": (1, 2, 4), "stages": stages}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs = self.knobs(spec, device)
-        every = itertools.product(*knobs.values())
-        trials = [dict(zip(knobs, values, strict=True)) for values in every if spec.channels % values[0] == 0]
+        planes = [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
+        every = itertools.product(planes, (0, 1), (0, 1))
+        trials = [{"planes": p, "staged": staged, "weights_shared": weights, **ONE_TILE} for p, staged, weights in every]
         fitting = [t for t in trials if t["planes"] * spec.width <= _MOST_THREADS and self._invalid(spec, device, t) is None]
         return min(fitting or trials[:1], key=lambda trial: soft_maximum(self.estimate(spec, device, trial)))
 
@@ -66,10 +66,10 @@ class Lines(Template):
         return len(inside) * (2 if slope_of(spec) and not g.wrap else 1)
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of the staged planes and weights; consecutive lanes read consecutive banks, from one plane to the next as well."""
+        """Bytes of the staged planes and weights of all stages; consecutive lanes read consecutive banks, from one plane to the next as well."""
         ahead = round_up(spec.width, _VECTOR) % WARP
         plane = round_up(spec.height * spec.width - ahead, WARP) + ahead if decisions["staged"] else 0
-        return decisions["planes"] * (plane + self._weights(spec, decisions)) * DTYPES[spec.sums]
+        return decisions["stages"] * decisions["planes"] * (plane + self._weights(spec, decisions)) * DTYPES[spec.sums]
 
     def _weights(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Staged weights of a plane."""
@@ -78,11 +78,13 @@ class Lines(Template):
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         if (threads := decisions["planes"] * spec.width) > 1024:
             return f"a block would have {threads} threads, at most 1024"
-        if (weights := decisions["planes"] * self._weights(spec, decisions) * DTYPES[spec.sums]) > MOST.weights:
+        if decisions["stages"] > 1 and not decisions["staged"]:
+            return "only planes that are staged can be copied ahead: stages must be 1 where staged is 0"
+        if (weights := decisions["stages"] * decisions["planes"] * self._weights(spec, decisions) * DTYPES[spec.sums]) > MOST.weights:
             return f"a block would stage {weights} bytes of weights, at most {MOST.weights}"
         if (staged := self._shared(spec, decisions) - weights) > MOST.staged:
             return f"a block would stage {staged} bytes, at most {MOST.staged}"
-        return None
+        return idle_stages(decisions)
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
@@ -105,7 +107,10 @@ class Lines(Template):
         others = 2 * live + (_PIXEL if spec.dtype == "float32" else _PIXEL_OF_HALF) * spec.height
         shared = self._shared(spec, decisions)
         waits = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for
-        return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, waits=waits)
+        tiles = decisions["turns"] if decisions["stages"] > 1 else 1
+        if tiles > 1:  # weights that are staged are copied ahead too
+            waits = 2 - decisions["weights_shared"]
+        return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, waits=waits, tiles=tiles)
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(line=True, narrow=True, bare=not decisions["staged"])
@@ -115,8 +120,8 @@ class Lines(Template):
         reads = [region.source.name for region in sch.get(first).reads]
         weights = sch.cache_read(first, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
         n, c, row, line = sch.get_loops(y)
-        block_c, plane = sch.split(c, [None, math.gcd(int(sch.get(c).extent), decisions["planes"])])
-        sch.reorder(n, block_c, plane, line, row)
+        block_c, turn, plane = in_turn(sch, c, decisions)
+        sch.reorder(n, block_c, turn, plane, line, row)
         thread = sch.fuse(plane, line)
         block = sch.fuse(n, block_c)
         sch.bind(block, "blockIdx.x")
@@ -132,18 +137,19 @@ class Lines(Template):
                 sch.unroll(loop)
         threads = int(sch.get(thread).extent)
         if weights is not None:
-            sch.compute_at(weights, block, preserve_unit_loops=True)
-            cooperate(sch, weights, threads, 1)
+            sch.compute_at(weights, turn, preserve_unit_loops=True)
+            cooperate(sch, weights, threads, 1, around=2)
         if decisions["staged"]:
             stage = sch.get_sblock("stage")
-            sch.compute_at(stage, block, preserve_unit_loops=True)
-            cooperate(sch, stage, threads, int(sch.get(sch.get_loops(stage)[-1]).extent))
+            sch.compute_at(stage, turn, preserve_unit_loops=True)
+            cooperate(sch, stage, threads, int(sch.get(sch.get_loops(stage)[-1]).extent), around=2)
             sch.storage_align(stage, 0, 1, WARP, round_up(spec.width, _VECTOR) % WARP)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
         from tvm_orient.lines import in_place
+        from tvm_orient.pipeline import pipelined
 
-        return in_place(func, spec)
+        return pipelined(in_place(func, spec))
 
 
 TEMPLATE = Lines()

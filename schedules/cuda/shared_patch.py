@@ -24,7 +24,8 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, Decisions, Template, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, most_dividing, quads, tiles
+from ..base import MOST, ONE_TILE, Decisions, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
+from .patches import Patches
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
@@ -36,11 +37,10 @@ _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
-class SharedPatch(Template):
+class SharedPatch(Patches):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 5, "cuda", ("conv", "conv_dx")
-    results_apart = False  # whether a skew keeps collected planes apart too
+    name, version, kind, ops = "shared_patch", 6, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.sums != "float32":
@@ -59,7 +59,7 @@ class SharedPatch(Template):
         g = gather(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8, 14, 28, 56) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 3, 4, 5, 7) if p % g.phases[1] == 0) or (g.phases[1],)
-        apart = {} if spec.dtype == "float32" else {"skew": (0, 2, 4)}
+        float32 = spec.dtype == "float32"
         return {
             "patch_h": heights,
             "patch_w": widths,
@@ -68,9 +68,11 @@ class SharedPatch(Template):
             "vector": quads(spec, len(tiles(spec)) > 1),
             "weights_shared": (0, 1),
             "collect": (0, 1),
-            "pad": (0, 4, 8, 12, 16, 20, 24, 28) if spec.dtype == "float32" else _PADS,
+            "pad": (0, 4, 8, 12, 16, 20, 24, 28) if float32 else _PADS,
             "tile": tiles(spec),
-            **apart,
+            "skew": (0,) if float32 else (0, 2, 4),
+            "turns": (1, 2, 4),
+            "stages": (1, 2) if float32 else (1,),
         }
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -128,8 +130,7 @@ class SharedPatch(Template):
         fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
         collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
         d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
-        apart = {} if spec.dtype == "float32" else {"skew": 0}
-        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, **apart}
+        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, **ONE_TILE}
 
     def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
         return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST.staged
@@ -149,9 +150,9 @@ class SharedPatch(Template):
         wide = math.gcd(decisions["patch_w"], _VECTOR)  # what a lane loads at once must stay aligned
         pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
         apart = decisions["row_patches"] > 1 or (spec.dtype != "float32" and decisions["planes"] > 1)
-        skews = (0, 4, 2) if "skew" in decisions and decisions["planes"] > 1 else (0,)
+        skews = (0, 4, 2) if spec.dtype != "float32" and decisions["planes"] > 1 else (0,)
         for skew, pad in itertools.product(skews, pads) if apart and gather(spec).phases == (1, 1) else ():
-            trial = {**decisions, "pad": pad, **({"skew": skew} if "skew" in decisions else {})}
+            trial = {**decisions, "pad": pad, "skew": skew}
             count = passes(self._lanes(spec, trial)[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
@@ -196,7 +197,10 @@ class SharedPatch(Template):
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
         l2 = spec.itemsize * (fetched + again * outputs)
         if part == 1:
-            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2)
+            tiles = d["turns"] if d["stages"] > 1 else 1
+            waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
+            shared = self._shared(spec, d)
+            return clocks(figure, threads, outputs, shared, own.alive, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
         *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
         memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
         copy = copied_by_rows(d["vector"], turns)
@@ -233,15 +237,10 @@ class SharedPatch(Template):
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
         few = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0]}
-        least = {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
-        return {**least, "skew": 0} if "skew" in knobs else least
+        return {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "skew": 0, **ONE_TILE}
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["row_patches"] * -(-self._across(spec, decisions) // decisions["patch_w"])
-
-    def _across(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Columns of outputs that a block owns."""
-        return decisions["tile"] or gather(spec).output[1]
 
     def _step(self, spec: ConvSpec, patch_w: int, tile: int) -> int:
         """Floats of a staged row from one patch to the next."""
@@ -253,9 +252,9 @@ class SharedPatch(Template):
         return stage.phases * stage.columns
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of the staged tile."""
+        """Bytes of the staged tiles and what is collected of one."""
         weights = spec.kernel_size if decisions["weights_shared"] else 0
-        staged = (self._plane(spec, decisions) + weights) * DTYPES[spec.sums]
+        staged = decisions["stages"] * (self._plane(spec, decisions) + weights) * DTYPES[spec.sums]
         return decisions["planes"] * (staged + self._results(spec, decisions) * spec.itemsize)
 
     def _plane(self, spec: ConvSpec, decisions: Decisions) -> int:
@@ -269,7 +268,7 @@ class SharedPatch(Template):
 
     def _apart(self, size: int, decisions: Decisions) -> int:
         """Values from one plane in shared memory to the next, of planes of this size."""
-        skew = decisions.get("skew", 0)
+        skew = decisions["skew"]
         return round_up(size - skew, 2 * skew) + skew if skew else size
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
@@ -296,93 +295,16 @@ class SharedPatch(Template):
         if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > MOST.collected:
             return f"a block would collect more than {MOST.collected} bytes of results"
         for name in ("pad", "skew"):
-            if decisions.get(name, 0) % decisions["vector"]:
+            if decisions[name] % decisions["vector"]:
                 return f"{name}: rows and planes must begin at whole vectors of {decisions['vector']}, got {decisions[name]}"
         work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return None
+        return idle_stages(decisions)
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         tile, band = decisions["tile"] // gather(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
         return Form(halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], sweep=True, tile=tile, rows=band)
-
-    def _vector_store(self, spec: ConvSpec, decisions: Decisions) -> bool:
-        """Whether a thread's row of outputs is stored as one vector: rows must part into whole ones."""
-        width = decisions["patch_w"]
-        return width in (2, 4) and gather(spec).output[1] % width == 0
-
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
-        reads = [region.source.name for region in sch.get(y).reads]
-        weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
-        block, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
-        sch.compute_at(stage, block, preserve_unit_loops=True)
-        (cooperate if spec.dtype == "float32" else cooperate_by_rows)(sch, stage, threads, decisions["vector"])
-        if skew := decisions.get("skew", 0):
-            sch.storage_align(stage, 0, 1, 2 * skew, skew)
-        if weights is not None:
-            sch.compute_at(weights, block, preserve_unit_loops=True)
-            cooperate(sch, weights, threads, 1)
-
-    def _thread(self, sch: Any, plane: Any, row: Any, column: Any, decisions: Decisions) -> Any:
-        """The loop over a block's threads, in the order of `_order`."""
-        return sch.fuse(plane, row, column)
-
-    def _direct(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
-        """Each thread stores its own patch: (loop over blocks, threads)."""
-        out = sch.cache_write(y, 0, "local") if self._vector_store(spec, decisions) else y
-        n, c, h, w = sch.get_loops(out)
-        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
-        tile, column, pixel_w = sch.split(w, [None, -(-self._across(spec, decisions) // decisions["patch_w"]), decisions["patch_w"]])
-        sch.reorder(n, block_c, band, tile, plane, row, column, pixel_h, pixel_w)
-        block, thread = sch.fuse(n, block_c, band, tile), self._thread(sch, plane, row, column, decisions)
-        sch.bind(block, "blockIdx.x")
-        sch.bind(thread, "threadIdx.x")
-        if out != y:
-            sch.compute_at(y, thread, preserve_unit_loops=True)
-            for loop in sch.get_loops(y)[-2:]:
-                sch.unroll(loop)
-            sch.vectorize(pixel_w)
-        else:
-            sch.unroll(pixel_w)
-        sch.unroll(pixel_h)
-        return block, int(sch.get(thread).extent)
-
-    def _collected(self, sch: Any, y: Any, spec: ConvSpec, decisions: Decisions) -> tuple[Any, int]:
-        """Patches meet in shared memory, and the block stores whole rows: (loop over blocks, threads)."""
-        out = sch.cache_write(y, 0, "shared")
-        own = sch.cache_write(y, 0, "local")  # stores between the loads would keep the compiler from joining them
-        n, c, h, w = sch.get_loops(out)
-        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        band, row = sch.split(h, [None, decisions["row_patches"] * decisions["patch_h"]])
-        tile, w = sch.split(w, [None, self._across(spec, decisions)])
-        sch.reorder(n, block_c, band, tile, plane, row, w)
-        block = sch.fuse(n, block_c, band, tile)
-        sch.bind(block, "blockIdx.x")
-        sch.compute_at(own, block, preserve_unit_loops=True)
-        *_, y_plane, y_row, y_w = sch.get_loops(own)
-        patch, pixel_h = sch.split(y_row, [None, decisions["patch_h"]])
-        column, pixel_w = sch.split(y_w, [None, decisions["patch_w"]])
-        sch.reorder(y_plane, patch, column, pixel_h, pixel_w)
-        thread = self._thread(sch, y_plane, patch, column, decisions)
-        threads = int(sch.get(thread).extent)
-        sch.bind(thread, "threadIdx.x")
-        sch.compute_at(y, thread, preserve_unit_loops=True)
-        for loop in sch.get_loops(y)[-2:]:
-            sch.unroll(loop)
-        if self.results_apart and (skew := decisions["skew"]):
-            sch.storage_align(own, 0, 1, 2 * skew, skew)
-        for loop in (pixel_h, pixel_w):
-            sch.unroll(loop)
-        vector = next(v for v in (4, 2, 1) if self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v)
-        group, lanes = sch.split(w, [None, vector])
-        _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
-        sch.bind(inner, "threadIdx.x")
-        if vector > 1:
-            sch.vectorize(lanes)
-        return block, threads
 
 
 @functools.lru_cache(maxsize=1024)

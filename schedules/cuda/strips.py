@@ -23,7 +23,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, Decisions, quads
+from ..base import MOST, ONE_TILE, Decisions, quads
 from .shared_patch import SharedPatch
 
 _VECTOR = 4
@@ -34,7 +34,7 @@ _FEWEST, _MOST_THREADS = 28, 128  # threads of an untuned block
 class Strips(SharedPatch):
     """conv and conv_dx, any stride."""
 
-    name, version = "strips", 1
+    name, version = "strips", 2
     results_apart = True
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -70,7 +70,7 @@ class Strips(SharedPatch):
         patch_h, patch_w = min(((g.phases[0], g.output[1]), (g.output[0], g.phases[1])), key=math.prod)
         few = {"patch_h": min(p for p in knobs["patch_h"] if p >= patch_h), "patch_w": min(p for p in knobs["patch_w"] if p >= patch_w)}
         one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
-        return {**few, **one, "across": 0, "skew": 0}
+        return {**few, **one, "across": 0, "skew": 0, **ONE_TILE}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         height, width = gather(spec).output
@@ -94,7 +94,7 @@ class Strips(SharedPatch):
             row_patches = next((r for r in knobs["row_patches"] if r * parts == rows), 0)
             if not row_patches or patch_h * patch_w > _MOST_OUTPUTS or spec.channels % planes:
                 continue
-            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0, "tile": 0}
+            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0, "tile": 0, **ONE_TILE}
             d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST.weights)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:

@@ -18,11 +18,11 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, most_dividing
+from ..base import MOST, Decisions, Template, most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # values of a plane: sums are kept in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
-_MOST_SHARED = 35840  # bytes of a block: merged angles may add what another template collects
+_MOST_SHARED = MOST.staged + MOST.weights  # bytes of a block: merged angles may add what another template collects
 _COPY = 4  # instructions of a copy: addresses only grow
 
 
