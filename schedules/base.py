@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tvm_orient.banks import WARP
 from tvm_orient.batches import MOST_UNROLLED, batches
 from tvm_orient.device import Device
 from tvm_orient.estimate import soft_maximum
@@ -18,6 +19,7 @@ from tvm_orient.spec import ConvSpec
 Decisions = Mapping[str, int]
 _BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
 CLOSE = 1.035  # estimates that differ by less than this are equal: a second resource at 0.87 of the first makes that much
+_SMALL = 4  # values that a lane moves at once
 _NARROW = 64  # columns of a plane whose rows are never cut
 
 
@@ -150,6 +152,14 @@ def idle_stages(decisions: Decisions) -> str | None:
     if decisions["stages"] > decisions["turns"]:
         return f"a block of {decisions['turns']} tiles has no use for {decisions['stages']} stages: turns must be at least as many"
     return None
+
+
+def apart(skew: int) -> tuple[int, int]:
+    """What a skew says of planes in shared memory: they lie (second) values apart, but for multiples of (first), so that lanes of several meet in no bank.
+
+    Small skews are for lanes in consecutive planes, others for lanes that go on in the next plane where they end in one.
+    """
+    return (max(1, 2 * skew) if skew <= _SMALL else WARP, skew)
 
 
 def quads(spec: ConvSpec, tiled: bool = False) -> tuple[int, ...]:

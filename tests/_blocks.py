@@ -91,6 +91,9 @@ template <class T> static T tvm_orient_load(const void* from, bool inside) {
   if (inside) { aligned(from, sizeof(T)); memcpy(&value, from, sizeof(T)); }
   return value;
 }
+template <class T> static void tvm_orient_store(float* to, T value, bool inside) {
+  if (inside) { aligned(to, sizeof(T)); memcpy(to, &value, sizeof(T)); }
+}
 template <class A, class B> static inline auto min(A a, B b) { return a < b ? a : b; }
 template <class A, class B> static inline auto max(A a, B b) { return a > b ? a : b; }
 #define __global__

@@ -20,7 +20,7 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches loads predicated anysize serial published peers timers "
+            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches guarded predicated anysize serial published peers timers "
             "tvmkit nvrtc sass integers lines trace bound estimate whole pool expressions image_sums unrolled_dw",
             "schedules",
             "logs lower search",

@@ -21,6 +21,7 @@ _LOOP = re.compile(
 _POINTER = re.compile(rf"({_HALF})\* __restrict__ (\w+_ptr)")
 _LOAD = re.compile(rf"\*\((?P<type>{_HALF}(?P<lanes>[24]))\*\)\((?P<wide>\w+_ptr) \+ |(?P<one>\w+_ptr)\[")
 _STORE = re.compile(r"(?m)^ *(?:\*\(\w+\*\)\(\w+_shared_ptr \+ .*\)|\w+_shared_ptr\[.*\]) = ")
+_FLOATS = re.compile(r"\*\(float[24]\*\)\((?P<to>\w+_shared_ptr \+ .*)\) = (?P<value>\w+);")  # a vector of them, stored to shared memory
 _OTHERWISE = re.compile(r"\} else \{\n(.*)\n")
 _ZERO = re.compile(r" *\w+ = (?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f.*);")
 _TEST, _PLACE = re.compile(r" *if (\(.*\)) \{"), re.compile(r" *int \w+ = .*;")
@@ -65,16 +66,28 @@ def _parted(loop: re.Match[str], types: dict[str, str]) -> str:
     held, raw = "tvm_orient_held[tvm_orient_turn]", _RAW[load.lanes]
     inside = " & ".join([*tests, ragged] if ragged else tests).replace("&&", "&") or "true"  # no jumps: nothing here may not be computed
     fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = tvm_orient_load<{raw}>({load.address}, {inside});"]
-    store = _without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}")
+    store = _guarded(_without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}"), ragged)
     lines = [
         f"#pragma unroll {turns if turns <= MOST_UNROLLED else 1}",
         f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
         f"  {raw} tvm_orient_held[{each}];",
     ]
-    for part in (fetch, [f"if {ragged} {{", *store, "}"] if ragged else store):
+    for part in (fetch, store):
         lines += ["  #pragma unroll", f"  for (int tvm_orient_turn = 0; tvm_orient_turn < {each}; ++tvm_orient_turn) {{"]
         lines += [f"    const int {turn} = tvm_orient_first + tvm_orient_turn;", *(f"    {line.strip()}" for line in part), "  }"]
     return "".join(f"{loop['indent']}{line}\n" for line in [*lines, "}"])
+
+
+def _guarded(store: list[str], ragged: str) -> list[str]:
+    """Lines of a store of floats with a predicate in place of the tests around it, and of the one that a last batch needs; else under that test."""
+    tests = [test for test in map(_TEST.fullmatch, store) if test]
+    flat = [line for line in store if not _TEST.fullmatch(line)]
+    inner = flat[: len(flat) - len(tests)]
+    target = _FLOATS.fullmatch(inner[-1].strip()) if inner else None
+    if not (tests or ragged) or target is None or any(line.strip() != "}" for line in flat[len(inner) :]):
+        return [f"if {ragged} {{", *store, "}"] if ragged else store
+    where = " & ".join([*(test[1] for test in tests), *([ragged] if ragged else [])]).replace("&&", "&")
+    return [*inner[:-1], f"tvm_orient_store({target['to']}, {target['value']}, {where});"]
 
 
 def _loads(body: str, types: dict[str, str]) -> Iterator[_Load]:

@@ -160,7 +160,7 @@ def cuda_source(module: Any, device: Device) -> str:
 def _finished(source: str, arch: str) -> str:
     """CUDA source with what TVM cannot say: branches that may hold barriers, and copies that nobody waits for one by one, from sm_80 on asynchronous."""
     from .batches import batched
-    from .loads import declared
+    from .guarded import declared
     from .merge import branches
     from .predicated import predicated
     from .staging import asynchronous

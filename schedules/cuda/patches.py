@@ -8,7 +8,7 @@ from tvm_orient.device import Device
 from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
 
-from ..base import Decisions, Template, cooperate, cooperate_by_rows, in_turn
+from ..base import Decisions, Template, apart, cooperate, cooperate_by_rows, in_turn
 
 
 class Patches(Template):
@@ -33,7 +33,7 @@ class Patches(Template):
         sch.compute_at(stage, turn, preserve_unit_loops=True)
         (cooperate if spec.dtype == "float32" else cooperate_by_rows)(sch, stage, threads, decisions["vector"], around=2)
         if skew := decisions["skew"]:
-            sch.storage_align(stage, 0, 1, 2 * skew, skew)
+            sch.storage_align(stage, 0, 1, *apart(skew))
         if weights is not None:
             sch.compute_at(weights, turn, preserve_unit_loops=True)
             cooperate(sch, weights, threads, 1, around=2)
@@ -91,7 +91,7 @@ class Patches(Template):
         for loop in sch.get_loops(y)[-2:]:
             sch.unroll(loop)
         if self.results_apart and (skew := decisions["skew"]):
-            sch.storage_align(own, 0, 1, 2 * skew, skew)
+            sch.storage_align(own, 0, 1, *apart(skew))
         for loop in (pixel_h, pixel_w):
             sch.unroll(loop)
         vector = next(v for v in (4, 2, 1) if self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v)

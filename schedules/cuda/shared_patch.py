@@ -24,7 +24,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, ONE_TILE, Decisions, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
+from ..base import MOST, ONE_TILE, Decisions, apart, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
 from .patches import Patches
 
 _VECTOR = 4  # floats in a 16-byte load
@@ -268,8 +268,8 @@ class SharedPatch(Patches):
 
     def _apart(self, size: int, decisions: Decisions) -> int:
         """Values from one plane in shared memory to the next, of planes of this size."""
-        skew = decisions["skew"]
-        return round_up(size - skew, 2 * skew) + skew if skew else size
+        factor, skew = apart(decisions["skew"])
+        return round_up(size - skew, factor) + skew if skew else size
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""

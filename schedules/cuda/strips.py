@@ -20,14 +20,15 @@ from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import Patch, held, passes
 from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather
+from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import MOST, ONE_TILE, Decisions, quads
 from .shared_patch import SharedPatch
 
 _VECTOR = 4
-_MOST_OUTPUTS, _MOST_PRODUCTS = 112, 2400  # of an untuned strip: beyond, the compiler takes every register there is
+_MOST_OUTPUTS = 112  # of an untuned strip: beyond, the compiler takes every register there is
+_MOST_PRODUCTS, _MOST_OF_HALF = 2400, 3600  # multiply-adds of an untuned strip; half precision has less time for values that strips share
 _FEWEST, _MOST_THREADS = 28, 128  # threads of an untuned block
 
 
@@ -47,8 +48,12 @@ class Strips(SharedPatch):
             "pad": (0,),
             "tile": (0,),
             "across": (0, 1),
-            "skew": (0, 1, 2, 4),
+            "skew": tuple(sorted({0, 1, 2, 4, self._on(spec)})),
         }
+
+    def _on(self, spec: ConvSpec) -> int:
+        """The skew with which columns go on in the next plane where they end in one."""
+        return round_up(gather(spec).output[1], quads(spec)[0]) % WARP
 
     def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
         """The axis that a strip runs along."""
@@ -99,10 +104,11 @@ class Strips(SharedPatch):
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST.weights)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
                 continue
-            if self._own(spec, d).products > _MOST_PRODUCTS:
+            if self._own(spec, d).products > (_MOST_PRODUCTS if spec.dtype == "float32" else _MOST_OF_HALF):
                 continue
             for across in (1,) if d["collect"] and planes > 1 else (0, 1):
-                trial = {**d, "across": across, "skew": max(vector, math.gcd(width, _VECTOR)) if across else 0}
+                on = self._on(spec) if patch_h == height and planes > 1 else 0
+                trial = {**d, "across": across, "skew": max(vector, math.gcd(width, _VECTOR)) if across else on}
                 if self._shared(spec, {**trial, "collect": 0}) <= MOST.staged:
                     yield trial
 

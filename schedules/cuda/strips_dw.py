@@ -21,7 +21,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import CLOSE, Decisions, cooperate, cooperate_by_rows, divisors, least_estimate, quads
+from ..base import CLOSE, Decisions, apart, cooperate, cooperate_by_rows, divisors, least_estimate, quads
 from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
 
 _VECTOR = 4
@@ -83,7 +83,7 @@ class StripsDw(TwoPass):
         """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own."""
         (height, width), stage = gather(spec).output, self._stage(spec, decisions)
         quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else 1
-        return (2 * quad, quad) if decisions["across"] else (WARP, round_up(width, quad) % WARP)
+        return apart(quad if decisions["across"] else round_up(width, quad) % WARP)
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         height, width = gather(spec).output

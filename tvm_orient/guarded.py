@@ -1,4 +1,7 @@
-"""The predicated load that generated CUDA source calls (`batches`, `predicated`): zero where the address is outside, and no branch."""
+"""The predicated load and store that generated CUDA source calls (`batches`, `predicated`): no branch; a load from outside gives zero.
+
+Where nvcc makes a branch of a test it moves loads from before it to behind it, and they wait for memory one after the other.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,23 @@ template <> __device__ __forceinline__ uint2 tvm_orient_load<uint2>(const void* 
       : "=r"(value.x), "=r"(value.y) : "l"(from), "r"((int)inside));
   return value;
 }
+__device__ __forceinline__ void tvm_orient_store(float* to, float value, bool inside) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.shared.f32 [%0], %1; }"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "f"(value), "r"((int)inside) : "memory");
+}
+__device__ __forceinline__ void tvm_orient_store(float* to, float2 value, bool inside) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.shared.v2.f32 [%0], {%1, %2}; }"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "f"(value.x), "f"(value.y), "r"((int)inside) : "memory");
+}
+__device__ __forceinline__ void tvm_orient_store(float* to, float4 value, bool inside) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p st.shared.v4.f32 [%0], {%1, %2, %3, %4}; }"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"((int)inside) : "memory");
+}
 #endif
 """
 
 
 def declared(source: str) -> str:
-    """The source with the load, whether or not it is called: several sources are compiled as one."""
+    """The source with both, whether or not they are called: several sources are compiled as one."""
     head, mark, rest = source.partition('extern "C"')
     return head + _HELPER + mark + rest
