@@ -43,6 +43,7 @@ class Template(ABC):
     kind: str  #: of device, "cpu" or "cuda"
     ops: tuple[str, ...]  #: those of `tvm_orient.ConvSpec.op` that it serves
     layouts: tuple[str, ...] = ("nchw",)  #: those of `tvm_orient.ConvSpec.layout` that it serves
+    sums: tuple[str, ...] = ("float32",)  #: those of `tvm_orient.ConvSpec.sums` that it serves
 
     def declines(self, spec: ConvSpec, device: Device) -> str | None:
         """None where this template serves the spec on the device, else why it does not."""
@@ -52,9 +53,12 @@ class Template(ABC):
             return f"for {', '.join(self.ops)} only"
         if spec.layout not in self.layouts:
             return f"for {', '.join(self.layouts)} only"
-        return self._declines(spec, device)
+        if spec.sums not in self.sums:
+            return f"for sums in {', '.join(self.sums)}, got {spec.dtype}"
+        return self._declines(spec, device) if spec.taps.groups == 1 else None
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        """As `declines`, of single-group specs of its op, layout and dtype."""
         return None
 
     @abstractmethod

@@ -40,6 +40,7 @@ class Pixels(Template):
     """conv and conv_dx."""
 
     name, version, kind, ops, layouts = "cpu_pixels", 1, "cpu", ("conv", "conv_dx"), ("nhwc",)
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:
@@ -114,6 +115,7 @@ class PixelsDw(Template):
     """conv_dw: sums of a block of taps stay in registers while a band passes; a second pass adds bands and images in order."""
 
     name, version, kind, ops, layouts = "cpu_pixels_dw", 1, "cpu", ("conv_dw",), ("nhwc",)
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:

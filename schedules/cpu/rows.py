@@ -49,6 +49,7 @@ class Rows(Template):
     """conv and conv_dx."""
 
     name, version, kind, ops = "cpu_rows", 2, "cpu", ("conv", "conv_dx")
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:
@@ -149,6 +150,7 @@ class RowsDw(Template):
     """conv_dw: a task is one plane, sums of a block of taps stay in vector registers; a second pass adds the images in order."""
 
     name, version, kind, ops = "cpu_rows_dw", 2, "cpu", ("conv_dw",)
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > 256:

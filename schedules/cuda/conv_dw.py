@@ -24,7 +24,7 @@ from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
-from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
+from .two_pass import AHEAD, SLICES, TwoPass
 
 _VECTOR = 4
 _MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
@@ -36,16 +36,6 @@ class ConvDw(TwoPass):
     """conv_dw, any stride."""
 
     name, version = "two_pass_dw", 3
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups == 1:
-            taps = len(gather(spec).every)
-            if taps > MOST_TAPS:
-                return f"keeps at most {MOST_TAPS} sums in registers, got {taps} live taps"
-            return self._invalid(spec, device, self._least(spec, device))
-        return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         cut = tiles(spec)
@@ -217,22 +207,13 @@ class ConvDw(TwoPass):
         return size * rows * stage.phases * stage.columns, size * dy
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        threads, (staged, dy), taps = self._threads(decisions), self._shared(spec, decisions), len(gather(spec).every)
         tile, chunk = decisions["tile"], decisions["lanes"] * decisions["patch_w"]
         if decisions["vector"] not in quads(spec, tile > 0) or tile * spec.stride[1] % decisions["vector"]:
             return f"vector: columns are parted by the stride, or tiles of {tile} do not part into groups of {decisions['vector']}"
         if tile % chunk or (tile and decisions["whole"]):
             return f"lanes and patch_w must part the {tile} columns of a tile, which is no whole plane, got {chunk}"
-        if threads > 1024:
-            return f"a block would have {threads} threads, at most 1024"
-        if staged > MOST_STAGED or dy > MOST_DY:
-            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {MOST_STAGED} and {MOST_DY}"
-        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, MOST_SUMS):
-            return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
-        work = 0 if decisions["whole"] else taps * decisions["patch_h"] * decisions["patch_w"]
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return None
+        work = 0 if decisions["whole"] else len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
+        return self._unfit(spec, self._threads(decisions), *self._shared(spec, decisions), work)
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         d = decisions

@@ -54,10 +54,6 @@ class Direct(Template):
     name, version, kind, ops = "direct", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups > 1:
-            return None
         terms = max(len(t) for t in gather(spec).terms.values())
         if terms > _MOST_TERMS:
             return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"

@@ -36,10 +36,6 @@ class Lines(Template):
     name, version, kind, ops = "lines", 2, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups > 1:
-            return None
         if slope_of(spec) is None:
             return "for stride 1, and taps on a line of whole slope that leaves the plane at most once"
         if spec.height > _MOST_ROWS:

@@ -68,10 +68,6 @@ class Pixels(Template):
     name, version, kind, ops, layouts = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups > 1:
-            return None
         terms = max(len(t) for t in gather(spec).terms.values())
         if terms > _MOST_TERMS:
             return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
@@ -166,10 +162,6 @@ class PixelsDw(Template):
     name, version, kind, ops, layouts = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups > 1:
-            return None
         taps = len(gather(spec).every)
         if taps > _MOST_TAPS:
             return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"

@@ -43,17 +43,13 @@ class SharedPatch(Patches):
     name, version, kind, ops = "shared_patch", 6, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups == 1:
-            terms = max(len(t) for t in gather(spec).terms.values())
-            if terms > _MOST_TERMS:
-                return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
-            least, most = self._least(spec, device), min(device.shared_memory, 49152)
-            if self._shared(spec, least) > most:
-                return f"one row with its halo needs more shared memory than the {most} bytes of a block"
-            return self._invalid(spec, device, least)
-        return None
+        terms = max(len(t) for t in gather(spec).terms.values())
+        if terms > _MOST_TERMS:
+            return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
+        least, most = self._least(spec, device), min(device.shared_memory, 49152)
+        if self._shared(spec, least) > most:
+            return f"one row with its halo needs more shared memory than the {most} bytes of a block"
+        return self._invalid(spec, device, least)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         g = gather(spec)

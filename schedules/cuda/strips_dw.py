@@ -22,11 +22,10 @@ from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import CLOSE, Decisions, apart, cooperate, cooperate_by_rows, divisors, least_estimate, quads
-from .two_pass import AHEAD, MOST_DY, MOST_STAGED, MOST_SUMS, MOST_TAPS, SLICES, TwoPass
+from .two_pass import AHEAD, SLICES, TwoPass
 
 _VECTOR = 4
 _MOST_RUN = 8  # rows or columns of a strip
-_MOST_UNROLLED = 4096  # multiply-adds of one thread
 _MOST_HELD = 200  # values, sums and dy at once of an untuned strip
 _FEWEST, _MOST_THREADS = 24, 256  # threads of an untuned block
 
@@ -35,16 +34,6 @@ class StripsDw(TwoPass):
     """conv_dw, any stride."""
 
     name, version = "strips_dw", 1
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups == 1:
-            taps = len(gather(spec).every)
-            if taps > MOST_TAPS:
-                return f"keeps at most {MOST_TAPS} sums in registers, got {taps} live taps"
-            return self._invalid(spec, device, self._least(spec, device))
-        return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         height, width = gather(spec).output
@@ -89,18 +78,9 @@ class StripsDw(TwoPass):
         height, width = gather(spec).output
         if decisions["patch_h"] != height and decisions["patch_w"] != width:
             return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
-        taps, lanes = len(gather(spec).every), self._lanes(spec, decisions)
-        threads, size = decisions["planes"] * lanes, decisions["planes"] * DTYPES[spec.sums]
-        staged, dy = (size * floats for floats in self._sizes(spec, decisions))
-        if threads > 1024:
-            return f"a block would have {threads} threads, at most 1024"
-        if staged > MOST_STAGED or dy > MOST_DY:
-            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {MOST_STAGED} and {MOST_DY}"
-        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, MOST_SUMS):
-            return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
-        if (work := _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[0].products) > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return None
+        size, products = decisions["planes"] * DTYPES[spec.sums], _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[0].products
+        staged, dy = self._sizes(spec, decisions)
+        return self._unfit(spec, decisions["planes"] * self._lanes(spec, decisions), size * staged, size * dy, products)
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The thinnest strips of one plane that serve, or rows where none do."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from tvm_orient.device import Device
 from tvm_orient.gather import gather
-from tvm_orient.spec import ConvSpec
+from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Template, cooperate, most_dividing
+from ..base import Decisions, Template, cooperate, most_dividing
 
-MOST_STAGED, MOST_DY, MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
-MOST_TAPS = 64  # sums of one thread, all in registers
+_MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
+_MOST_UNROLLED = 4096  # multiply-adds of one thread
+_MOST_TAPS = 64  # sums of one thread, all in registers
 SLICES, AHEAD = 16, 4  # second pass: threads of a weight, images that one of them loads at once
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
 _WEIGHTS, _MOST_WEIGHTS = 32, 512  # of a block of the second pass: weights, threads
@@ -21,6 +24,28 @@ class TwoPass(Template):
     """conv_dw: a thread keeps one sum per distinct tap in registers; lanes, then images are summed in a fixed order, without atomics."""
 
     kind, ops = "cuda", ("conv_dw",)
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if (taps := len(gather(spec).every)) > _MOST_TAPS:
+            return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
+        return self._invalid(spec, device, self._least(spec, device))
+
+    @abstractmethod
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
+        """The decisions that need the least of everything: valid wherever any are."""
+
+    def _unfit(self, spec: ConvSpec, threads: int, staged: int, dy: int, work: int) -> str | None:
+        """Why no block has so many threads, bytes of staged x and dy, or multiply-adds that a thread unrolls; or None."""
+        taps = len(gather(spec).every)
+        if threads > 1024:
+            return f"a block would have {threads} threads, at most 1024"
+        if staged > _MOST_STAGED or dy > _MOST_DY:
+            return f"a block would stage {staged} bytes of x and {dy} of dy, at most {_MOST_STAGED} and {_MOST_DY}"
+        if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, _MOST_SUMS):
+            return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
+        if work > _MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        return None
 
     def _joins(self, spec: ConvSpec, lanes: int) -> int:
         """Groups of a plane's lanes that are summed side by side before the groups are: as many as there are threads for."""
@@ -51,7 +76,7 @@ class TwoPass(Template):
         """The loops by threads of the block, in whole turns: TVM does not follow a reduction through a ragged one."""
         loop = sch.fuse(*loops)
         even = most_dividing(int(sch.get(loop).extent), threads)
-        _, own = sch.split(loop, [None, even if 2 * even >= threads else most_dividing(int(sch.get(loop).extent), max(threads, MOST_TAPS))])
+        _, own = sch.split(loop, [None, even if 2 * even >= threads else most_dividing(int(sch.get(loop).extent), max(threads, _MOST_TAPS))])
         sch.bind(own, "threadIdx.x")
         return own
 

@@ -47,10 +47,6 @@ class WholePlane(Template):
     name, version, kind, ops = "whole_plane", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.sums != "float32":
-            return f"for sums in float32, got {spec.dtype}"
-        if spec.taps.groups > 1:
-            return None
         g = gather(spec)
         outputs, source = math.prod(g.output), math.prod(g.source)
         if outputs > _MOST_OUTPUTS or source > _MOST_SOURCE:
