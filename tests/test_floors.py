@@ -21,7 +21,7 @@ FLOORS = {
             "errors paths taps",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite staging batches predicated anysize serial published peers timers tvmkit nvrtc sass "
-            "integers lines trace bound estimate whole pool",
+            "integers lines trace bound estimate whole pool views",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
