@@ -313,6 +313,7 @@ _conv_epilogue_recorded = _differentiable(conv_epilogue, _conv_epilogue, _epilog
 _conv_dx_recorded = _differentiable(conv_dx, _conv_dx, conv_dx_gradients)
 _conv_dw_recorded = _differentiable(conv_dw, _conv_dw, conv_dw_gradients)
 _recording = torch.is_grad_enabled
+_REFUSALS = (TypeError, ValueError, RuntimeError)  # what tvm-ffi raises; torch's checkpointing stops a forward by an exception of its own
 
 
 def _conv_called(keys: Any, x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
@@ -326,7 +327,7 @@ def _conv_called(keys: Any, x: torch.Tensor, weight: torch.Tensor, taps: str, st
                     return call(x, weight)
             elif record is not None:
                 return record(x, weight)
-        except Exception:  # another weight than the kernel's: the checks say what is wrong with it, or another call takes it
+        except _REFUSALS:  # another weight than the kernel's: the checks say what is wrong with it, or another call takes it
             pass
     return _conv_recorded(keys, (x, weight), (taps, stride, padding_mode), key)
 
@@ -344,7 +345,7 @@ def _conv_epilogue_called(
                     return call(x, weight, bias)
             elif record is not None:
                 return record(x, weight, bias)
-        except Exception:  # as in _conv_called
+        except _REFUSALS:  # as in _conv_called
             pass
     return _conv_epilogue_recorded(keys, (x, weight, bias), (activation, taps, stride, padding_mode), key)
 
