@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import tvm_orient as to
 from tvm_orient import launch, lower, ops
-from tvm_orient.device import arch_device
+from tvm_orient.device import arch_device, cpu_device
 from tvm_orient.lower import default_choices
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
@@ -146,3 +147,24 @@ def test_what_no_template_serves_is_converted() -> None:
 def test_an_empty_batch() -> None:
     x = torch.empty(0, 4, 5, 6).contiguous(memory_format=LAST)
     assert to.oriented_conv2d(x, torch.randn(4, 3), math.pi / 4).shape == (0, 4, 5, 6)
+
+
+def test_a_kernel_refuses_the_images_of_another() -> None:
+    """It sees addresses alone, so launching looks at the rest."""
+    for op in OPS:
+        spec = spec_of(op, 4, 6, 7, line(0, 45, k=3), layout="nhwc")
+        kernel, given = launch.kernel(spec, cpu_device()), operands(spec, 2)
+        assert_close(kernel(*given), spec, given)
+        for which in range(2 if op == "conv_dw" else 1):
+            for wrong in (given[which].double(), given[which][..., 1:], given[which][:, 1:], given[which].to("meta")):
+                with pytest.raises(to.InvalidArgument, match="this kernel takes an image"):
+                    kernel(*given[:which], wrong, *given[which + 1 :])
+
+
+def test_threads_that_call_one_kernel() -> None:
+    spec = spec_of("conv", 16, 30, 31, line(0, 45, k=7), layout="nhwc")
+    kernel, (_, w) = launch.kernel(spec, cpu_device()), operands(spec, 1)
+    images = [torch.randn(1, 16, 30, 31).contiguous(memory_format=LAST) for _ in range(4)]
+    call, want = kernel.prepared(images[0], w), [kernel(x, w) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda i: torch.equal(call(images[i % 4], w), want[i % 4]), range(400)))

@@ -154,6 +154,49 @@ def test_any_memory_layout(layout: str) -> None:
     assert torch.equal(ops.conv_dw(other(x), other(dy), want, [1, 1], "zeros"), ops.conv_dw(x, dy, want, [1, 1], "zeros"))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_weights_unlike_the_one_before(grad: bool, last: bool, ended: bool) -> None:
+    """A call like the one before leaves it to the kernel to look at its weight and bias: what it refuses is checked, and said, as in a first call."""
+    key, form = Taps.oriented(THREE, 5).key, torch.channels_last if last else torch.contiguous_format
+    x, w, b = (t.requires_grad_(grad) for t in (torch.randn(2, 6, 8, 9).contiguous(memory_format=form), torch.randn(6, 5), torch.randn(6)))
+
+    def run(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return ops.conv_epilogue(x, w, b, "relu", key, [1, 1], "zeros") if ended else ops.conv(x, w, key, [1, 1], "zeros")
+
+    for n in (2, 0):
+        want = [run(x[:n], w, b) for _ in range(3)][-1]
+        assert want.requires_grad == grad
+        assert not run(x[:n].detach(), w.detach(), b.detach()).requires_grad
+        for spread in (w.t().contiguous().t(), torch.stack([w, w], 2)[..., 0], unaligned(w), torch._neg_view(-w)):
+            assert torch.equal(run(x[:n], spread, b), want)
+        assert torch.equal(run(torch._neg_view(-x[:n]), w, b), want)
+        for wrong in (w.double(), w[:, :3], w[:5], w[:, :1].expand(6, 4)):
+            with pytest.raises(to.InvalidArgument):
+                run(x[:n], wrong, b)
+        for wrong in (b.double(), b[:5], b[:, None]) if ended else ():
+            with pytest.raises(to.InvalidArgument):
+                run(x[:n], w, wrong)
+        assert torch.equal(run(x[:n], w, b), want)
+
+
+def test_modes_see_calls_like_the_one_before() -> None:
+    x, w, key = torch.randn(2, 6, 8, 9), torch.randn(6, 5), Taps.oriented(THREE, 5).key
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    for _ in range(3):
+        ops.conv(x, w, key, [1, 1], "zeros")
+    with Watch():
+        ops.conv(x, w, key, [1, 1], "zeros")
+    assert seen == [ops.conv]
+
+
 def test_an_expanded_gradient() -> None:
     """What y.sum().backward() gives: a gradient of stride 0."""
     x, w = smooth(2, 6, 8, 9, dtype=torch.float32), smooth(6, 5, dtype=torch.float32)

@@ -24,6 +24,7 @@ from .errors import EnvironmentProblem, OrientError, Unsupported
 from .lower import Choice, generic_choices, is_generic
 from .spec import DTYPES, ConvSpec, part_shape
 from .tvmkit import check_ffi
+from .views import Images, Pair, allocator, strides_of
 
 _ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
 _LIMIT = 2**31 - 1  # kernels index with 32 bits
@@ -48,7 +49,7 @@ class Kernel:
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
-        self.spec, self.device, self.path = spec, device, path
+        self.spec, self.device, self.path, self.generic = spec, device, path, generic
         self.module, self.function = _loaded(str(path), device.kind)
         self.tables: tuple[torch.Tensor, ...] = ()
         self.numbers: tuple[int, ...] = ()
@@ -64,6 +65,7 @@ class Kernel:
         self.alignment = _ALIGNMENT[device.kind]
         self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
         self.last = spec.layout == "nhwc"
+        self._empty, self.images = allocator(device), Images(spec, device)
         self.plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)  # of the result, if it is an image
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
@@ -86,52 +88,68 @@ class Kernel:
         n = first.shape[0]
         if n * self.each > _LIMIT:
             raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
-        last, alignment, lay, run, tables, numbers = self.last, self.alignment, self._laid, self._runner(), self.tables, self.numbers
-        lay_first, lay_second = (not (tensor.permute(0, 2, 3, 1) if last and tensor.dim() == 4 else tensor).is_contiguous() for tensor in (first, second))
+        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
+        lay_first, lay_second = (not tensor.is_contiguous(memory_format=self._form(tensor)) for tensor in (first, second))
+        last, dtype, sums_dtype = self.last, first.dtype, self.sums
+        if last:
+            self.images.refuse_others(first, second)
+        spare: dict[None, Pair | None] = {}  # views that no call holds: who finds none makes some, so that threads never share them
 
         def sums(first: torch.Tensor, second: torch.Tensor, _: None = None) -> torch.Tensor:
-            if last:
-                first, second = first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)
             if lay_first or first.data_ptr() % alignment:
                 first = lay(first)
             if lay_second or second.data_ptr() % alignment:
                 second = lay(second)
-            out = first.new_empty(result, dtype=self.sums)
-            if n:
-                run(first, second, *tables, first.new_empty((n, *self.workspace), dtype=self.sums), out, *numbers)
+            out = empty(result, strides, sums_dtype)
+            if not n:
+                return out.zero_().to(dtype)
+            part = empty(workspace, workspace_strides, sums_dtype)
+            if not last:
+                run(first, second, *tables, part, out, *numbers)
             else:
-                out.zero_()
-            return out.to(first.dtype)
+                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
+                one.data, other.data = first.data_ptr(), second.data_ptr()
+                run(one_seen, other_seen, part, out)
+                spare[None] = pair
+            return out.to(dtype)
 
         def image(first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            if last:
-                first = first.permute(0, 2, 3, 1)
-            if lay_first or first.data_ptr() % alignment:
+            source = first.data_ptr()
+            if lay_first or source % alignment:
                 first = lay(first)
+                source = first.data_ptr()
             if lay_second or second.data_ptr() % alignment:
                 second = lay(second)
-            out = first.new_empty_strided(result, strides)  # no view of what the kernel wrote: autograd treats views apart
+            out = empty(result, strides, dtype)  # no view of what the kernel wrote: autograd treats views apart
             if not n:
                 return out
-            seen = out.permute(0, 2, 3, 1) if last else out
-            if bias is None:
-                run(first, second, *tables, seen, *numbers)
+            added = () if bias is None else (lay(bias) if bias.data_ptr() % alignment or not bias.is_contiguous() else bias,)
+            if not last:
+                run(first, second, *added, *tables, out, *numbers)
             else:
-                run(first, second, lay(bias) if bias.data_ptr() % alignment or not bias.is_contiguous() else bias, seen)
+                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
+                one.data, other.data = source, out.data_ptr()
+                run(one_seen, second, *added, other_seen)
+                spare[None] = pair
             return out
 
         result: tuple[int, ...]
         if self.sums_up:
-            result = (self.spec.channels, self.spec.kernel_size)
+            result, workspace = (self.spec.channels, self.spec.kernel_size), (n, *self.workspace)
+            strides, workspace_strides = strides_of(result), strides_of(workspace)
             return sums
         channels, (height, width) = self.spec.channels, self.plane
         result, area = (n, channels, height, width), height * width
-        strides = (area * channels, 1, width * channels, channels) if last else (area * channels, area, width, 1)
+        strides = (area * channels, 1, width * channels, channels) if self.last else (area * channels, area, width, 1)
         return image
 
+    def _form(self, tensor: torch.Tensor) -> torch.memory_format:
+        """The memory format in which the kernel reads an operand."""
+        return torch.channels_last if self.last and tensor.dim() == 4 else torch.contiguous_format
+
     def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The operand as the kernel reads it: contiguous, and aligned for its vector loads."""
-        tensor = tensor.contiguous()
+        """The operand as the kernel reads it: in its format, and aligned for its vector loads."""
+        tensor = tensor.contiguous(memory_format=self._form(tensor))
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
 
     def _runner(self) -> Callable[..., object]:

@@ -28,7 +28,19 @@ for _schema in (
 # what a call has been checked and built for: everything about its operands but values and addresses; a CPU is device -1
 _ready: dict[tuple[Any, ...], launch.Call] = {}
 _MOST = 4096
-launch.on_forget(_ready.clear)
+_strict: set[launch.Call] = set()  # those of kernels for one problem alone: they refuse a weight or bias that is not theirs, unless N is 0
+# what a call on a CPU with an image like this was, and what records it: short keys, since a strict call looks at the rest itself
+_quick: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+_NONE = (None, None)
+_plain: set[int] = set()  # dispatch keys with which our implementation comes after autograd, on a CPU
+
+
+def _forget() -> None:
+    for table in (_ready, _strict, _quick):
+        table.clear()
+
+
+launch.on_forget(_forget)
 
 
 def layout_of(image: torch.Tensor) -> str:
@@ -54,25 +66,28 @@ def _prepared(
     image = operands[0]
     geometry = (op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode)
     spec = ConvSpec(*geometry, checks.dtype_name(image.dtype), layout_of(image), *epilogue)  # type: ignore[arg-type]
-    call = launch.serving(spec, launch.device_of(image)).prepared(*operands)
+    served = launch.serving(spec, launch.device_of(image))
+    call = served.prepared(*operands)
     if len(_ready) >= _MOST:
-        _ready.clear()
+        _forget()
+    if isinstance(served, launch.Kernel) and not served.generic and image.shape[0]:
+        _strict.add(call)
     _ready[key] = call
     return call
 
 
-def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+def _conv(x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> launch.Call:
     key = ("conv", taps, stride[0], stride[1], padding_mode, _kind(x, weight))
     call = _ready.get(key)
     if call is None:
         checks.conv_operands(x, weight, Taps.from_key(taps))
         call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode)
-    return call(x, weight)
+    return call
 
 
 def _conv_epilogue(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
-) -> torch.Tensor:
+) -> launch.Call:
     added = None if bias is None else (bias.shape, bias.dtype, bias.get_device())
     key = (activation, taps, stride[0], stride[1], padding_mode, _kind(x, weight), added)
     call = _ready.get(key)
@@ -81,32 +96,41 @@ def _conv_epilogue(
         if bias is not None:
             checks.bias_vector(bias, x)
         call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode, bias is not None, activation)
-    return call(x, weight, bias)
+    return call
 
 
-def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> torch.Tensor:
+def _conv_dx(dy: torch.Tensor, weight: torch.Tensor, taps: str, height: int, width: int, stride: list[int], padding_mode: str) -> launch.Call:
     key = ("conv_dx", taps, stride[0], stride[1], padding_mode, _kind(dy, weight), height, width)
     call = _ready.get(key)
     if call is None:
         checks.dx_operands(dy, weight, Taps.from_key(taps), height, width, (stride[0], stride[1]))
         call = _prepared(key, "conv_dx", (dy, weight), (height, width), taps, stride, padding_mode)
-    return call(dy, weight)
+    return call
 
 
-def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+def _conv_dw(x: torch.Tensor, dy: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> launch.Call:
     key = ("conv_dw", taps, stride[0], stride[1], padding_mode, _kind(x, dy))
     call = _ready.get(key)
     if call is None:
         checks.dw_operands(x, dy, (stride[0], stride[1]))
         call = _prepared(key, "conv_dw", (x, dy), x.shape[2:], taps, stride, padding_mode)
-    return call(x, dy)
+    return call
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("conv", _conv, _key)
-    _library.impl("conv_dx", _conv_dx, _key)
-    _library.impl("conv_dw", _conv_dw, _key)
-    _library.impl("conv_epilogue", _conv_epilogue, _key)
+def _implemented(name: str, find: Any, tensors: int = 2) -> None:
+    """Register an op's implementation: what find(*inputs) returns, called with the first of the inputs, those that are tensors."""
+
+    def implementation(*inputs: Any) -> torch.Tensor:
+        return find(*inputs)(*inputs[:tensors])
+
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+
+
+_implemented("conv", _conv)
+_implemented("conv_dx", _conv_dx)
+_implemented("conv_dw", _conv_dw)
+_implemented("conv_epilogue", _conv_epilogue, tensors=3)
 
 
 # ---- fakes: shapes only, with the strides that the kernels write --------------------------------
@@ -160,12 +184,6 @@ conv_dw = torch.ops.tvm_orient.conv_dw.default
 conv_epilogue = torch.ops.tvm_orient.conv_epilogue.default
 
 
-def save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """What the gradients of an op need: both operands, and its options."""
-    ctx.save_for_backward(inputs[0], inputs[1])
-    ctx.options = inputs[2:]
-
-
 def conv_gradients(ctx: Any, grad: torch.Tensor, dx_of: Any = conv_dx, dw_of: Any = conv_dw) -> tuple[Any, ...]:
     """Of conv, in x and weight; dx_of and dw_of are the other two ops, or functions of the same arguments."""
     x, weight = ctx.saved_tensors
@@ -193,22 +211,19 @@ def conv_dw_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dx_of: Any
     return dx, ddy, None, None, None
 
 
-def _save_epilogue(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, bias, ctx.activation, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, bias, output if ctx.activation == "relu" else None)
-
-
 def _epilogue_gradients(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     """Of conv_epilogue, in x, weight and bias. What an activation's gradient needs is computed again rather than kept, but for ReLU."""
-    x, weight, bias, y = ctx.saved_tensors
-    if ctx.activation == "relu":
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    elif ctx.activation != "none":
-        z = conv(x, weight, *ctx.options) if bias is None else conv_epilogue(x, weight, bias, "none", *ctx.options)
+    x, weight, *kept = ctx.saved_tensors
+    activation, *options = ctx.options
+    if activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, kept[0], 0)
+    elif activation != "none":
+        bias = kept[0]
+        z = conv(x, weight, *options) if bias is None else conv_epilogue(x, weight, bias, "none", *options)
         # aten's silu_backward has no derivative of its own
-        grad = grad * (z.sigmoid() * (1 + z * (1 - z.sigmoid()))) if ctx.activation == "silu" else torch.ops.aten.gelu_backward(grad, z)
-    dx = conv_dx(grad, weight, ctx.options[0], x.shape[2], x.shape[3], *ctx.options[1:]) if ctx.needs_input_grad[0] else None
-    dw = conv_dw(x, grad, *ctx.options) if ctx.needs_input_grad[1] else None
+        grad = grad * (z.sigmoid() * (1 + z * (1 - z.sigmoid()))) if activation == "silu" else torch.ops.aten.gelu_backward(grad, z)
+    dx = conv_dx(grad, weight, options[0], x.shape[2], x.shape[3], *options[1:]) if ctx.needs_input_grad[0] else None
+    dw = conv_dw(x, grad, *options) if ctx.needs_input_grad[1] else None
     db = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
     return dx, dw, db, None, None, None, None
 
@@ -227,43 +242,118 @@ def _ours_is_next(keys: Any) -> bool:
     return ours
 
 
-def _differentiable(op: Any, implementation: Any, gradients: Any, saved: Any, *, bias: bool = False) -> None:
-    """Register an op's gradients, as torch.library.register_autograd does it, but cheaper in each call.
+def _saved(operands: Sequence[Any], options: tuple[Any, ...], output: torch.Tensor) -> Sequence[Any]:
+    """What an op's gradients need: its operands, but for the bias; that too, or the output, where its activation asks for it."""
+    if options[0] == "relu":
+        return (*operands[:2], output)
+    return operands[:2] if options[0] == "none" else operands
+
+
+def _differentiable(op: Any, find: Any, gradients: Any, *, tensors: int = 2) -> Any:
+    """What an op does at the Autograd key: as torch.library.register_autograd does it, but cheaper in each call.
 
     Where our implementation comes next it is called, not dispatched to; and a call without gradients does nothing for their sake.
-    """
+    Of the op's inputs the first are tensors; find is that of _implemented.
 
-    def dispatched(keys: Any, inputs: Sequence[Any]) -> torch.Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & _AFTER, *inputs)
+    Returns:
+        A function of the dispatch keys, the operands, the options and, where the call may be kept in _quick, its key there.
+    """
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *given: Any) -> torch.Tensor:
-            inputs, keys = given[:-1], given[-1]  # keys last, so that needs_input_grad counts from the operands; None: ours is next
-            output = implementation(*inputs) if keys is None else dispatched(keys, inputs)
-            saved(ctx, inputs, output)
+            *operands, (call, ctx.options) = given
+            output: torch.Tensor = call(*operands)
+            ctx.save_for_backward(*_saved(operands, ctx.options, output))
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-            return (*gradients(ctx, grads[0]), None)
+            return (*gradients(ctx, grads[0])[:tensors], None)
 
-    apply = super(torch.autograd.Function, Function).apply  # without looking for transforms, which are not there where ours is next
+    def recording(call: launch.Call, options: tuple[Any, ...]) -> Any:
+        """Function for one call, which costs less than to hand it call and options."""
 
-    def recorded(keys: Any, *inputs: Any) -> torch.Tensor:
-        wanted = inputs[0].requires_grad or inputs[1].requires_grad or (bias and inputs[2] is not None and inputs[2].requires_grad)
-        if not (wanted and torch.is_grad_enabled()):
-            return implementation(*inputs) if _ours_is_next(keys) else dispatched(keys, inputs)
-        return apply(*inputs, None) if _ours_is_next(keys) else Function.apply(*inputs, keys)
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *operands: Any) -> torch.Tensor:
+                output: torch.Tensor = call(*operands)
+                ctx.to_save = _saved(operands, options, output)  # what save_for_backward does
+                return output
 
-    _library.impl(op, recorded, "Autograd", with_keyset=True)
+            @staticmethod
+            def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+                return gradients(ctx, grads[0])[:tensors]
+
+        Function._backward_cls.options = options  # type: ignore[attr-defined]
+        return super(torch.autograd.Function, Function).apply  # without looking for transforms: ours is next
+
+    def recorded(keys: Any, operands: tuple[Any, ...], options: tuple[Any, ...], key: tuple[Any, ...] | None = None) -> torch.Tensor:
+        def dispatched(*operands: Any) -> torch.Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keys & _AFTER, *operands, *options)
+
+        wanted = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
+        if not _ours_is_next(keys):
+            return Function.apply(*operands, (dispatched, options)) if wanted else dispatched(*operands)
+        call = find(*operands, *options)
+        if operands[0].device.type == "cpu":
+            _plain.add(keys.raw_repr())
+        if key is not None and call in _strict:
+            _quick[key] = call, recording(call, options) if wanted else None
+        if wanted:
+            return super(torch.autograd.Function, Function).apply(*operands, (call, options))
+        return call(*operands)
+
+    return recorded
 
 
-_differentiable(conv_epilogue, _conv_epilogue, _epilogue_gradients, _save_epilogue, bias=True)
-_differentiable(conv, _conv, conv_gradients, save)
-_differentiable(conv_dx, _conv_dx, conv_dx_gradients, save)
-_differentiable(conv_dw, _conv_dw, conv_dw_gradients, save)
+_conv_recorded = _differentiable(conv, _conv, conv_gradients)
+_conv_epilogue_recorded = _differentiable(conv_epilogue, _conv_epilogue, _epilogue_gradients, tensors=3)
+_conv_dx_recorded = _differentiable(conv_dx, _conv_dx, conv_dx_gradients)
+_conv_dw_recorded = _differentiable(conv_dw, _conv_dw, conv_dw_gradients)
+_recording = torch.is_grad_enabled
+_REFUSALS = (TypeError, ValueError, RuntimeError)  # what tvm-ffi raises; torch's checkpointing stops a forward by an exception of its own
+
+
+def _conv_called(keys: Any, x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    key = None
+    if keys.raw_repr() in _plain:
+        key = x.shape, x.stride(), x.dtype, taps, stride[0], stride[1], padding_mode
+        call, record = _quick.get(key, _NONE)
+        try:
+            if not (_recording() and (x.requires_grad or weight.requires_grad)):
+                if call is not None:
+                    return call(x, weight)
+            elif record is not None:
+                return record(x, weight)
+        except _REFUSALS:  # another weight than the kernel's: the checks say what is wrong with it, or another call takes it
+            pass
+    return _conv_recorded(keys, (x, weight), (taps, stride, padding_mode), key)
+
+
+def _conv_epilogue_called(
+    keys: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
+) -> torch.Tensor:
+    key = None
+    if keys.raw_repr() in _plain:
+        key = x.shape, x.stride(), x.dtype, taps, stride[0], stride[1], padding_mode, activation, bias is None
+        call, record = _quick.get(key, _NONE)
+        try:
+            if not (_recording() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))):
+                if call is not None:
+                    return call(x, weight, bias)
+            elif record is not None:
+                return record(x, weight, bias)
+        except _REFUSALS:  # as in _conv_called
+            pass
+    return _conv_epilogue_recorded(keys, (x, weight, bias), (activation, taps, stride, padding_mode), key)
+
+
+_library.impl(conv, _conv_called, "Autograd", with_keyset=True)
+_library.impl(conv_epilogue, _conv_epilogue_called, "Autograd", with_keyset=True)
+_library.impl(conv_dx, lambda keys, *inputs: _conv_dx_recorded(keys, inputs[:2], inputs[2:]), "Autograd", with_keyset=True)
+_library.impl(conv_dw, lambda keys, *inputs: _conv_dw_recorded(keys, inputs[:2], inputs[2:]), "Autograd", with_keyset=True)
 
 
 # ---- vmap: images fold into N; weights of their own, and sums over N, are one call each -----------

@@ -30,8 +30,9 @@ def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.T
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            ops.save(ctx, inputs, output)
-            ctx.save_for_forward(inputs[0], inputs[1])
+            ctx.save_for_backward(*inputs[:2])
+            ctx.save_for_forward(*inputs[:2])
+            ctx.options = inputs[2:]
 
         @staticmethod
         def jvp(ctx: Any, first_t: torch.Tensor | None, second_t: torch.Tensor | None, *_: None) -> torch.Tensor:
