@@ -49,7 +49,7 @@ def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
 def allocator(device: Device) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]:
     """torch.empty_strided for a device; on a CPU as torch's own compiled graphs call it, without dispatch."""
     if device.kind == "cpu":
-        return torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined,no-any-return]
+        return getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None) or (lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype))
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=f"cuda:{device.index}")
 
 
