@@ -66,11 +66,12 @@ def outputs_of(spec: ConvSpec) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """Of one kernel for BATCH images: blocks, threads of a block, and the indices of blocks that stand for all."""
+    """Of one kernel for BATCH images: blocks, threads of a block, the indices of blocks that stand for all, and blocks of other angles beside them."""
 
     grid: int
     threads: int
     sample: Sequence[int]
+    beside: int = 0
 
 
 def bound(kernel: Kernel, spec: ConvSpec, arch: str, launch: Launch, moved: int) -> Bound:
@@ -88,6 +89,7 @@ def bound(kernel: Kernel, spec: ConvSpec, arch: str, launch: Launch, moved: int)
     resident = max(1, resident_blocks(device, launch.threads, kernel.registers, max(0, kernel.shared - reserved)))
     memory, total, fma = sum(ran.wavefronts.values()), ran.count(), ran.count(*_FMA)
     others = total - fma - ran.count(*_NEITHER) - sum(n for name, n in ran.warp_instructions.items() if name.startswith("U"))
+    every = launch.grid + launch.beside
     life = _waits(ran, device.latency) + ran.instructions_of_a_warp
     clocks = {
         "dram": moved / outputs / device.dram,
@@ -96,7 +98,7 @@ def bound(kernel: Kernel, spec: ConvSpec, arch: str, launch: Launch, moved: int)
         "issue": total / units / 4,
         "fma": fma / units * 32 / device.fp32_lanes,
         "integer": others / units * 32 / 64,
-        "latency": life * max(1.0, launch.grid / device.sms / resident) * device.sms / outputs,
+        "latency": life * max(1.0, every / device.sms / resident) * launch.grid / every * device.sms / outputs,
     }
     warps = -(-launch.threads // 32)
     occupancy, sums = min(resident * warps, device.warps) / device.warps, ran.count("FFMA", "FMUL", "FADD")

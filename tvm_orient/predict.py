@@ -73,12 +73,13 @@ def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> 
     """
     module = scheduled(spec, device, choices)
     merged = sorted(sass.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
-    threads, starts, results = [count for _, count in _grids(module["main"])], [0] * len(merged), []
+    grids, starts, results = _grids(module["main"]), [0] * len(merged), []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         own = dataclasses.replace(part, channels=stop - start)
         bounds = []
         for i, (kernel, (alone, moved)) in enumerate(zip(merged, _launches(scheduled(own, device, [choice]), own, choice), strict=True)):
-            launch = Launch(alone.grid, threads[i], [starts[i] + block for block in alone.sample])
+            every, threads = grids[i]
+            launch = Launch(alone.grid, threads, [starts[i] + block for block in alone.sample], every - alone.grid)
             bounds.append(bound(kernel, own, device.arch, launch, moved))
             starts[i] += alone.grid
         results.append(Predicted(tuple(merged), tuple(bounds)))
