@@ -46,6 +46,7 @@ PROBLEMS = {
     "bfloat16": (8, 14, 14, "eight", 7, 1, "zeros", "bfloat16"),
     "float16": (2, 28, 28, "diagonal", 31, 1, "zeros", "float16"),
 }  # fmt: skip
+_AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # the copies of one tile while another is computed: where a race would be
 Case = tuple[str, ConvSpec, tuple[Choice, ...]]
 
 
@@ -59,6 +60,9 @@ def cases(device: Device, deep: bool) -> Iterator[Case]:
                 if any(template.declines(part, device) for part in parts):
                     continue
                 yield f"{template.name}, {name}", spec, tuple(Choice.of(template, template.default(part, device)) for part in parts)
+                ahead = [{**template.default(part, device), **_AHEAD} for part in parts]
+                if all(template.invalid(part, device, decisions) is None for part, decisions in zip(parts, ahead, strict=True)):
+                    yield f"{template.name} copying ahead, {name}", spec, tuple(Choice.of(template, decisions) for decisions in ahead)
                 if not deep or len(parts) > 1:
                     continue
                 for knob, values in template.knobs(spec, device).items():

@@ -3,6 +3,7 @@
     python benchmarks/static.py [sm_80 sm_89 sm_90a] [--dtype float16]    (minutes: every kernel is compiled by NVRTC)
     python benchmarks/static.py stems [sm_80 sm_89 sm_90a]                (strided stems of the networks, to static-stems-ARCH.csv)
     python benchmarks/static.py layers [sm_80 sm_89 sm_90a]               (eight angles in one kernel, to static-layers-ARCH.csv, against static-ARCH.csv)
+    python benchmarks/static.py stages [sm_80 sm_89 sm_90a]               (copies ahead against one tile a block, to static-stages-ARCH.csv)
 
 Counts are of instructions that warps execute, per output: for conv an element of y, for conv_dw a pixel of dy. Clocks are those of an SM
 for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_second is the second pass of conv_dw.
@@ -21,7 +22,7 @@ from statistics import fmean
 
 import static_tables
 
-from tvm_orient import lower
+from tvm_orient import lower, schedules
 from tvm_orient.device import arch_device
 from tvm_orient.errors import OrientError
 from tvm_orient.predict import Predicted, predict, predict_layer
@@ -41,13 +42,14 @@ LAYER_COLUMNS = (
     "op", "height", "kernel_size", "registers", "spills", "shared_bytes", "blocks", "bound", *(f"clocks_{name}" for name in RESOURCES), "clocks_second",
     "mean_angle",
 )  # fmt: skip
+STAGE_COLUMNS = ("height", "kernel_size", "angle", "template", "stages", "planes", "registers", "spills", "blocks", "bound", "clocks_bound", "clocks_latency")
 ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mirror images
 
 Row = dict[str, str | int]
 
 
 def result(arch: str, dtype: str = "float32", kind: str = "") -> Path:
-    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: "stems", "layers" or nothing."""
+    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: one of KINDS or nothing."""
     return Path(__file__).resolve().parent / "results" / f"static-{kind and kind + '-'}{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
 
 
@@ -115,16 +117,39 @@ def layers(arch: str) -> None:
             file.flush()
 
 
+def stages(arch: str) -> None:
+    """Compile conv as it is by default and with two stages, of as many planes as the ring leaves room for."""
+    device = arch_device(arch)
+    with result(arch, kind="stages").open("w", newline="") as file:
+        writer = csv.DictWriter(file, STAGE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for height, kernel_size, angle in itertools.product((56, 28, 14), KERNEL_SIZES, (22.5, 45.0)):
+            spec = ConvSpec("conv", CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size))
+            template = schedules.find(lower.default_choices(spec, device)[0].template)
+            one = dict(template.default(spec, device))
+            ahead = [{**one, "turns": 2, "stages": 2, "weights_shared": 1, "planes": planes} for planes in (16, 8, 4, 2, 1) if planes <= one["planes"]]
+            trials = [one, *[trial for trial in ahead if template.invalid(spec, device, trial) is None][:1]]
+            for trial, found in zip(trials, predict([(spec, lower.Choice.of(template, trial)) for trial in trials], device), strict=True):
+                (bound,) = found.bounds
+                named = (height, kernel_size, f"{angle:g}", template.name, trial["stages"], trial["planes"], found.kernels[0].registers, found.spills)
+                clocks = (f"{bound.worst:.1f}", f"{bound.clocks['latency']:.1f}")
+                writer.writerow(dict(zip(STAGE_COLUMNS, (*named, bound.blocks, bound.limit, *clocks), strict=True)))
+            file.flush()
+
+
+KINDS = {"stems": stems, "layers": layers, "stages": stages}
+
+
 def main(words: Sequence[str]) -> int:
     """Write the CSV file of each arch and print its tables."""
     parser = argparse.ArgumentParser(description="Predict the default CUDA kernels from their SASS.")
-    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or stems (the networks') or layers (eight angles in one), then archs")
+    parser.add_argument("archs", nargs="*", default=ARCHS, metavar="arch", help="or one of stems, layers and stages, then archs")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     given = parser.parse_args(words)
-    kind = given.archs[0] if given.archs[0] in ("stems", "layers") else ""
+    kind = given.archs[0] if given.archs[0] in KINDS else ""
     for arch in given.archs[bool(kind) :] or ARCHS:
         try:
-            {"stems": stems, "layers": layers}[kind](arch) if kind else write(arch, given.dtype)
+            KINDS[kind](arch) if kind else write(arch, given.dtype)
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
@@ -132,7 +157,7 @@ def main(words: Sequence[str]) -> int:
         rows = static_tables.read(name, kind)
         print(f"\n{arch}\n")
         if kind:
-            print("\n".join({"stems": static_tables.stem_table, "layers": static_tables.layer_table}[kind](rows)))
+            print("\n".join(static_tables.TABLES[kind](rows)))
         for op, kernel_size in () if kind else itertools.product(OPS, KERNEL_SIZES):
             print(f"{op}, K={kernel_size}\n\n" + "\n".join(static_tables.table(rows, op, str(kernel_size))) + "\n")
         print(f"\nspills: {sum(int(row['spills']) for row in rows)}")

@@ -3,7 +3,7 @@
     python benchmarks/static_tables.py
 
 A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
-`<!-- layers sm_90a -->`.
+`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-_MARKED = re.compile(r"(<!-- (static|stems|layers) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (static|stems|layers|stages) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
 
@@ -60,12 +60,25 @@ def layer_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {row['height']}x{row['height']} | `{row['op']}`, K={row['kernel_size']} | " + " | ".join(cells) + " |"
 
 
+def stage_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the table of copies ahead: one tile a block, and beside it two in turn."""
+    yield "| problem | template | stages | planes | registers | blocks of an SM | latency | bound |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for row in rows:
+        problem = f"{row['height']}x{row['height']}, K={row['kernel_size']}, {row['angle']} degrees"
+        cells = (row["template"], row["stages"], row["planes"], row["registers"], row["blocks"], row["clocks_latency"], f"{row['clocks_bound']} {row['bound']}")
+        yield f"| {problem} | " + " | ".join(cells) + " |"
+
+
+TABLES = {"stems": stem_table, "layers": layer_table, "stages": stage_table}
+
+
 def documented(page: str) -> str:
     """The page with every marked table as its CSV file has it."""
 
     def made(match: re.Match[str]) -> str:
         marker, kind, name, op, kernel_size, _ = match.groups()
-        lines = table(read(name), op, kernel_size) if kind == "static" else {"stems": stem_table, "layers": layer_table}[kind](read(name, kind))
+        lines = table(read(name), op, kernel_size) if kind == "static" else TABLES[kind](read(name, kind))
         return marker + "".join(f"{line}\n" for line in lines)
 
     return _MARKED.sub(made, page)
