@@ -78,7 +78,7 @@ class StripsDw(TwoPass):
         height, width = gather(spec).output
         if decisions["patch_h"] != height and decisions["patch_w"] != width:
             return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
-        size, products = decisions["planes"] * DTYPES[spec.sums], _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[0].products
+        size, products = decisions["planes"] * DTYPES[spec.sums], _products(spec, self._pruned(spec, decisions), self._run(spec, decisions))
         staged, dy = self._sizes(spec, decisions)
         return self._unfit(spec, decisions["planes"] * self._lanes(spec, decisions), size * staged, size * dy, products)
 
@@ -96,6 +96,8 @@ class StripsDw(TwoPass):
         for (patch_h, patch_w), planes, across in itertools.product(sorted(strips, key=math.prod), knobs["planes"], knobs["across"]):
             d = {"patch_h": patch_h, "patch_w": patch_w, "planes": planes, "vector": knobs["vector"][0], "across": across}
             if spec.channels % planes or (planes == 1 and across) or not _FEWEST <= planes * self._lanes(spec, d) <= _MOST_THREADS:
+                continue
+            if self._invalid(spec, device, d) is not None:  # asked first: a long strip takes seconds to look at
                 continue
             if _strip(spec, self._pruned(spec, d), self._run(spec, d))[0].alive + taps + 2 * self._run(spec, d) <= _MOST_HELD:
                 yield d
@@ -142,6 +144,13 @@ class StripsDw(TwoPass):
             (cooperate if spec.dtype == "float32" or name == "dys" else cooperate_by_rows)(sch, staged, threads, vector)
             sch.storage_align(staged, 0, 1, *self._apart(spec, decisions))
         self._second_pass(sch)
+
+
+def _products(spec: ConvSpec, pruned: int, run: int) -> int:
+    """Multiply-adds of a strip."""
+    g = gather(spec)
+    places = np.arange(g.output[pruned])[:, None] * g.step[pruned] + np.array([(t.row, t.col)[pruned] for t in g.every], np.int64)
+    return run * (places.size if g.wrap else int(((places >= 0) & (places < g.source[pruned])).sum()))
 
 
 @functools.lru_cache(maxsize=4096)
