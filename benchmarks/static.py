@@ -48,9 +48,14 @@ ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mir
 Row = dict[str, str | int]
 
 
+def named(arch: str, dtype: str = "float32") -> str:
+    """What the files of an arch are called: one a dtype, whose name it has where that is not float32."""
+    return arch if dtype == "float32" else f"{arch}-{dtype}"
+
+
 def result(arch: str, dtype: str = "float32", kind: str = "") -> Path:
-    """Where the CSV file of an arch is written: one a dtype, whose name it has where that is not float32; kind: one of KINDS or nothing."""
-    return Path(__file__).resolve().parent / "results" / f"static-{kind and kind + '-'}{arch}{'' if dtype == 'float32' else f'-{dtype}'}.csv"
+    """Where the CSV file of an arch is written; kind: one of KINDS or nothing."""
+    return static_tables.path(named(arch, dtype), kind)
 
 
 def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, channels: int = CHANNELS, stride: int = 1, layout: str = "nchw") -> list[Row]:
@@ -153,8 +158,7 @@ def main(words: Sequence[str]) -> int:
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
-        name = arch if given.dtype == "float32" or kind else f"{arch}-{given.dtype}"
-        rows = static_tables.read(name, kind)
+        rows = static_tables.read(named(arch) if kind else named(arch, given.dtype), kind)
         print(f"\n{arch}\n")
         if kind:
             print("\n".join(static_tables.TABLES[kind](rows)))

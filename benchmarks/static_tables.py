@@ -21,9 +21,14 @@ _MARKED = re.compile(r"(<!-- (static|stems|layers|stages) (\S+)(?: (\w+) (\d+))?
 Row = dict[str, str]
 
 
+def path(name: str, kind: str = "") -> Path:
+    """static-NAME.csv, or static-KIND-NAME.csv."""
+    return RESULTS / f"static-{kind and kind + '-'}{name}.csv"
+
+
 def read(name: str, kind: str = "") -> list[Row]:
-    """Rows of static-NAME.csv, or of static-KIND-NAME.csv."""
-    with (RESULTS / f"static-{kind and kind + '-'}{name}.csv").open(newline="") as file:
+    """Rows of that file."""
+    with path(name, kind).open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -107,9 +107,11 @@ class Template(ABC):
 def least_estimate(template: Any, spec: ConvSpec, device: Device, close: float = 1.0) -> tuple[tuple[str, int], ...]:
     """Of what a template's `_candidates` gives, the first valid decisions of at most `close` times the least estimate; its `_least` where none is."""
     valid = [trial for trial in template._candidates(spec, device) if template._invalid(spec, device, trial) is None]
+    if not valid:
+        return tuple(template._least(spec, device).items())
     scores = [soft_maximum(template.estimate(spec, device, trial)) for trial in valid]
-    chosen = next((trial for trial, score in zip(valid, scores, strict=True) if score <= close * min(scores)), template._least(spec, device))
-    return tuple(chosen.items())
+    most = close * min(scores)
+    return tuple(next(trial for trial, score in zip(valid, scores, strict=True) if score <= most).items())
 
 
 class Generic(ABC):

@@ -24,12 +24,11 @@ from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import Decisions, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
-from .two_pass import AHEAD, SLICES, TwoPass
+from .two_pass import AHEAD, MOST_UNROLLED, SLICES, TwoPass
 
 _VECTOR = 4
 _MOST_THREADS, _PATCHES, _MOST_HELD = 256, 8, 180  # of an untuned block; patches that are estimated; values, sums and dy of one at once
 _FEWEST, _CUTS, _WIDTHS = 48, 12, (1, 2, 4, 7, 8)  # threads of a block of a strided or wide plane; such blocks that are estimated; of patches
-_MOST_UNROLLED = 4096  # multiply-adds of one patch
 
 
 class ConvDw(TwoPass):
@@ -54,7 +53,7 @@ class ConvDw(TwoPass):
         height, width = g.output
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             area = patch_h * patch_w
-            if area * taps > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width:
+            if area * taps > MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width:
                 continue
             own = self._patch(spec, patch_h, patch_w, tile)
             if own.alive + taps + area <= _MOST_HELD:

@@ -13,7 +13,7 @@ from tvm_orient.spec import DTYPES, ConvSpec
 from ..base import Decisions, Template, cooperate, most_dividing
 
 _MOST_STAGED, _MOST_DY, _MOST_SUMS = 30720, 13312, 2048  # bytes of one angle: merged angles add the largest of each, and a kernel may have 48 KiB
-_MOST_UNROLLED = 4096  # multiply-adds of one thread
+MOST_UNROLLED = 4096  # multiply-adds of one thread
 _MOST_TAPS = 64  # sums of one thread, all in registers
 SLICES, AHEAD = 16, 4  # second pass: threads of a weight, images that one of them loads at once
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
@@ -43,8 +43,8 @@ class TwoPass(Template):
             return f"a block would stage {staged} bytes of x and {dy} of dy, at most {_MOST_STAGED} and {_MOST_DY}"
         if threads * (taps | 1) * DTYPES[spec.sums] > max(staged, dy, _MOST_SUMS):
             return f"a block would keep {threads} x {taps} sums, more than lie where x and dy did"
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        if work > MOST_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MOST_UNROLLED}"
         return None
 
     def _joins(self, spec: ConvSpec, lanes: int) -> int:
