@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,8 @@ def main(
     grid: Annotated[str, typer.Option(help=f"One of {', '.join(GRIDS)}.")] = "table",
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the grid, fewer calls, cold only.")] = False,
     peers: Annotated[Among, typer.Option(help="Cells in which to time what PyTorch alone can do too; some: those of eight angles or of angle 0.")] = Among.ALL,
+    without: Annotated[list[str] | None, typer.Option(metavar="PEER", help="Leave this peer out; may be given again.")] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="The cold cache only.")] = False,
     batch: Annotated[int | None, typer.Option(help="Images at a time, instead of the grid's.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed calls of each method in each state.")] = None,
     first: Annotated[int | None, typer.Option(help="Only so many cells.")] = None,
@@ -62,6 +65,9 @@ def main(
 ) -> None:
     """Measure, write, and name every cell where a peer wins."""
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    known = [peer.name for peer in ways.PEERS]
+    if unknown := [name for name in without or [] if name not in known]:
+        raise typer.BadParameter(f"without must be among {', '.join(known)}, got {unknown[0]!r}")
     if grid not in GRIDS:
         raise typer.BadParameter(f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
     try:
@@ -72,7 +78,7 @@ def main(
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_csv(path) if resume and path.exists() else []
         done = {row.cell for row in rows}
-        left = [(spec, rivals(spec, peers)) for spec in specs if (spec.key, images) not in done]
+        left = [(spec, rivals(spec, peers, without or [])) for spec in specs if (spec.key, images) not in done]
         say(f"cells: {len(left)} of {len(specs)} to do on {device.slug} at N={images}")
         ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
         if ahead:
@@ -85,7 +91,7 @@ def main(
                 unfinished = len(left) - number + 1
                 say(f"{unfinished} cells left: the time given is over; --resume goes on from here")
                 break
-            new = measured(spec, device, images, names, repeats or (8 if quick else 30), quick, f"{number}/{len(left)}", patience)
+            new = measured(spec, device, images, names, repeats or (8 if quick else 30), cold or quick, f"{number}/{len(left)}", patience)
             rows += new
             write_csv(rows, path)
             console.print(sheet(new))
@@ -98,13 +104,13 @@ def main(
         raise typer.Exit(1) from problem
 
 
-def rivals(spec: ConvSpec, peers: Among) -> list[str]:
+def rivals(spec: ConvSpec, peers: Among, without: Sequence[str]) -> list[str]:
     """The names of the peers that a cell is to have."""
     wanted = peers is Among.ALL or (peers is Among.SOME and angles_text(spec) in (_EIGHT, "0"))
-    return [peer.name for peer in ways.PEERS] if wanted else []
+    return [peer.name for peer in ways.PEERS if peer.name not in without] if wanted else []
 
 
-def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repeats: int, quick: bool, place: str, patience: float | None) -> list[Row]:
+def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repeats: int, cold: bool, place: str, patience: float | None) -> list[Row]:
     """One cell, with what is being done shown in a terminal."""
     with console.status(place) as status:
         return bench(
@@ -114,7 +120,7 @@ def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repea
             peers=peers,
             repeats=repeats,
             report=lambda text: status.update(f"{place} {text}"),
-            states=("cold",) if quick else ("cold", "warm"),
+            states=("cold",) if cold else ("cold", "warm"),
             patience=patience,
         )
 

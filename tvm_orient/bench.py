@@ -29,7 +29,7 @@ from .errors import EnvironmentProblem, InvalidArgument, OrientError, Unsupporte
 from .lower import default_choices
 from .spec import ConvSpec
 from .speeds import DEFAULT, STATES, TUNED, Row, losses, markdown, read_csv, table, write_csv
-from .timers import clocks, finish, last_level_cache, no_collector, on_device, others_busy, time_limit
+from .timers import clocks, finish, keep_freed_memory, last_level_cache, no_collector, on_device, others_busy, time_limit
 
 Call = Callable[..., torch.Tensor]
 Report = Callable[[str], None]
@@ -38,6 +38,7 @@ __all__ = ["Row", "angles_text", "bench", "losses", "markdown", "public_op", "re
 
 _SLOW_S = {"cpu": 3.0, "cuda": 0.5}  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
 _FEWEST = {"cpu": 5, "cuda": 3}  # a GPU's time spreads less, and is lent by the minute
+_FAR = 3  # times our own time: a peer beyond that gets the fewest calls too
 _LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
 _SETTLE_S = 0.002  # between turns on a CPU: other pools of threads than the coming one stop waiting for work
 _MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
@@ -78,11 +79,13 @@ def bench(
 ) -> list[Row]:
     """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
 
-    On CUDA the times are those of the device: the launch is queued behind a pause.
+    On CUDA the times are those of the device: the launch is queued behind a pause. On a CPU results lie in memory that was used before:
+    glibc keeps what this process frees from then on.
 
     Args:
         peers: True for all of peers.PEERS, False for none, or the names of those wanted.
-        repeats: timed calls of each method in each state; one that needs more than 3 s for them (0.5 s on CUDA) gets fewer, 5 at least (3).
+        repeats: timed calls of each method in each state; one that needs more than 3 s for them (0.5 s on CUDA) gets fewer, 5 at least (3),
+            and so does a peer that needs over three times our time.
         report: told what is being done, a line at a time.
         states: of the cache, "cold" and "warm".
         patience: seconds that a peer's first call may take, compiling included; None: any.
@@ -102,6 +105,8 @@ def bench(
         raise InvalidArgument(f"bench times the operators without an epilogue, as their peers have none, got {ended[0]}: give {ended[0].plain}")
     if device.kind == "cuda" and device not in cuda_devices():
         raise EnvironmentProblem(f"timing needs the device itself, and {device.slug} is not in this machine: run this where it is, or bench the CPU")
+    if device.kind == "cpu":
+        keep_freed_memory()
     launch.forget()  # records may have been written since a kernel was loaded
     rows = []
     for number, spec in enumerate(specs, 1):
@@ -250,11 +255,10 @@ class _Cell:
     def _time(self, runs: list[_Run], repeats: int, state: str) -> None:
         """Fills run.times[state], in seconds."""
         sets = itertools.cycle(range(self.count if state == "cold" else 1))
-        shares = {}
         for run in runs:
             self._touch(run, sets, state)
-            shares[run.name] = min(repeats, max(_FEWEST[self.device.kind], int(_SLOW_S[self.device.kind] / (2 * run.seconds + _SETTLE_S))))
         runs = [run for run in runs if not run.failed]
+        shares = {run.name: self._share(run, runs, repeats) for run in runs}
         order, shuffled = list(runs), random.Random(0)
         with no_collector():
             for turn in range(repeats):
@@ -266,6 +270,13 @@ class _Cell:
                         run.times[state].append(self._turn(run, next(sets), next(sets)))
         for run in runs:
             run.results = []
+
+    def _share(self, run: _Run, runs: Sequence[_Run], repeats: int) -> int:
+        """How many of the repeats a method gets: few where its calls are long, or where a peer is far from us."""
+        fewest = _FEWEST[self.device.kind]
+        ours = min((other.seconds for other in runs if other.ours), default=math.inf)
+        far = not (run.ours or run.floor) and run.seconds > _FAR * ours
+        return min(repeats, fewest if far else max(fewest, int(_SLOW_S[self.device.kind] / (2 * run.seconds + _SETTLE_S))))
 
     def _touch(self, run: _Run, sets: Iterator[int], state: str) -> None:
         """Calls a method with every set, so that all memory has been touched, for a few seconds at most; sets run.seconds of a call."""

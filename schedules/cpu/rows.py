@@ -48,7 +48,7 @@ def _ahead(spec: ConvSpec) -> int:
 class Rows(Template):
     """conv and conv_dx."""
 
-    name, version, kind, ops = "cpu_rows", 2, "cpu", ("conv", "conv_dx")
+    name, version, kind, ops = "cpu_rows", 3, "cpu", ("conv", "conv_dx")
     sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
@@ -96,11 +96,20 @@ class Rows(Template):
         n, c, h, _ = sch.get_loops(y)
         task = sch.fuse(n, c)
         band, patch, row = sch.split(h, [None, decisions["band_patches"], decisions["patch_h"]])
-        sch.compute_at(acc, patch, preserve_unit_loops=True)
+        place, parted = patch, -(-_columns(spec) // decisions["vector"]) > decisions["patch_v"]
+        if parted:  # sums of a patch then have places of their own, known at compile time: LLVM keeps them in registers
+            kept = sch.cache_write(acc, 0, "global")
+            sch.compute_at(kept, patch, preserve_unit_loops=True)
+            rows, phase, vectors, lane = sch.get_loops(kept)[5:]
+            place, beside = sch.split(vectors, [None, decisions["patch_v"]])
+            sch.reorder(place, rows, phase, beside, lane)
+            for loop in (rows, phase, beside):
+                sch.unroll(loop)
+            sch.vectorize(lane)
+        sch.compute_at(acc, place, preserve_unit_loops=True)
         sch.compute_at(stage, band, preserve_unit_loops=True)
-        rows, phase, vectors, lane, *tap = sch.get_loops(acc)[5:]
-        across, beside = sch.split(vectors, [None, decisions["patch_v"]])
-        sch.reorder(across, *tap, rows, phase, beside, lane)
+        rows, phase, beside, lane, *tap = sch.get_loops(acc)[8 if parted else 5 :]
+        sch.reorder(*tap, rows, phase, beside, lane)
         for loop in (rows, phase, beside, *tap):
             sch.unroll(loop)
         sch.vectorize(lane)
