@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -32,11 +33,12 @@ def jobs_of(cells: Sequence[tuple[ConvSpec, Sequence[str]]]) -> list[Job]:
 def compile_ahead(
     cells: Sequence[tuple[ConvSpec, Sequence[str]]], device: Device, batch: int, processes: int, deadline: float, patience: float | None = None
 ) -> tuple[str, set[Job]]:
-    """Compiles what the cells need until the deadline (of time.monotonic): (what it came to in one line, the jobs that are done).
+    """Compiles what the cells need until the deadline (of time.monotonic; inf: none): (what it came to in one line, the jobs that are done).
 
     What fails or is late here is compiled, or fails, in its cell.
     """
     jobs, begin, failed = jobs_of(cells), time.monotonic(), 0
+    left = max(0.0, deadline - begin)
     done: set[Job] = set()
     if len(jobs) <= _FEW or processes < 2:
         return "compiling: in each cell", set(jobs)
@@ -46,7 +48,7 @@ def compile_ahead(
     pool = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_start)
     try:
         waiting = {pool.submit(compile_one, job, device, batch, patience): job for job in jobs}
-        for future in concurrent.futures.as_completed(waiting, timeout=max(0.0, deadline - begin)):
+        for future in concurrent.futures.as_completed(waiting, timeout=left if left < threading.TIMEOUT_MAX else None):
             if future.result():
                 done.add(waiting[future])
             else:

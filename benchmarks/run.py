@@ -82,7 +82,7 @@ def main(
         say(f"cells: {len(left)} of {len(specs)} to do on {device.slug} at N={images}")
         ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
         if ahead:
-            said, ready = compile_ahead(left, device, images, ahead, min(deadline, time.monotonic() + 60 * (minutes or 1e9) / 2), patience)
+            said, ready = compile_ahead(left, device, images, ahead, (time.monotonic() + deadline) / 2, patience)
             say(said)
             left.sort(key=lambda cell: late(cell, ready))  # in order otherwise; with --resume their peers are compiled next time
         unfinished = 0
