@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -50,10 +50,11 @@ _AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # the copies of one tile while 
 Case = tuple[str, ConvSpec, tuple[Choice, ...]]
 
 
-def cases(device: Device, deep: bool) -> Iterator[Case]:
+def cases(device: Device, deep: bool, only: Collection[str] = PROBLEMS.keys()) -> Iterator[Case]:
     """(what, spec, choices) of every template of the device on every problem that it takes; deep: also each knob at each of its values."""
     for op, layout in itertools.product(OPS, LAYOUTS):
-        for name, (channels, height, width, lines, taps, stride, padding, dtype) in PROBLEMS.items():
+        for name in only:
+            channels, height, width, lines, taps, stride, padding, dtype = PROBLEMS[name]
             spec = ConvSpec(op, channels, height, width, Taps.oriented(_LINES[lines], taps), (stride, stride), padding, dtype, layout)
             parts = [part for _, _, part in spec.parts()]
             for template in (template for template in schedules.TEMPLATES if template.kind == device.kind):
@@ -90,10 +91,10 @@ def run(case: Case, device: Device, check: bool) -> str | None:
     return None if difference <= bound else f"off by {difference:.3g}, where rounding allows {bound:.3g}"
 
 
-def plainly(device: Device, deep: bool, check: bool = True) -> int:
+def plainly(device: Device, deep: bool, only: Collection[str], check: bool = True) -> int:
     """Runs every case; the number of those that are wrong."""
     wrong = count = 0
-    for case in cases(device, deep):
+    for case in cases(device, deep, only):
         count += 1
         try:
             reason = run(case, device, check)
@@ -125,9 +126,10 @@ def only_ours(sanitizer: str) -> list[str]:
     return next(([option, "kns=main"] for option in ("--kernel-name", "--filter") if option in text), [])
 
 
-def under(sanitizer: str, tool: str, device: Device, deep: bool, folder: Path, seconds: float) -> tuple[bool | None, str]:
+def under(sanitizer: str, tool: str, device: Device, deep: bool, only: Collection[str], folder: Path, seconds: float) -> tuple[bool | None, str]:
     """(clean, what the tool came to) of all cases under one tool; None where it could not run."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--target", device.kind, "--inside", *(["--deep"] if deep else [])]
+    cases_of = [*(["--deep"] if deep else []), *(f"--only={name}" for name in only)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--target", device.kind, "--inside", *cases_of]
     # without torch's pool each tensor is an allocation of its own, so that an access past its end is seen
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
     reason = "it did not run"
@@ -153,6 +155,7 @@ def under(sanitizer: str, tool: str, device: Device, deep: bool, folder: Path, s
 def main(
     target: Annotated[str, typer.Option(help="cuda, or cpu for its own templates.")] = "cuda",
     deep: Annotated[bool, typer.Option("--deep", help="Every knob of every template at every value too.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="PROBLEM", help=f"Only this problem; may be given again. {', '.join(PROBLEMS)}.")] = None,
     tools: Annotated[str, typer.Option(help="Which of the sanitizer's tools.")] = ",".join(TOOLS),
     sanitizer: Annotated[Path | None, typer.Option(help="The program, instead of the one on PATH or in CUDA's folders.")] = None,
     seconds: Annotated[float, typer.Option(help="Most for one tool.")] = 600.0,
@@ -160,18 +163,20 @@ def main(
     inside: Annotated[bool, typer.Option("--inside", hidden=True)] = False,
 ) -> None:
     """Run the cases plainly, then under each tool; 1 where one is wrong or a tool finds something."""
+    if unknown := set(only or ()) - set(PROBLEMS):
+        raise typer.BadParameter(f"only must be among {', '.join(PROBLEMS)}, got {min(unknown)!r}")
     try:
-        device = device_for(target)
+        device, chosen = device_for(target), only or list(PROBLEMS)
         if inside:
-            raise typer.Exit(1 if plainly(device, deep, check=False) else 0)
-        bad = plainly(device, deep)
+            raise typer.Exit(1 if plainly(device, deep, chosen, check=False) else 0)
+        bad = plainly(device, deep, chosen)
         program = find(sanitizer)
         if program is None or (device.kind == "cpu" and sanitizer is None):
             say("skipped: compute-sanitizer " + ("is for CUDA kernels" if device.kind == "cpu" else "is neither on PATH nor in a folder of CUDA"))
             raise typer.Exit(1 if bad else 0)
         logs.mkdir(parents=True, exist_ok=True)
         for tool in tools.split(","):
-            clean, text = under(program, tool, device, deep, logs, seconds)
+            clean, text = under(program, tool, device, deep, chosen, logs, seconds)
             say(f"{tool}: {'clean' if clean else 'skipped' if clean is None else 'FOUND'}: {text}")
             bad += clean is False
     except OrientError as problem:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-import static_tables
+import page_tables
 
 from tvm_orient import lower, schedules
 from tvm_orient.device import arch_device
@@ -55,7 +55,7 @@ def named(arch: str, dtype: str = "float32") -> str:
 
 def result(arch: str, dtype: str = "float32", kind: str = "") -> Path:
     """Where the CSV file of an arch is written; kind: one of KINDS or nothing."""
-    return static_tables.path(named(arch, dtype), kind)
+    return page_tables.path(named(arch, dtype), kind)
 
 
 def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, channels: int = CHANNELS, stride: int = 1, layout: str = "nchw") -> list[Row]:
@@ -104,7 +104,7 @@ def stems(arch: str) -> None:
 
 def layers(arch: str) -> None:
     """Compile the eight angles of a layer as one kernel, for every plane, K and op of the grid; the CSV file grows with each."""
-    device, single = arch_device(arch), static_tables.read(arch)
+    device, single = arch_device(arch), page_tables.read(arch)
     with result(arch, kind="layers").open("w", newline="") as file:
         writer = csv.DictWriter(file, LAYER_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -158,12 +158,12 @@ def main(words: Sequence[str]) -> int:
         except OrientError as problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
-        rows = static_tables.read(named(arch) if kind else named(arch, given.dtype), kind)
+        rows = page_tables.read(named(arch) if kind else named(arch, given.dtype), kind)
         print(f"\n{arch}\n")
         if kind:
-            print("\n".join(static_tables.TABLES[kind](rows)))
+            print("\n".join(page_tables.TABLES[kind](rows)))
         for op, kernel_size in () if kind else itertools.product(OPS, KERNEL_SIZES):
-            print(f"{op}, K={kernel_size}\n\n" + "\n".join(static_tables.table(rows, op, str(kernel_size))) + "\n")
+            print(f"{op}, K={kernel_size}\n\n" + "\n".join(page_tables.table(rows, op, str(kernel_size))) + "\n")
         print(f"\nspills: {sum(int(row['spills']) for row in rows)}")
     return 0
 

@@ -19,6 +19,7 @@ TEMPLATES: tuple[Template, ...] = (
     shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, strips_dw.TEMPLATE,
     pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
+_LONG = 2048  # multiply-adds in the code of a thread, for which NVRTC takes twenty seconds
 GENERIC: dict[str, Generic] = {generic.kind: generic for generic in (cpu_generic.GENERIC, cuda_generic.GENERIC)}
 
 
@@ -49,7 +50,7 @@ def find(name: str) -> Template:
 def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     """The analytic choice for a single-group spec: always valid, never tuned.
 
-    Where templates have an estimate it is the first's whose estimate is close to the least, else the first's of all.
+    Where templates have an estimate it is the first's whose estimate is close to the least, or one as close that compiles much sooner; else the first's of all.
 
     Raises:
         Unsupported: no template serves this spec on this device.
@@ -63,4 +64,5 @@ def default(spec: ConvSpec, device: Device) -> tuple[Template, Decisions]:
     if not all(estimates):
         return choices[0]
     scores = [soft_maximum(estimate) for estimate in estimates]
-    return choices[next(i for i, score in enumerate(scores) if score <= CLOSE * min(scores))]
+    close = [choice for choice, score in zip(choices, scores, strict=True) if score <= CLOSE * min(scores)]
+    return min(close, key=lambda choice: choice[0].unrolled(spec, choice[1]) // _LONG)

@@ -86,6 +86,10 @@ class Template(ABC):
         """Clocks of an SM for 32 outputs by resource, before anything is compiled; empty for a template that has no estimate."""
         return {}
 
+    def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Multiply-adds that stand in the code of a thread, which compiling takes time for; 0 where a template has never too many."""
+        return 0
+
     @abstractmethod
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         """The layout of the TE stages that `apply` expects."""

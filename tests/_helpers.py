@@ -229,6 +229,29 @@ def variations(template: Template, part: ConvSpec, device: Device) -> Iterator[t
                 yield decisions, template.invalid(part, device, decisions)
 
 
+_ALONE = ("whole",)  # knobs beside which others say nothing
+
+
+def covering(template: Template, part: ConvSpec, device: Device) -> list[Mapping[str, int]]:
+    """A few valid decisions: each value of each knob that some choice allows is in one of them, together with other values than the default's."""
+    default = dict(template.default(part, device))
+    left = [(name, value) for name, values in template.knobs(part, device).items() for value in values if value != default[name]]
+    found: list[Mapping[str, int]] = []
+    while left:
+        decisions, taken = dict(default), []
+        for name, value in left:
+            if any(name == other for other, _ in taken) or (taken and (name in _ALONE or taken[0][0] in _ALONE)):
+                continue
+            if template.invalid(part, device, {**decisions, name: value}) is None:
+                decisions[name] = value
+                taken.append((name, value))
+        if not taken:
+            return found
+        found.append(decisions)
+        left = [pair for pair in left if pair not in taken]
+    return found
+
+
 @functools.cache
 def nvrtc_missing() -> str | None:
     """Why CUDA source cannot be compiled and read here; None where it can."""
@@ -241,6 +264,12 @@ def nvrtc_missing() -> str | None:
     except EnvironmentProblem as missing:
         return str(missing)
     return None
+
+
+def together(sources: dict[str, str]) -> str:
+    """Several sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
+    whole = max((source.partition('extern "C"')[0] for source in sources.values()), key=len)  # with the helpers that any of them calls
+    return whole + "".join(source[source.index('extern "C"') :].replace("main_kernel", f"{name}_kernel") for name, source in sources.items())
 
 
 def build_for_gpu(key: str) -> None:

@@ -137,10 +137,10 @@ def test_tests_that_a_page_names_exist(page: str) -> None:
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{page}: {file} has no {name}"
 
 
-def test_static_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python benchmarks/static_tables.py` would change nothing."""
+def test_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python benchmarks/page_tables.py` would change nothing."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("static_tables")
+    tables = importlib.import_module("page_tables")
     page = tables.PAGE.read_text()
     assert len(tables._MARKED.findall(page)) == 11
     assert tables.documented(page) == page

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of
+from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of, together
 
 import tvm_orient as to
 from tvm_orient import lower
@@ -48,11 +48,12 @@ def test_cuda(op: str, dtype: str, case: str) -> None:
 def test_cuda_compiles(arch: str, dtype: str) -> None:
     from tvm_orient import nvrtc, sass
 
-    device = arch_device(arch)
+    device, sources = arch_device(arch), {}
     for op in OPS:
         spec = spec_of(op, 16, 28, 28, line(45, k=7), dtype=dtype)
-        for choices in (lower.default_choices(spec, device), lower.generic_choices(spec, device)):
-            assert sass.kernels(nvrtc.compile_cubin(lower.cuda_source(lower.scheduled(spec, device, choices), device), arch))
+        for name, choices in (("own", lower.default_choices(spec, device)), ("generic", lower.generic_choices(spec, device))):
+            sources[f"{op}_{name}"] = lower.cuda_source(lower.scheduled(spec, device, choices), device)
+    assert len(sass.kernels(nvrtc.compile_cubin(together(sources), arch))) == 8  # conv_dw has two
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -65,7 +65,7 @@ def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int
     )
 
 
-@settings(max_examples=settings().max_examples * 16, **_SETTINGS)
+@settings(max_examples=settings().max_examples * 8, **_SETTINGS)
 @given(specs(templates=True), st.integers(1, 3))
 def test_generic_on_a_cpu(spec: ConvSpec, batch: int) -> None:
     """As it is; or as a call gets it, with torch around it for the layouts and epilogues that it knows nothing of."""
@@ -79,7 +79,7 @@ def test_generic_on_a_cpu(spec: ConvSpec, batch: int) -> None:
     assert_close(launch.load(spec, cpu_device(), lower.generic_choices(spec, cpu_device()))(*laid), spec, given, extra=rounded)
 
 
-@settings(max_examples=settings().max_examples * 4, **_SETTINGS)
+@settings(max_examples=settings().max_examples * 2, **_SETTINGS)
 @given(specs(), st.integers(1, 3))
 def test_generic_for_cuda(spec: ConvSpec, batch: int) -> None:
     note(spec.key)

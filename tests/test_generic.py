@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
+from _helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of, together
 from test_cpu_schedules import CASES as CPU_CASES
 from test_cuda_schedules import CASES as CUDA_CASES
 
@@ -53,12 +53,11 @@ def test_cuda(op: str, case: str) -> None:
 def test_cuda_compiles_without_spills(arch: str) -> None:
     from tvm_orient import nvrtc, sass
 
-    device = arch_device(arch)
-    for op in OPS:
-        spec = spec_of(op, 1, 1, 1, line(0, k=1))
-        kernels = sass.kernels(nvrtc.compile_cubin(lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device), arch))
-        assert len(kernels) == (2 if op == "conv_dw" else 1)
-        assert all(kernel.spills == 0 for kernel in kernels)
+    device, specs = arch_device(arch), {op: spec_of(op, 1, 1, 1, line(0, k=1)) for op in OPS}
+    sources = {op: lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device) for op, spec in specs.items()}
+    kernels = sass.kernels(nvrtc.compile_cubin(together(sources), arch))
+    assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
+    assert all(kernel.spills == 0 for kernel in kernels)
 
 
 def test_one_kernel_serves_every_size() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
+from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of, together
 
 from tvm_orient import banks, figures, integers, lower, nvrtc, sass, schedules, trace
 from tvm_orient.bound import outputs_of
@@ -19,7 +19,7 @@ from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.gather import gather
 from tvm_orient.lower import Choice
-from tvm_orient.predict import predict
+from tvm_orient.predict import Predicted, predict
 from tvm_orient.spec import ConvSpec
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
@@ -32,12 +32,6 @@ _EM_CUDA = 190  # e_machine of a cubin
 def source_of(spec: ConvSpec, arch: str) -> str:
     device = arch_device(arch)
     return lower.cuda_source(lower.scheduled(spec, device, lower.default_choices(spec, device)), device)
-
-
-def together(sources: dict[str, str]) -> str:
-    """Several sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
-    whole = next(iter(sources.values())).partition('extern "C"')[0]
-    return whole + "".join(source[source.index('extern "C"') :].replace("main_kernel", f"{name}_kernel") for name, source in sources.items())
 
 
 def kernels_of(source: str, arch: str = "sm_90a") -> dict[str, sass.Kernel]:
@@ -61,6 +55,7 @@ def test_every_arch(arch: str) -> None:
 
 
 ANGLES = [math.degrees(a) for a in EIGHT]
+LEANING = [line(angle, k=k) for angle in ANGLES[1:4] for k in (7, 31)]
 
 
 def defaults(
@@ -69,6 +64,13 @@ def defaults(
     """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
     specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for k, height in sizes for angle in angles]
     return [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
+
+
+def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:
+    """What ranks the choices, before anything is compiled, against what is compiled: within 20 % for the pipe of memory."""
+    estimate = schedules.find(choice.template).estimate(spec, device, dict(choice.decisions))
+    assert estimate["memory"] == pytest.approx(found.bounds[0].clocks["memory"], rel=0.2), spec
+    assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01), spec
 
 
 def test_the_defaults_run_at_the_speed_of_dram() -> None:
@@ -83,6 +85,8 @@ def test_the_defaults_run_at_the_speed_of_dram() -> None:
         assert found.spills == 0, spec
         allowed = 1.1 if spec.kernel_size == 31 and spec.height < 56 else 1.0
         assert one.worst <= allowed * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
+        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)) and spec.taps in LEANING:
+            agrees(spec, choice, found, device)
 
 
 def test_weight_gradients_run_at_the_speed_of_dram() -> None:
@@ -91,14 +95,16 @@ def test_weight_gradients_run_at_the_speed_of_dram() -> None:
     The second pass takes a tenth of the first at most, on small planes a third: there it is one wait for memory after the other.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56), (31, 28), op="conv_dw", angles=ANGLES[:5])
-    cases += defaults(device, (31, 14), (7, 56), (7, 28), (7, 14), (7, 7), op="conv_dw", angles=(0, 22.5, 45, 90))
+    cases = defaults(device, (31, 56), (7, 14), op="conv_dw", angles=ANGLES[1:4]) + defaults(device, (31, 28), op="conv_dw", angles=(0, 45, 90))
+    cases += defaults(device, (31, 14), op="conv_dw", angles=(22.5, 45)) + defaults(device, (7, 56), (7, 28), (7, 7), op="conv_dw", angles=(0, 22.5))
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         first, second = found.bounds
         assert found.spills == 0, spec
         allowed = 1.08 if (spec.kernel_size, spec.height) == (31, 56) else 1.0
         assert first.worst <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
         assert second.worst <= (0.1 if spec.height > 14 else 0.33) * first.worst, (str(spec), second.clocks)
+        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)):
+            agrees(spec, choice, found, device)
 
 
 @pytest.mark.parametrize(("op", "dtype"), [("conv", "float16"), ("conv_dw", "float16"), ("conv", "bfloat16")])
@@ -114,21 +120,11 @@ def test_half_precision_runs_near_the_speed_of_dram(op: str, dtype: str) -> None
         share = 0.83 if spec.kernel_size == 7 else 0.54 if op == "conv" else 0.45
         assert first.clocks["dram"] >= share * first.worst, (str(spec), choice.decisions, first.clocks)
         assert first.rounds <= 8, (str(spec), "loads go by batches, not one by one")
+        if op == "conv" and dtype == "float16" and spec.taps == line(22.5, k=7):
+            agrees(spec, choice, found, device)
 
 
-@pytest.mark.parametrize(("op", "dtype"), [("conv", "float32"), ("conv_dw", "float32"), ("conv", "float16")])
-def test_the_estimate_agrees_with_machine_code(op: str, dtype: str) -> None:
-    """What ranks the choices, before anything is compiled, against what is compiled: within 20 % for the pipe of memory."""
-    device = arch_device("sm_90a")
-    angles = ANGLES[1:4] if dtype == "float32" else ANGLES[1:2]
-    cases = defaults(device, (31, 56), (7, 14), op=op, angles=angles, dtype=dtype)
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        estimate = schedules.find(choice.template).estimate(spec, device, dict(choice.decisions))
-        assert estimate["memory"] == pytest.approx(found.bounds[0].clocks["memory"], rel=0.2), spec
-        assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01)
-
-
-@pytest.mark.parametrize(("size", "angles", "most"), [(56, ANGLES, 168), (28, (90, 112.5, 135), 216)], ids=["eight", "strips"])
+@pytest.mark.parametrize(("size", "angles", "most"), [(56, (22.5, 45, 112.5), 168), (28, (90, 135), 216)], ids=["bands", "strips"])
 def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Sequence[float], most: int) -> None:
     for kernel in kernels_of(source_of(spec_of("conv_dw", 512, size, size, line(*angles, k=31)), "sm_90a")).values():
         assert kernel.spills == 0
@@ -136,7 +132,7 @@ def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Seq
         assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
 
 
-@pytest.mark.parametrize("height", [56, 28, 14])
+@pytest.mark.parametrize("height", [56, 14])
 def test_eight_angles_in_one_kernel(height: int) -> None:
     source = source_of(spec_of("conv", 512, height, height, line(*ANGLES, k=31)), "sm_90a")
     (kernel,) = kernels_of(source).values()

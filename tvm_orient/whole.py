@@ -20,7 +20,7 @@ _COPY, _APART = 5, 14  # instructions of a copy and its address; where planes do
 def serves(spec: ConvSpec) -> bool:
     """Whether a thread can hold a plane."""
     x, dy = _pixels(spec)
-    if max(x, dy) > 256 or _products(spec) > _MOST_PRODUCTS:
+    if max(x, dy) > 256 or products(spec) > _MOST_PRODUCTS:
         return False
     return min(_held(spec)) + len(gather(spec).every) <= _MOST_HELD
 
@@ -52,7 +52,7 @@ def estimate(spec: ConvSpec, figure: Figures, planes: int) -> dict[str, float]:
     copies = sum(size / (1 if size % 4 else 4) * (_COPY if _pitch(size) == size else _APART) for size in (x, dy))
     others = pixels / (4 if x % 4 == 0 == dy % 4 else 1) + copies + 6 * taps
     held, shared, sums = min(_held(spec)) + taps, sum(staged(spec, planes)), 4 * planes * taps
-    return clocks(figure, planes, planes * dy, shared, held, memory, _products(spec), others, 0, moved, moved + sums, least=ALONE)
+    return clocks(figure, planes, planes * dy, shared, held, memory, products(spec), others, 0, moved, moved + sums, least=ALONE)
 
 
 def _pixels(spec: ConvSpec) -> tuple[int, int]:
@@ -71,7 +71,7 @@ def _reads(spec: ConvSpec) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
-def _products(spec: ConvSpec) -> int:
+def products(spec: ConvSpec) -> int:
     """Multiply-adds of one plane."""
     return len(_reads(spec))
 

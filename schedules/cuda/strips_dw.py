@@ -78,9 +78,12 @@ class StripsDw(TwoPass):
         height, width = gather(spec).output
         if decisions["patch_h"] != height and decisions["patch_w"] != width:
             return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
-        size, products = decisions["planes"] * DTYPES[spec.sums], _products(spec, self._pruned(spec, decisions), self._run(spec, decisions))
+        size = decisions["planes"] * DTYPES[spec.sums]
         staged, dy = self._sizes(spec, decisions)
-        return self._unfit(spec, decisions["planes"] * self._lanes(spec, decisions), size * staged, size * dy, products)
+        return self._unfit(spec, decisions["planes"] * self._lanes(spec, decisions), size * staged, size * dy, self.unrolled(spec, decisions))
+
+    def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
+        return _products(spec, self._pruned(spec, decisions), self._run(spec, decisions))
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The thinnest strips of one plane that serve, or rows where none do."""

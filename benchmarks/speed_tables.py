@@ -1,0 +1,50 @@
+"""The table of a page that sums up a CSV file of `run.py`: a line for each op, K and plane, over all angles; `page_tables.py` puts it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from verdict import ALL, ALONE, ratio, served
+
+from tvm_orient.speeds import Row, cells, pick
+
+Problem = tuple[str, int, int, int]  # op, K, channels, height
+
+
+def speed_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the table, cold: all eight angles in one call, and each alone. Of a floor: its time over ours."""
+    head = ("problem", "eight angles ms", "of floor", "each alone, of floor", "slowest over fastest", "eight over mean alone", "fastest peer over ours")
+    yield f"| {' | '.join(head)} |"
+    yield "| --- |" + " ---: |" * (len(head) - 1)
+    found: dict[Problem, dict[str, list[Row]]] = {}
+    for cell in cells(rows).values():
+        row = cell[0]
+        found.setdefault((row.op, row.kernel_size, row.channels, row.height), {})[row.angles] = cell
+    ops = list(dict.fromkeys(op for op, *_ in found))
+    for problem in sorted(found, key=lambda problem: (ops.index(problem[0]), problem[1], -problem[3])):
+        yield _line(problem, found[problem])
+
+
+def _line(problem: Problem, by_angles: dict[str, list[Row]]) -> str:
+    op, kernel_size, channels, height = problem
+    ours = {angles: row for angles, cell in by_angles.items() if (row := served(cell)) is not None}
+    alone = sorted((row for angles, row in ours.items() if angles in ALONE), key=lambda row: row.median_ms or 0.0)
+    shares = [row.floor_ratio or 0.0 for row in alone]
+    peers = [(ratio(peer, ours[angles]), peer) for angles, cell in by_angles.items() if angles in ours and (peer := pick(cell, "cold")) is not None]
+    least = min(peers, key=lambda pair: pair[0], default=None)
+    whole = ours.get(ALL)
+    mean = sum(row.median_ms or 0.0 for row in alone) / len(alone) if alone else 0.0
+    texts = [
+        f"`{op}`, K={kernel_size}, {channels}x{height}x{height}",
+        f"{whole.median_ms:.3g}" if whole else "",
+        f"{100 * (whole.floor_ratio or 0.0):.0f} %" if whole else "",
+        f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "",
+        f"{ratio(alone[-1], alone[0]):.2f}" if len(alone) == len(ALONE) else "",
+        f"{(whole.median_ms or 0.0) / mean:.2f}" if whole and len(alone) == len(ALONE) else "",
+        f"{least[0]:.2f} ({least[1].method}, {_angles(least[1])})" if least else "",
+    ]
+    return f"| {' | '.join(texts)} |"
+
+
+def _angles(row: Row) -> str:
+    return "eight angles" if row.angles == ALL else f"{row.angles}°"
