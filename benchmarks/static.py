@@ -23,7 +23,7 @@ from statistics import fmean
 import page_tables
 
 from tvm_orient import lower, schedules
-from tvm_orient.device import arch_device
+from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import OrientError
 from tvm_orient.predict import Predicted, predict, predict_layer
 from tvm_orient.spec import ConvSpec
@@ -109,17 +109,21 @@ def layers(arch: str) -> None:
         writer = csv.DictWriter(file, LAYER_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for op, kernel_size, height in itertools.product(OPS, KERNEL_SIZES, HEIGHTS):
-            spec = ConvSpec(op, CHANNELS, height, height, Taps.oriented([math.pi * i / 8 for i in range(8)], kernel_size))
-            found = predict_layer(spec, lower.default_choices(spec, device), device)
-            kernel = found[0].kernels[0]
-            first, *others = ({name: fmean(one.bounds[i].clocks[name] for one in found) for name in RESOURCES} for i in range(len(found[0].bounds)))
             alone = [row for row in single if (row["op"], row["kernel_size"], row["height"]) == (op, str(kernel_size), str(height))]
-            mirrored = [*alone, *alone[1:4]]
-            mean = fmean(float(row["clocks_" + row["bound"]]) + float(row["clocks_second"]) for row in mirrored)
-            bound, second = max(first, key=lambda name: first[name]), sum(max(other.values()) for other in others)
-            numbers = (kernel.registers, found[0].spills, kernel.shared, found[0].bounds[0].blocks, bound, *(f"{first[name]:.1f}" for name in RESOURCES))
-            writer.writerow(dict(zip(LAYER_COLUMNS, (op, height, kernel_size, *numbers, f"{second:.1f}", f"{mean:.1f}"), strict=True)))
+            writer.writerow(layer(op, kernel_size, height, device, alone))
             file.flush()
+
+
+def layer(op: str, kernel_size: int, height: int, device: Device, alone: Sequence[dict[str, str]]) -> Row:
+    """The row of one layer; alone: those of its angles from 0 to 90 degrees."""
+    spec = ConvSpec(op, CHANNELS, height, height, Taps.oriented([math.pi * i / 8 for i in range(8)], kernel_size))
+    found = predict_layer(spec, lower.default_choices(spec, device), device)
+    kernel = found[0].kernels[0]
+    first, *others = ({name: fmean(one.bounds[i].clocks[name] for one in found) for name in RESOURCES} for i in range(len(found[0].bounds)))
+    mean = fmean(float(row["clocks_" + row["bound"]]) + float(row["clocks_second"]) for row in [*alone, *alone[1:4]])  # mirrored ones take the same
+    bound, second = max(first, key=lambda name: first[name]), sum(max(other.values()) for other in others)
+    numbers = (kernel.registers, found[0].spills, kernel.shared, found[0].bounds[0].blocks, bound, *(f"{first[name]:.1f}" for name in RESOURCES))
+    return dict(zip(LAYER_COLUMNS, (op, height, kernel_size, *numbers, f"{second:.1f}", f"{mean:.1f}"), strict=True))
 
 
 def stages(arch: str) -> None:

@@ -95,7 +95,14 @@ SAME_FLOOR = {
     ("__init__", "aot"),
     ("__main__", "cli"),
 }
-EXTENDS = {"strips": "shared_patch", "shared_patch": "patches", "conv_dw": "two_pass", "strips_dw": "two_pass"}  # what a template is or schedules as, in part
+EXTENDS = {
+    "strips": "shared_patch",
+    "shared_patch": "patches",
+    "conv_dw": "two_pass",
+    "strips_dw": "two_pass",
+    "rows": "unrolled",
+    "pixels": "unrolled",
+}  # what a template is or schedules as, in part
 NEITHER_SEES_THE_OTHER = ("tune", "build")  # they meet in the records
 MAY_IMPORT_TVM = {
     "compute",

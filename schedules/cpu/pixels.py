@@ -14,21 +14,16 @@ from tvm_orient.gather import gather
 from tvm_orient.rewrite import cut
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template, divisors
+from ..base import Decisions, divisors
+from .unrolled import MOST_UNROLLED, Unrolled, vectors
 
-_MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
 _CACHE = 1 << 18  # bytes of a staged band that stay near
-
-
-def _vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
-    widest = device.vector_bytes // DTYPES[spec.sums]
-    return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)
 
 
 def _vector(spec: ConvSpec, device: Device) -> int:
     """The widest vector that the channels of a group fill."""
-    vectors = _vectors(spec, device)
-    return next((v for v in vectors if spec.channels % v == 0), next((v for v in reversed(vectors) if v >= spec.channels), vectors[0]))
+    lanes = vectors(spec, device)
+    return next((v for v in lanes if spec.channels % v == 0), next((v for v in reversed(lanes) if v >= spec.channels), lanes[0]))
 
 
 def _lanes(func: Any, block: str, vector: int, channels: int) -> Any:
@@ -36,23 +31,17 @@ def _lanes(func: Any, block: str, vector: int, channels: int) -> Any:
     return cut(func, block, 4, (0, channels % vector, vector), vector) if channels % vector else func
 
 
-class Pixels(Template):
+class Pixels(Unrolled):
     """conv and conv_dx."""
 
-    name, version, kind, ops, layouts = "cpu_pixels", 1, "cpu", ("conv", "conv_dx"), ("nhwc",)
-    sums = ("float32", "float64")
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.kernel_size > 256:
-            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
-        return None
+    name, version, ops, layouts = "cpu_pixels", 1, ("conv", "conv_dx"), ("nhwc",)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         g = gather(spec)
         rows = -(-g.output[0] // g.phases[0])
         bands = tuple(sorted({min(rows, r) * g.phases[0] for r in (4, 7, 8, 14, 16, 28, 32, 64, rows)}))
         pixels = tuple(p for p in (1, 2, 4, 6, 7, 8, 12, 14) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"vector": _vectors(spec, device), "rows": bands, "pixels": pixels}
+        return {"vector": vectors(spec, device), "rows": bands, "pixels": pixels}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, g, vector = self.knobs(spec, device), gather(spec), _vector(spec, device)
@@ -64,8 +53,8 @@ class Pixels(Template):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         work = len(spec.taps.distinct(0)) * decisions["pixels"]
-        if work > _MOST_UNROLLED and decisions["pixels"] > gather(spec).phases[1]:
-            return f"{decisions['pixels']} pixels unroll to {work} multiply-adds, at most {_MOST_UNROLLED}"
+        if work > MOST_UNROLLED and decisions["pixels"] > gather(spec).phases[1]:
+            return f"{decisions['pixels']} pixels unroll to {work} multiply-adds, at most {MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
@@ -111,19 +100,13 @@ class Pixels(Template):
         return cut(func, "y", 3, (0, channels), vector) if channels % vector else func
 
 
-class PixelsDw(Template):
+class PixelsDw(Unrolled):
     """conv_dw: sums of a block of taps stay in registers while a band passes; a second pass adds bands and images in order."""
 
-    name, version, kind, ops, layouts = "cpu_pixels_dw", 1, "cpu", ("conv_dw",), ("nhwc",)
-    sums = ("float32", "float64")
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.kernel_size > 256:
-            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
-        return None
+    name, version, ops, layouts = "cpu_pixels_dw", 1, ("conv_dw",), ("nhwc",)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"vector": _vectors(spec, device), "rows": divisors(spec.out_height, 64), "taps": (4, 8, 16, 24, 32)}
+        return {"vector": vectors(spec, device), "rows": divisors(spec.out_height, 64), "taps": (4, 8, 16, 24, 32)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         g, vector = gather(spec), _vector(spec, device)

@@ -15,15 +15,10 @@ from tvm_orient.gather import gather, round_up
 from tvm_orient.rewrite import AHEAD, ahead, cut
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, Template
+from ..base import Decisions
+from .unrolled import MOST_UNROLLED, Unrolled, vectors
 
 _FEW = 12  # taps: the cost is in moving rows, not in multiply-adds
-_MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
-
-
-def _vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
-    widest = device.vector_bytes // DTYPES[spec.sums]
-    return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)
 
 
 def _columns(spec: ConvSpec) -> int:
@@ -35,9 +30,9 @@ def _rows(spec: ConvSpec) -> int:
     return spec.out_height if spec.op != "conv_dx" else spec.height
 
 
-def _narrow(vectors: Sequence[int], spec: ConvSpec) -> int:
+def _narrow(lanes: Sequence[int], spec: ConvSpec) -> int:
     """Vectors of 32 bytes: unaligned ones straddle cache lines half as often as those of 64, and waste less of a short row."""
-    return max(v for v in vectors if v * DTYPES[spec.sums] <= 32 or v == vectors[-1])
+    return max(v for v in lanes if v * DTYPES[spec.sums] <= 32 or v == lanes[-1])
 
 
 def _ahead(spec: ConvSpec) -> int:
@@ -45,16 +40,10 @@ def _ahead(spec: ConvSpec) -> int:
     return int(spec.height * spec.width * spec.itemsize >= 512)
 
 
-class Rows(Template):
+class Rows(Unrolled):
     """conv and conv_dx."""
 
-    name, version, kind, ops = "cpu_rows", 3, "cpu", ("conv", "conv_dx")
-    sums = ("float32", "float64")
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.kernel_size > 256:
-            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
-        return None
+    name, version, ops = "cpu_rows", 3, ("conv", "conv_dx")
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         phases = spec.stride[0] if spec.op == "conv_dx" else 1
@@ -62,7 +51,7 @@ class Rows(Template):
         patch = tuple(p for p in (1, 2, 3, 4, 6, 7, 8) if p % phases == 0 and p <= max(phases, rows)) or (phases,)
         bands = tuple(sorted({-(-rows // p) for p in (1, 2, 4, 7, 8, 16, 32, 64, 128)}))
         return {
-            "vector": _vectors(spec, device),
+            "vector": vectors(spec, device),
             "patch_h": patch,
             "patch_v": (1, 2, 3, 4, 7),
             "band_patches": bands,
@@ -84,8 +73,8 @@ class Rows(Template):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         work = len(spec.taps.distinct(0)) * decisions["patch_h"] * decisions["patch_v"]
-        if work > _MOST_UNROLLED and decisions["patch_v"] > 1:
-            return f"a patch of {decisions['patch_h']} x {decisions['patch_v']} vectors unrolls to {work} multiply-adds, at most {_MOST_UNROLLED}"
+        if work > MOST_UNROLLED and decisions["patch_v"] > 1:
+            return f"a patch of {decisions['patch_h']} x {decisions['patch_v']} vectors unrolls to {work} multiply-adds, at most {MOST_UNROLLED}"
         return None
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
@@ -155,22 +144,16 @@ def _cut_stage(func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
     return cut(func, "stage", 4, (0, *(e for e in ends if 0 < e < stage.columns), stage.columns), vector)
 
 
-class RowsDw(Template):
+class RowsDw(Unrolled):
     """conv_dw: a task is one plane, sums of a block of taps stay in vector registers; a second pass adds the images in order."""
 
-    name, version, kind, ops = "cpu_rows_dw", 2, "cpu", ("conv_dw",)
-    sums = ("float32", "float64")
-
-    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if spec.kernel_size > 256:
-            return f"unrolls its taps, at most 256, got {spec.kernel_size}"
-        return None
+    name, version, ops = "cpu_rows_dw", 2, ("conv_dw",)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"vector": _vectors(spec, device), "taps": (4, 8, 16, 24, 32), "ahead": (0, 1, 2, 4)}
+        return {"vector": vectors(spec, device), "taps": (4, 8, 16, 24, 32), "ahead": (0, 1, 2, 4)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return {"vector": _narrow(_vectors(spec, device), spec), "taps": 16, "ahead": _ahead(spec)}
+        return {"vector": _narrow(vectors(spec, device), spec), "taps": 16, "ahead": _ahead(spec)}
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
