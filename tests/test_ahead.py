@@ -11,7 +11,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import ahead
+import run
+import typer
+from typer.testing import CliRunner
 
+from tvm_orient import peers as ways
 from tvm_orient.build import build, build_key
 from tvm_orient.cache import KernelCache
 from tvm_orient.device import cpu_device
@@ -62,6 +66,18 @@ def test_cells_whose_peers_are_not_compiled_are_late() -> None:
 def test_jobs_are_ours_then_the_compiled_peers() -> None:
     jobs = ahead.jobs_of([(SPECS[0], ["raster", "compiled_gather"]), (SPECS[1], [])])
     assert jobs == [(SPECS[0].key, ""), (SPECS[1].key, ""), (SPECS[0].key, "compiled_gather")]
+
+
+def test_peers_that_are_left_out() -> None:
+    names = [peer.name for peer in ways.PEERS]
+    assert run.rivals(SPECS[0], run.Among.ALL, ["raster"]) == [name for name in names if name != "raster"]
+    assert run.rivals(SPECS[0], run.Among.SOME, []) == names  # angle 0 alone
+    assert run.rivals(SPECS[1], run.Among.SOME, []) == run.rivals(SPECS[0], run.Among.NONE, []) == []
+    app = typer.Typer()
+    app.command()(run.main)
+    done = CliRunner().invoke(app, ["--without", "spoon"])
+    assert done.exit_code == 2
+    assert "without must be among compiled_gather" in " ".join(done.output.replace("│", "").split())
 
 
 def test_a_failure_is_no_exception() -> None:

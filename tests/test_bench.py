@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import math
 import os
+import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tvm_orient.device import arch_device, cpu_device
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.peers import Peer
 from tvm_orient.speeds import DEFAULT, TUNED, Row
-from tvm_orient.timers import last_level_cache, others_busy
+from tvm_orient.timers import keep_freed_memory, last_level_cache, others_busy
 
 TINY = ConvSpec("conv", 4, 6, 8, Taps.oriented(angles_between(2), 5))
 CPU = cpu_device()
@@ -299,3 +301,23 @@ def test_an_epilogue_is_refused() -> None:
     spec = ConvSpec("conv", 4, 5, 6, Taps.oriented([0.5], 3), bias=True)
     with pytest.raises(InvalidArgument, match=r"without an epilogue.*got conv\+bias-c4h5w6"):
         bench([spec], cpu_device(), batch=1)
+
+
+def test_calls_that_a_method_gets() -> None:
+    """Few where they are long, or where a peer is over three times as slow as we are."""
+    cell = module._Cell(TINY, CPU, 1, print, "a cell")
+    runs = [module._Run("ours", ours=True), module._Run("near"), module._Run("far"), module._Run("copy", floor=True), module._Run("slow", ours=True)]
+    for run, seconds in zip(runs, (0.01, 0.02, 0.04, 0.05, 2.0), strict=True):
+        run.seconds = seconds
+    assert [cell._share(run, runs, 30) for run in runs] == [30, 30, 5, 29, 5]
+    assert cell._share(runs[0], runs, 4) == 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_kept_has_no_page_faults() -> None:
+    keep_freed_memory()
+    for _ in range(2):
+        torch.zeros(16 * 2**20)  # 64 MiB, beyond what glibc keeps of itself
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(16 * 2**20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # of 16384 pages

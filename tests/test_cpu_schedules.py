@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from _helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
 
-from tvm_orient import schedules
+from tvm_orient import lower, schedules
 from tvm_orient.device import arch_device, cpu_device
 from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.lower import Choice
@@ -160,6 +160,21 @@ def test_a_spec_that_no_template_serves_says_why(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(schedules, "TEMPLATES", tuple(t for t in schedules.TEMPLATES if t.kind == "cuda"))
     with pytest.raises(Unsupported, match=r"no template serves conv-c2h8w8.*for cuda only"):
         schedules.default(ConvSpec("conv", 2, 8, 8, line(45, k=7)), CPU)
+
+
+def test_sums_of_a_patch_stay_in_registers() -> None:
+    """A row of seven vectors by patches of two: LLVM keeps eight sums in registers, and stores each once, not with every multiply-add."""
+    from tvm_orient.tvmkit import load_tvm, target
+
+    device, template = dataclasses.replace(CPU, vector_bytes=32), schedules.find("cpu_rows")
+    spec = spec_of("conv", 4, 56, 56, line(22.5, k=31))
+    decisions = {"vector": 8, "patch_h": 4, "patch_v": 2, "band_patches": 14, "tap_outer": 1, "ahead": 0}
+    assert template.invalid(spec, device, decisions) is None
+    module = lower.scheduled(spec, device, [Choice.of(template, decisions)])
+    code = load_tvm().compile(module, target=target(CPU)).mod.inspect_source("ll")
+    products, stores = code.count("@llvm.fmuladd.v8f32("), code.count("store <8 x float>")
+    assert products >= 8 * len(spec.taps.distinct(0))
+    assert stores < products / 4
 
 
 def test_divisors() -> None:

@@ -187,6 +187,16 @@ def test_the_default_is_of_the_least_estimate() -> None:
     assert schedules.default(spec_of("conv", 512, 56, 56, line(45, k=31)), GPU)[0].name == "shared_patch"
 
 
+def test_of_choices_as_close_the_one_that_compiles_sooner() -> None:
+    """A thread that owns a plane of 14x14 unrolls thousands of multiply-adds; strips of it are as fast by the estimate."""
+    spec, (whole, strips) = spec_of("conv_dw", 512, 14, 14, line(22.5, k=31)), map(schedules.find, ("two_pass_dw", "strips_dw"))
+    template, decisions = schedules.default(spec, GPU)
+    assert template is strips
+    assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, whole.default(spec, GPU))
+    part = dataclasses.replace(spec, height=28, width=28, taps=line(22.5, k=7))
+    assert schedules.default(part, GPU)[0] is whole, "where no code is long the first template goes before"
+
+
 # ---- one launch a layer -------------------------------------------------------------------------
 
 

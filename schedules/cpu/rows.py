@@ -153,7 +153,8 @@ class RowsDw(Unrolled):
         return {"vector": vectors(spec, device), "taps": (4, 8, 16, 24, 32), "ahead": (0, 1, 2, 4)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return {"vector": _narrow(vectors(spec, device), spec), "taps": 16, "ahead": _ahead(spec)}
+        taps = 8 if device.arch == "avx2" else 16  # it has 16 vector registers; AVX-512 and NEON have 32
+        return {"vector": _narrow(vectors(spec, device), spec), "taps": taps, "ahead": _ahead(spec)}
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
