@@ -1,6 +1,6 @@
 """Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and two pictures.
 
-    python benchmarks/run.py --target cpu            (make bench: about an hour on two cores, most of it peers that compile)
+    python benchmarks/run.py --target cpu            every peer in every cell: hours, most of them dense kernels; make bench leaves those out
     python benchmarks/run.py --target cuda           (make gpu-bench)
     python benchmarks/run.py --quick --peers none    a first look, in a minute or two
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from verdict import ALL, ALONE, ratio, served
+from verdict import ALL, ALONE, OPS, ratio, served
 
 from tvm_orient.speeds import Row, cells, pick
 
@@ -20,8 +20,7 @@ def speed_table(rows: Sequence[Row]) -> Iterator[str]:
     for cell in cells(rows).values():
         row = cell[0]
         found.setdefault((row.op, row.kernel_size, row.channels, row.height), {})[row.angles] = cell
-    ops = list(dict.fromkeys(op for op, *_ in found))
-    for problem in sorted(found, key=lambda problem: (ops.index(problem[0]), problem[1], -problem[3])):
+    for problem in sorted(found, key=lambda problem: (OPS.index(problem[0]), problem[1], -problem[3])):
         yield _line(problem, found[problem])
 
 
