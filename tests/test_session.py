@@ -111,7 +111,7 @@ def test_the_quick_form_on_the_cpu(tmp_path: Path) -> None:
     rows = read_csv(state / "untuned.csv")
     assert any(row.checked and row.median_ms for row in rows)
     assert list(state.glob("tuning_logs/*/conv.jsonl"))
-    assert "| conv | float32 | 7 | copy / ours |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| conv | float32 | 31 | copy / ours |" in (tmp_path / "out" / "report.md").read_text()
     assert (state / "check-fast.xml").exists()
     said = gpu_session.collect(tmp_path / "out" / "results.tar.gz", tmp_path / "unpacked", tmp_path / "results", tmp_path / "shipped")
     assert {path.name.partition("-untuned")[2] for path in (tmp_path / "results").glob("*-untuned.*")} == {".csv", ".png"}
