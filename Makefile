@@ -47,7 +47,7 @@ docs: $(READY) ## the documentation as HTML, in build/docs; a warning is an erro
 docs-pictures: $(READY) ## draw the pictures of docs/semantics.md again
 	$(PYTHON) docs/pictures.py
 
-# dense kernels and the gather are left out: where they were timed they took 50 times as long as ours and more
+# rasterised kernels and the gather are left out: where they were timed they took 50 times as long as ours and more
 bench: $(READY) ## time the CPU kernels against the fastest peers (about 50 minutes)
 	$(PYTHON) benchmarks/run.py --target cpu --cold --repeats 15 --patience 90 $(addprefix --without ,raster grouped_raster compiled_gather)
 

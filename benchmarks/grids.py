@@ -46,7 +46,7 @@ def table(kind: str, quick: bool = False) -> Grid:
     """
     sides, dtypes = ((28,) if quick else (56, 14, 28)), (("float32",) if quick or kind == "cpu" else ("float32", *_HALVES))
     alone = (0.0,) if quick else EIGHT
-    layers = [(taps, plane) for taps in (31, 7) for plane in _squares([512] * len(sides), sides)]
+    layers = [(taps, plane) for taps in (31, 7) for plane in [(512, side, side) for side in sides]]
     together = [spec(op, plane, taps, dtype=dtype) for dtype in dtypes for taps, plane in layers for op in OPS]
     single = [spec(op, plane, taps, (angle,), dtype=dtype) for dtype in dtypes for taps, plane in layers for angle in alone for op in OPS]
     return Grid(8 if kind == "cpu" else 64, tuple(together + single))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from verdict import ALL, ALONE, OPS, ratio, served
+from verdict import ALL, ALONE, OPS, evenness, merging, ratio, served
 
 from tvm_orient.speeds import Row, cells, pick
 
@@ -27,19 +27,19 @@ def speed_table(rows: Sequence[Row]) -> Iterator[str]:
 def _line(problem: Problem, by_angles: dict[str, list[Row]]) -> str:
     op, kernel_size, channels, height = problem
     ours = {angles: row for angles, cell in by_angles.items() if (row := served(cell)) is not None}
-    alone = sorted((row for angles, row in ours.items() if angles in ALONE), key=lambda row: row.median_ms or 0.0)
-    shares = [row.floor_ratio or 0.0 for row in alone]
+    shares = [row.floor_ratio or 0.0 for angles, row in ours.items() if angles in ALONE]
+    uneven = next(evenness(ours.values()), None) if len(shares) == len(ALONE) else None
+    merged = next(merging(ours.values()), None)
     peers = [(ratio(peer, ours[angles]), peer) for angles, cell in by_angles.items() if angles in ours and (peer := pick(cell, "cold")) is not None]
     least = min(peers, key=lambda pair: pair[0], default=None)
     whole = ours.get(ALL)
-    mean = sum(row.median_ms or 0.0 for row in alone) / len(alone) if alone else 0.0
     texts = [
         f"`{op}`, K={kernel_size}, {channels}x{height}x{height}",
         f"{whole.median_ms:.3g}" if whole else "",
         f"{100 * (whole.floor_ratio or 0.0):.0f} %" if whole else "",
         f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "",
-        f"{ratio(alone[-1], alone[0]):.2f}" if len(alone) == len(ALONE) else "",
-        f"{(whole.median_ms or 0.0) / mean:.2f}" if whole and len(alone) == len(ALONE) else "",
+        f"{uneven[0]:.2f}" if uneven else "",
+        f"{merged[0]:.2f}" if merged else "",
         f"{least[0]:.2f} ({least[1].method}, {_angles(least[1])})" if least else "",
     ]
     return f"| {' | '.join(texts)} |"

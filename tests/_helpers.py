@@ -266,12 +266,6 @@ def nvrtc_missing() -> str | None:
     return None
 
 
-def together(sources: dict[str, str]) -> str:
-    """Several sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
-    whole = max((source.partition('extern "C"')[0] for source in sources.values()), key=len)  # with the helpers that any of them calls
-    return whole + "".join(source[source.index('extern "C"') :].replace("main_kernel", f"{name}_kernel") for name, source in sources.items())
-
-
 def build_for_gpu(key: str) -> None:
     """Compile a spec for the first GPU into the session's cache; what fails fails again in the test that needs it."""
     from tvm_orient.build import build

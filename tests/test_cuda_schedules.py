@@ -95,11 +95,11 @@ def test_default_of_each_template(template: Template, case: str) -> None:
 @pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
     """Each value of each knob, several at once; and a reason for every step from the default that is none."""
-    tried = covering(template, spec, GPU)
+    tried, default = covering(template, spec, GPU), template.default(spec, GPU)
     for decisions in tried:
         check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
     for decisions, reason in variations(template, spec, GPU):
-        changed = next(name for name in decisions if decisions[name] != template.default(spec, GPU)[name])
+        changed = next(name for name in decisions if decisions[name] != default[name])
         assert reason is None or reason.strip()
         assert reason is not None or any(one[changed] == decisions[changed] for one in tried)
     assert tried or not any(len(values) > 1 for values in template.knobs(spec, GPU).values())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of, together
+from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of
 
 import tvm_orient as to
 from tvm_orient import lower
@@ -47,6 +47,7 @@ def test_cuda(op: str, dtype: str, case: str) -> None:
 @pytest.mark.parametrize(("arch", "dtype"), [("sm_80", "bfloat16"), ("sm_90a", "float16")])
 def test_cuda_compiles(arch: str, dtype: str) -> None:
     from tvm_orient import nvrtc, sass
+    from tvm_orient.predict import together
 
     device, sources = arch_device(arch), {}
     for op in OPS:

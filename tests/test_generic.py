@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of, together
+from _helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
 from test_cpu_schedules import CASES as CPU_CASES
 from test_cuda_schedules import CASES as CUDA_CASES
 
@@ -52,6 +52,7 @@ def test_cuda(op: str, case: str) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"])
 def test_cuda_compiles_without_spills(arch: str) -> None:
     from tvm_orient import nvrtc, sass
+    from tvm_orient.predict import together
 
     device, specs = arch_device(arch), {op: spec_of(op, 1, 1, 1, line(0, k=1)) for op in OPS}
     sources = {op: lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device) for op, spec in specs.items()}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of, together
+from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
 from tvm_orient import banks, figures, integers, lower, nvrtc, sass, schedules, trace
 from tvm_orient.bound import outputs_of
@@ -19,7 +19,7 @@ from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.gather import gather
 from tvm_orient.lower import Choice
-from tvm_orient.predict import Predicted, predict
+from tvm_orient.predict import Predicted, predict, together
 from tvm_orient.spec import ConvSpec
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,25 @@ class Predicted:
         return sum(kernel.spills for kernel in self.kernels)
 
 
+def together(sources: Mapping[str, str]) -> str:
+    """Several CUDA sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
+    parts = {name: source.partition(_STARTS) for name, source in sources.items()}
+    head = max((before for before, *_ in parts.values()), key=len, default="")  # with the helpers that any of them calls
+    return head + "".join((starts + rest).replace("main_kernel", f"{name}_kernel") for name, (_, starts, rest) in parts.items())
+
+
 def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
     """Compile single-angle specs by their choices, all in one source (half of NVRTC's time is headers), and predict each.
 
     Raises:
         BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin`, `sass.kernels` and `trace.run`.
     """
-    head, whole, launches = "", "", []
+    sources, launches = {}, []
     for index, (spec, choice) in enumerate(cases):
         module = scheduled(spec, device, [choice])
-        source = cuda_source(module, device)
-        head = max(head, source.partition(_STARTS)[0], key=len)  # with the helpers that any of them calls
-        whole += source[source.index(_STARTS) :].replace("main_kernel", f"case{index}_kernel")
+        sources[f"case{index}"] = cuda_source(module, device)
         launches.append([] if is_generic([choice]) or not has_figures(device.arch) else _launches(module, spec, choice))
-    found = {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(head + whole, device.arch))}
+    found = {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(together(sources), device.arch))}
     results = []
     for index, (spec, _) in enumerate(cases):
         kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)

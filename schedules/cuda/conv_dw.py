@@ -211,7 +211,7 @@ class ConvDw(TwoPass):
             return f"vector: columns are parted by the stride, or tiles of {tile} do not part into groups of {decisions['vector']}"
         if tile % chunk or (tile and decisions["whole"]):
             return f"lanes and patch_w must part the {tile} columns of a tile, which is no whole plane, got {chunk}"
-        return self._unfit(spec, self._threads(decisions), *self._shared(spec, decisions), 0 if decisions["whole"] else self.unrolled(spec, decisions))
+        return self._unfit(spec, self._threads(decisions), *self._shared(spec, decisions), self.unrolled(spec, decisions))
 
     def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
         return whole.products(spec) if decisions["whole"] else len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
