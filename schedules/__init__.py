@@ -11,12 +11,12 @@ from .base import CLOSE, Decisions, Generic, Template
 from .cpu import generic as cpu_generic
 from .cpu import pixels as cpu_pixels
 from .cpu import rows
-from .cuda import conv_dw, direct, lines, pixels, shared_patch, strips, strips_dw, whole_plane
+from .cuda import conv_dw, direct, lines, pixels, plane_lanes, shared_patch, strips, strips_dw, whole_plane
 from .cuda import generic as cuda_generic
 
 TEMPLATES: tuple[Template, ...] = (
     rows.TEMPLATE, rows.DW_TEMPLATE, cpu_pixels.TEMPLATE, cpu_pixels.DW_TEMPLATE,
-    shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, strips_dw.TEMPLATE,
+    shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, plane_lanes.TEMPLATE, direct.TEMPLATE, conv_dw.TEMPLATE, strips_dw.TEMPLATE,
     pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
 _LONG = 2048  # multiply-adds in the code of a thread, for which NVRTC takes twenty seconds

@@ -186,9 +186,10 @@ def tiles(spec: ConvSpec, patch: int = 1) -> tuple[int, ...]:
     return (0, *sorted(found)) if g.step[1] > 1 or width > _NARROW else (0,)
 
 
-def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1) -> None:
+def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
     """All threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
-    sch.set_scope(block, 0, "shared")
+    if scope == "shared":
+        sch.set_scope(block, 0, scope)
     *loops, last = sch.get_loops(block)[around:]
     loop = sch.fuse(*loops) if vector > 1 else sch.fuse(*loops, last)
     _, thread = sch.split(loop, [None, threads])
@@ -217,8 +218,8 @@ def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
     return copy, 1 + sum(batches(count, vector) for count in turns)
 
 
-def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1) -> None:
-    """As `cooperate`, for staged planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn.
+def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
+    """As `cooperate`, for planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn. scope: of what is filled.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
     """
@@ -227,9 +228,10 @@ def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: i
     across = math.prod(int(sch.get(loop).extent) for loop in columns)
     planes, rows, *_ = by_rows(int(sch.get(plane).extent), int(sch.get(row).extent), across, threads)
     if not rows:
-        cooperate(sch, block, threads, vector, around)
+        cooperate(sch, block, threads, vector, around, scope)
         return
-    sch.set_scope(block, 0, "shared")
+    if scope == "shared":
+        sch.set_scope(block, 0, scope)
     turn, plane = sch.split(plane, [None, planes])
     step, row = sch.split(row, [None, rows])
     sch.reorder(turn, step, plane, row)

@@ -161,6 +161,14 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         return result
 
     shape = (n, channels, *g.output)
+    if form.lean is not None:
+
+        def leaning(a: Any, c: Any, i: Any, j: Any) -> Any:
+            h, w = form.lean.place(g.output, i, j)
+            return ended(by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c)
+
+        own = te.compute(shape, leaning, name="own")
+        return te.create_prim_func([source, weight, *given, te.compute(shape, lambda a, c, h, w: own[a, c, h, w], name="y")])
     if not form.vector:
         y = te.compute(shape, lambda a, c, h, w: ended(by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c), name="y")
         return te.create_prim_func([source, weight, *given, y])

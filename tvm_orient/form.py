@@ -7,6 +7,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Lean:
+    """A plane whose columns move by `rise` every `run` rows (axis 1), modulo the width, or whose rows do every `run` columns (axis 0)."""
+
+    axis: int
+    rise: int
+    run: int
+
+    def place(self, shape: tuple[int, int], row: Any, column: Any) -> tuple[Any, Any]:
+        """(row, column) in the plane of what lies at row and column of the leaning plane."""
+        at, along = (row, column) if self.axis == 0 else (column, row)
+        moved = (at + (along * self.rise + self.run // 2) // self.run) % shape[self.axis]
+        return (moved, column) if self.axis == 0 else (row, moved)
+
+
+@dataclass(frozen=True)
 class Form:
     """How a template wants the stages laid out; never changes what is computed.
 
@@ -20,6 +35,7 @@ class Form:
     pruned: axis (0: rows, 1: columns) along which the stage has no halo; a tap outside the plane there is left out by a test, which a
         template must make constant.
     line: y and the stage are by line of the plane along the taps instead of by column (`lines`).
+    lean: how outputs lean in a stage "own" before "y", stored by place on the leaning plane until `leaning.in_place` moves it (None: no such stage).
     tile: the stage is cut into tiles of this many outputs of each phase, with columns as they lie in memory (0: whole rows, parted by stride);
         bands of conv_dw are as wide.
     rows: conv_dw sums bands of this many rows apart (0: all).
@@ -42,6 +58,7 @@ class Form:
     narrow: bool = False
     pruned: int | None = None
     line: bool = False
+    lean: Lean | None = None
     tile: int = 0
     rows: int = 0
     run: int = 1

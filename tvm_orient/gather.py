@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .form import Lean
 from .spec import ConvSpec
 from .taps import Offset
 
@@ -99,6 +100,15 @@ class Stage:
     def split(self, column: Any) -> tuple[Any, Any]:
         """(tile, column of the stage) that an output column reads at shift 0."""
         return (column // self.tile, column % self.tile * self.across) if self.tile else (0, column)
+
+
+def lean_of(spec: ConvSpec) -> Lean:
+    """How outputs lean along the line of the taps: by rows where it is steep, by columns where it is shallow."""
+    g = gather(spec)
+    far = max(g.every, key=lambda t: max(abs(t.row), abs(t.col)), default=Term(1, 0, ()))
+    row, column = far.row * g.phases[0] * g.step[1], far.col * g.phases[1] * g.step[0]
+    axis, rise, run = (1, column, row) if abs(row) >= abs(column) else (0, row, column)
+    return Lean(axis, rise if run > 0 else -rise, abs(run) or 1)
 
 
 def nearest(value: int, period: int) -> int:

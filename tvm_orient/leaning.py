@@ -1,0 +1,61 @@
+"""Outputs of a plane along the slope of its taps: where they lie, and a block of warps that each know their own at compile time.
+
+A column of a leaning plane moves with each row as the line of taps does, modulo the width (a row, with each column). What neighbours along it
+read then lies along it too, so that a thread needs few values besides those at its own outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .form import Lean
+from .rewrite import renamed
+from .tvmkit import load_tvm
+
+load_tvm()
+
+from tvm import tirx  # noqa: E402  (after the version guard)
+from tvm.ir import Range, TensorRegion  # noqa: E402
+from tvm.s_tir import SBlock  # noqa: E402
+from tvm_ffi import structural_map  # noqa: E402
+
+OWN = "own"  # block of what is stored by place on a leaning plane until `in_place` moves it
+_BUFFER = f"{OWN}_shared"
+
+
+def in_place(func: Any, lean: Lean, shape: tuple[int, int]) -> Any:
+    """The scheduled function with OWN stored where it belongs."""
+
+    def store(op: Any) -> Any:
+        if op.buffer.name != _BUFFER:
+            return op
+        *outer, row, column = op.indices
+        return tirx.BufferStore(op.buffer, op.value, [*outer, *lean.place(shape, row, column)])
+
+    def region(op: Any) -> Any:
+        return tirx.BufferRegion(op.source, [*op.region[:-2], *(Range(0, size) for size in shape)]) if op.source.name == _BUFFER else op
+
+    return func.with_body(structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)]))
+
+
+def by_warp(func: Any, parts: int) -> Any:
+    """The scheduled function whose threads take one branch of `parts`, by their index: each has its part of the outputs as a constant.
+
+    The loop over threads that computes OWN must be one over parts and, inside, planes.
+    """
+
+    def split(loop: Any) -> Any:
+        if loop.thread_binding is None or loop.thread_binding.thread_tag != "threadIdx.x" or not _computes(loop.body):
+            return loop
+        planes = int(loop.extent) // parts
+        lane = loop.loop_var % planes
+        branches = [tirx.IfThenElse(loop.loop_var // planes == part, renamed(loop.body, loop.loop_var, lane + part * planes), None) for part in range(parts)]
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, tirx.SeqStmt(branches), loop.thread_binding, loop.annotations)
+
+    return func.with_body(structural_map(func.body, (tirx.For, split)))
+
+
+def _computes(body: Any) -> bool:
+    found: list[Any] = []
+    structural_map(body, (SBlock, lambda block: found.append(block.name_hint) or block))
+    return OWN in found
