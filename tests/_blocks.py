@@ -91,6 +91,7 @@ template <class T> static T tvm_orient_load(const void* from, bool inside) {
   if (inside) { aligned(from, sizeof(T)); memcpy(&value, from, sizeof(T)); }
   return value;
 }
+template <int PART, class T> static float tvm_orient_value(const T* four) { aligned(four, 8); return four[PART]; }
 template <class T> static void tvm_orient_store(float* to, T value, bool inside) {
   if (inside) { aligned(to, sizeof(T)); memcpy(to, &value, sizeof(T)); }
 }
@@ -129,13 +130,13 @@ static inline float __shfl_xor_sync(unsigned, float v, int mask, int = 32) { ret
 
 // cp.async: the copy takes place when it is waited for, so that a missing wait shows; in descending order at once, so that one that comes too early does
 struct Copy {
-  float* to; const float* from; int bytes; bool inside;
+  void* to; const void* from; int bytes; bool inside;
   void arrive() const { if (inside) memcpy(to, from, bytes); else memset(to, 0, bytes); }
 };
 static bool early;
 static std::vector<Copy> copies[MOST];
 static size_t older[MOST], sent[MOST];  // of these: before the last group, and all that are in a group
-template <int BYTES> static void tvm_orient_copy(float* to, const float* from, bool inside) {
+template <int BYTES> static void tvm_orient_copy(void* to, const void* from, bool inside) {
   aligned(to, BYTES);
   if (inside) aligned(from, BYTES);
   if (early) Copy{to, from, BYTES, inside}.arrive();

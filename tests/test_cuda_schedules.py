@@ -23,6 +23,7 @@ from tvm_orient.taps import Taps
 GPU = arch_device("sm_90a")
 SMALL_GPU = arch_device("sm_89")  # 99 KiB of shared memory a block
 TEMPLATES = of_kind("cuda")
+GRID = [[[h, w] for h in range(-7, 8) for w in range(-7, 8)]]
 FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [1, -3], [9, -8]]])
 # name: channels, height, width, taps, stride, padding; small, thin and odd planes first, then those of the networks, then the
 # sizes where the published kernels fail (reference/oriented1d.md 3.6)
@@ -165,10 +166,23 @@ def test_the_reasons_of_whole_plane() -> None:
     template = schedules.find("whole_plane")
     assert "at most 64 outputs" in str(template.declines(spec_of("conv", 64, 14, 14, line(45, k=7)), GPU))
     assert "float32" in str(template.declines(spec_of("conv", 64, 7, 7, line(45, k=7), dtype="float64"), GPU))
-    many = Taps.from_offsets([[[h, w] for h in range(-7, 8) for w in range(-7, 8)]])
-    assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 15, 15, many, 2, "circular"), GPU))
+    assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 15, 15, Taps.from_offsets(GRID), 2, "circular"), GPU))
     spec = spec_of("conv", 256, 15, 15, line(45, k=7), 2)
     assert "shared memory" in str(template.invalid(spec, GPU, {**template.default(spec, GPU), "planes": 128}))
+
+
+def test_the_reasons_of_plane_lanes() -> None:
+    template = schedules.find("plane_lanes")
+    assert "at most 256 inputs" in str(template.declines(spec_of("conv", 64, 28, 28, line(45, k=7)), GPU))
+    assert "no number of warps" in str(template.declines(spec_of("conv", 64, 40, 1, line(90, k=7)), GPU))
+    assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 14, 14, Taps.from_offsets(GRID)), GPU))
+    spec = spec_of("conv", 64, 14, 14, line(45, k=31))
+    default = template.default(spec, GPU)
+    assert "shared memory" in str(template.invalid(spec, GPU, {**default, "planes": 64}))
+    small = spec_of("conv", 64, 16, 2, line(0, k=3))
+    assert "threads, at most 1024" in str(
+        template.invalid(spec_of("conv", 64, 4, 32, line(90, k=3)), GPU, {**template.default(small, GPU), "planes": 64, "parts": 32})
+    )
 
 
 def test_the_reasons_of_direct() -> None:
@@ -277,7 +291,7 @@ def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
     spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), schedules.find("shared_patch")
     decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0, "skew": 4}
-    decisions |= ONE_TILE
+    decisions |= {"raw": 0, **ONE_TILE}
     assert template.invalid(spec, GPU, decisions) is None
     check_blocks(spec, [Choice.of(template, decisions)])
 
@@ -388,11 +402,11 @@ def test_no_room_for_rows_that_do_not_exist() -> None:
 
 
 def test_loads_go_by_batches() -> None:
-    """A loop that copies half precision loads first and stores then; copies of float32 are asynchronous and no batches."""
-    sources = {}
+    """A loop that converts half precision loads first and stores then; copies of float32 are asynchronous and no batches."""
+    sources, template = {}, schedules.find("shared_patch")
     for dtype in ("float16", "float32"):
         spec = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype=dtype)
-        sources[dtype] = lower.cuda_source(lower.scheduled(spec, GPU, lower.default_choices(spec, GPU)), GPU)
+        sources[dtype] = source_of(spec, [Choice.of(template, {**template.default(spec, GPU), "raw": 0})])
     first, then = sources["float16"].split("tvm_orient_held[", 1)[1].split("#pragma unroll\n")[1:3]
     assert "tvm_orient_load<" in first
     assert "stage_shared_ptr" not in first
@@ -400,6 +414,28 @@ def test_loads_go_by_batches() -> None:
     assert "x_ptr" not in then.split("__syncthreads", maxsplit=1)[0]
     assert "tvm_orient_load<" not in kernel_of(sources["float32"])
     assert "tvm_orient_copy<" in sources["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_staged_as_it_lies(dtype: str) -> None:
+    """Copies of whole words are asynchronous, values are read four at a time; in whole rows, in tiles and by planes that stand apart."""
+    template = schedules.find("shared_patch")
+    for case, decisions in [
+        (("conv", 4, 12, 16, line(22.5, 90, k=7)), {"patch_h": 4, "patch_w": 4, "row_patches": 4, "planes": 2, "skew": 4, "tile": 0}),
+        (("conv_dx", 2, 9, 112, line(135, k=9)), {"patch_h": 2, "patch_w": 4, "row_patches": 2, "planes": 1, "skew": 0, "tile": 28}),
+    ]:
+        spec, choices = dataclasses.replace(spec_of(*case), dtype=dtype), []
+        for _, _, part in spec.parts():
+            chosen = {"vector": 4, "weights_shared": 1, "collect": 0, "pad": 4, "raw": 1, **ONE_TILE, **decisions}
+            assert template.invalid(part, GPU, chosen) is None
+            choices.append(Choice.of(template, chosen))
+        check_serial(spec, choices, batches=(2,))
+        check_blocks(spec, choices)
+        kernel = kernel_of(source_of(spec, choices))
+        assert "tvm_orient_copy<8>(stage_shared_ptr" in kernel
+        assert "tvm_orient_value<" in kernel
+        assert "(float)stage_shared" not in kernel
+    assert "begin at multiples" in str(template.invalid(spec, GPU, {**chosen, "patch_w": 2}))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -22,6 +22,7 @@ _POINTER = re.compile(rf"({_HALF})\* __restrict__ (\w+_ptr)")
 _LOAD = re.compile(rf"\*\((?P<type>{_HALF}(?P<lanes>[24]))\*\)\((?P<wide>\w+_ptr) \+ |(?P<one>\w+_ptr)\[")
 _STORE = re.compile(r"(?m)^ *(?:\*\(\w+\*\)\(\w+_shared_ptr \+ .*\)|\w+_shared_ptr\[.*\]) = ")
 _FLOATS = re.compile(r"\*\(float[24]\*\)\((?P<to>\w+_shared_ptr \+ .*)\) = (?P<value>\w+);")  # a vector of them, stored to shared memory
+_WORDS = re.compile(rf"\*\({_HALF}[24]\*\)\(\w+_shared_ptr \+ .*\) = ")  # stored as they were loaded, which `staging` does better
 _OTHERWISE = re.compile(r"\} else \{\n(.*)\n")
 _ZERO = re.compile(r" *\w+ = (?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f.*);")
 _TEST, _PLACE = re.compile(r" *if (\(.*\)) \{"), re.compile(r" *int \w+ = .*;")
@@ -52,6 +53,8 @@ def batched(source: str) -> str:
 
 def _parted(loop: re.Match[str], types: dict[str, str]) -> str:
     body, turn, turns = loop["body"], loop["turn"], int(loop["turns"])
+    if _WORDS.search(body):
+        return loop[0]
     loads, otherwise = list(_loads(body, types)), _OTHERWISE.findall(body)
     one_copy = len(loads) == len(_STORE.findall(body)) == 1 and not ("for (" in body or "__syncthreads" in body)
     if not one_copy or len(otherwise) > 1 or not all(map(_ZERO.fullmatch, otherwise)):

@@ -36,7 +36,8 @@ KERNEL, HOW = "kernel.so", "how.json"
 # what decides the bytes of a kernel, beside the schedules: an edit makes every entry a miss (a test follows the imports)
 GENERATORS = (
     "taps", "spec", "form", "gather", "epilogue", "expressions", "compute", "image_sums", "unrolled_dw", "channels_last", "lines", "leaning", "merge",
-    "rewrite", "pipeline", "staging", "batches", "guarded", "predicated", "figures", "banks", "estimate", "whole", "anysize", "tvmkit", "lower", "pool",
+    "rewrite", "pipeline", "staging", "batches", "halves", "guarded", "predicated", "figures", "banks", "estimate", "whole", "anysize", "tvmkit", "lower",
+    "pool",
 )  # fmt: skip
 Choice = tuple[str, int, tuple[tuple[str, int | str], ...]]
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")

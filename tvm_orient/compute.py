@@ -30,8 +30,8 @@ from tvm_ffi import structural_map  # noqa: E402
 COMPUTE_VERSION = 1
 
 
-def padded_stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int) -> Any:
-    """The source (n, c, rows, column phase, columns / quad, quad) padded as the mode says.
+def padded_stage(source: Any, g: Gather, shape: Stage, dtype: str, quad: int) -> Any:
+    """The source (n, c, rows, column phase, columns / quad, quad) padded as the mode says, in dtype.
 
     With quad > 1 a group of columns is all inside the plane or all outside: one test, one vector load.
     """
@@ -46,14 +46,14 @@ def padded_stage(source: Any, g: Gather, shape: Stage, spec: ConvSpec, quad: int
     def padded(n: Any, c: Any, i: Any, b: Any, j: Any, v: Any) -> Any:
         row, col = i - shape.top, (j * quad + v) * shape.phases + b * (apart or 1) - shape.left
         if g.wrap:
-            return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)].astype(spec.sums)
+            return source[n, c, tirx.floormod(row, height), tirx.floormod(col, width)].astype(dtype)
         inside = [] if shape.rows == height and shape.top == 0 else [row >= 0, row < height]
         if quad > 1:
             first = b * (apart // quad)
             inside += [j + first >= shape.left // quad, j + first < (shape.left + width) // quad]
         else:
             inside += [col >= 0, col < width]
-        return te.if_then_else(te.all(*inside), source[n, c, row, col].astype(spec.sums), tirx.const(0, spec.sums))
+        return te.if_then_else(te.all(*inside), source[n, c, row, col].astype(dtype), tirx.const(0, dtype))
 
     return te.compute((*source.shape[:2], shape.rows, shape.phases * shape.tiles, shape.columns // quad, quad), padded, name="stage")
 
@@ -115,7 +115,7 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     padded = dataclasses.replace(g, output=(round_up(g.output[0], form.rows or 1), g.output[1]))
     shape_of = padded.stage(columns, form.halo, form.pitch, form.tile, form.pruned)
     top, zero = shape_of.top, tirx.const(0, spec.sums)
-    stage: Any = None if form.bare else padded_stage(source, g, shape_of, spec, form.quad)
+    stage: Any = None if form.bare else padded_stage(source, g, shape_of, spec.dtype if form.raw else spec.sums, form.quad)
 
     def weight_of(c: Any, t: Term) -> Any:
         return total_of([weight[c, s].astype(spec.sums) for s in t.taps])
@@ -149,7 +149,8 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
                 continue
             (phase, shift), (tile, column) = shape_of.place(t.col), shape_of.split(j)
             column = column + shift
-            products.append(weight_of(c, t) * stage[a, c, i * g.step[0] + t.row + top, tile + phase, column // form.quad, column % form.quad])
+            read = stage[a, c, i * g.step[0] + t.row + top, tile + phase, column // form.quad, column % form.quad]
+            products.append(weight_of(c, t) * read.astype(spec.sums))
         return total_of(products) if products else zero
 
     def by_phase(a: Any, c: Any, h: Any, b: Any, j: Any) -> Any:
@@ -217,7 +218,7 @@ def _dw_func(spec: ConvSpec, channels: int, form: Form) -> Any:
     bands = tall // rows * tiles
     g = dataclasses.replace(g, output=(tall, width), terms={(0, 0): terms})  # padded rows meet a dy of zero
     shape_of = g.stage(columns, form.halo, form.pitch, form.tile)
-    stage, top = padded_stage(source, g, shape_of, spec, form.quad), shape_of.top
+    stage, top = padded_stage(source, g, shape_of, spec.sums, form.quad), shape_of.top
     where = [shape_of.place(t.col) for t in terms]
     trows, phases, shifts = constants([t.row + top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
     zero = tirx.const(0, spec.sums)

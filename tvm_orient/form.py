@@ -29,6 +29,7 @@ class Form:
     halo, pitch: columns of the left halo, and of a staged row, are a multiple of this.
     quad: columns are staged in groups of this many, loaded as one vector.
     reduce: sum over taps by a loop, so that taps can stand outside the patch.
+    raw: images are staged as they lie in memory, and a value is converted where it is used, not where it is staged.
     sweep: add the taps of an output from the topmost row down, so that a patch needs few values of the stage at once.
     bare: no stage; a tap outside the plane is left out by a test, which a template must make constant.
     narrow: the stage holds the columns that are read, not whole rows.
@@ -53,6 +54,7 @@ class Form:
     pitch: int = 1
     quad: int = 1
     reduce: bool = False
+    raw: bool = False
     sweep: bool = False
     bare: bool = False
     narrow: bool = False

@@ -161,11 +161,12 @@ def _finished(source: str, arch: str) -> str:
     """CUDA source with what TVM cannot say: branches that may hold barriers, and copies that nobody waits for one by one, from sm_80 on asynchronous."""
     from .batches import batched
     from .guarded import declared
+    from .halves import by_words
     from .merge import branches
     from .predicated import predicated
     from .staging import asynchronous
 
-    source = declared(batched(branches(source)))
+    source = declared(batched(by_words(branches(source))))
     return asynchronous(predicated(source)) if int(arch.removeprefix("sm_").rstrip("af")) >= 80 else source
 
 

@@ -47,11 +47,11 @@ def renamed(body: Any, var: Any, place: Any) -> Any:
     names = [(var, place)]
 
     def define(node: Any) -> Any:
-        defined = [node.loop_var] if isinstance(node, tirx.For) else [v.var for v in node.iter_vars]
-        names.extend((old, tirx.Var(old.name, "int32")) for old in defined)
+        defined = [v.var for v in node.iter_vars] if isinstance(node, SBlock) else [node.loop_var if isinstance(node, tirx.For) else node.var]
+        names.extend((old, tirx.Var(old.name, old.ty)) for old in defined)
         return node
 
-    structural_map(body, [(tirx.For, define), (SBlock, define)])
+    structural_map(body, [(tirx.For, define), (SBlock, define), (tirx.Let, define)])
     return structural_map(body, (tirx.Var, lambda v: next((new for old, new in names if v.same_as(old)), v)))
 
 

@@ -13,7 +13,7 @@ from .pipeline import AHEAD
 
 _HELPER = """
 #if defined(__CUDACC__)
-template <int BYTES> __device__ __forceinline__ void tvm_orient_copy(float* to, const float* from, bool inside) {
+template <int BYTES> __device__ __forceinline__ void tvm_orient_copy(void* to, const void* from, bool inside) {
   const unsigned place = __cvta_generic_to_shared(to);
   const int bytes = inside ? BYTES : 0;
   if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(place), "l"(from), "r"(bytes) : "memory");
@@ -28,13 +28,15 @@ __device__ __forceinline__ int tvm_orient_hidden(int value) {
 }
 #endif
 """
-_ZERO = r"(?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f[^;]*)"
-_FROM = r"(?:\*\(float[24]\*\)\((?P<wide>\w+_ptr \+ .*)\)|(?P<one>\w+_ptr)\[(?P<at>.*)\])"
-_TO = r"(?:\*\(float[24]\*\)\((?P<to>\w+_shared_ptr \+ .*)\)|(?P<shared>\w+_shared_ptr)\[(?P<place>.*)\])"
+_ZERO = r"(?:make_\w+[24]\(.*\)|0x0p\+0f[^;]*)"
+_WIDE = r"\*\((?:float|half|nv_bfloat16)[24]\*\)"
+_FROM = rf"(?:{_WIDE}\((?P<wide>\w+_ptr \+ .*)\)|(?P<one>\w+_ptr)\[(?P<at>.*)\])"
+_TO = rf"(?:{_WIDE}\((?P<to>\w+_shared_ptr \+ .*)\)|(?P<shared>\w+_shared_ptr)\[(?P<place>.*)\])"
 _GUARDED = re.compile(
-    r"(?P<indent> *)float(?P<lanes>[24]?) (?P<name>condval\w*);\n *if \((?P<inside>.*)\) \{\n"
+    r"(?P<indent> *)(?:float|half|nv_bfloat16)[24]? (?P<name>condval\w*);\n *if \((?P<inside>.*)\) \{\n"
     rf" *(?P=name) = {_FROM};\n *\}} else \{{\n *(?P=name) = {_ZERO};\n *\}}\n *{_TO} = (?P=name);\n"
 )
+_TYPED = re.compile(r"\((float|half|nv_bfloat16)([24])\*\)")
 _PLAIN = re.compile(rf"(?m)^(?P<indent> *){_TO} = {_FROM};\n")
 _HALF = re.compile(r"(?:half|nv_bfloat16)\* __restrict__ (\w+_ptr)")
 _BARRIER, _COPY, _THREAD = "__syncthreads();", "tvm_orient_copy<", "((int)threadIdx.x)"
@@ -42,9 +44,9 @@ _TURNS = re.compile(rf"(?m)^(?P<indent> *)for \(int {AHEAD}\w* = 0; .*\n(?:(?P=i
 
 
 def asynchronous(source: str) -> str:
-    """The source with every copy of float32 from global to shared memory made asynchronous, and awaited before each barrier that it needs.
+    """The source with every copy of whole words from global to shared memory made asynchronous, and awaited before each barrier that it needs.
 
-    Copies of other types, and those that convert, stay as they are. The source must be for sm_80 or later.
+    Copies of single values of other types, and those that convert, stay as they are. The source must be for sm_80 or later.
     """
     others = {"_shared_ptr", "_local_ptr", *_HALF.findall(source)}
     changed = _GUARDED.sub(lambda match: _copy(match, others), source)
@@ -78,11 +80,15 @@ def _but_last(turns: re.Match[str]) -> str:
 
 
 def _copy(match: re.Match[str], others: set[str]) -> str:
-    """The copy made asynchronous; others: what the name of a pointer ends in whose values are not float32 in global memory."""
+    """The copy made asynchronous; others: what the name of a pointer ends in whose values are not float32 in global memory.
+
+    Half precision is copied so where it is stored as it was loaded, by whole words.
+    """
     found = match.groupdict()
-    source = found["wide"] or f"{found['one']} + ({found['at']})"
-    if any(name in source for name in others):
+    source, target = found["wide"] or f"{found['one']} + ({found['at']})", found["to"] or f"{found['shared']} + ({found['place']})"
+    types = _TYPED.findall(match[0])
+    raw = found["wide"] and found["to"] and "float" not in {name for name, _ in types}
+    if any(name in source for name in ({"_shared_ptr", "_local_ptr"} if raw else others)):
         return match[0]
-    target = found["to"] or f"{found['shared']} + ({found['place']})"
-    size = 4 * int(found.get("lanes") or (re.search(r"\(float([24])\*\)", match[0]) or [0, 1])[1])
+    size = (2 if raw else 4) * int(types[0][1] if types else 1)
     return f"{found['indent']}tvm_orient_copy<{size}>({target}, {source}, {found.get('inside') or 'true'});\n"

@@ -206,7 +206,9 @@ class _Run:
             active = np.repeat(active.reshape(-1, WARP).any(1), WARP)
         whole = bool(active.all())
         old = self.registers.get(name)
-        if whole or old is None or (old.known is None and value.known is None):
+        if (
+            whole or old is None or (old.known is None and value.known is None) or old.bits != ALL_BITS == value.bits
+        ):  # of lanes with a few bits nothing is kept
             self.registers[name] = value if whole or value.known is None else Known(value.value, value.mask(self.lanes) & active)
             return
         data = np.where(active, 0 if value.known is None else value.value, 0 if old.known is None else old.value)

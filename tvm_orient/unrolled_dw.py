@@ -66,7 +66,7 @@ def _strips(spec: ConvSpec, terms: tuple[Term, ...], source: Any, dy: Any, form:
     """As `_whole`: a lane owns form.run rows of dy (form.pruned 1) or columns (0); x has its halo on that side only."""
     g = gather(spec)
     shape = g.stage(g.output[1], form.halo, form.pitch, pruned=form.pruned)
-    stage, dys = padded_stage(source, g, shape, spec, form.quad), flat(dy, spec.sums, "dys")
+    stage, dys = padded_stage(source, g, shape, spec.sums, form.quad), flat(dy, spec.sums, "dys")
     along, size = g.output[form.pruned or 0], g.source[form.pruned or 0]
     rp, ri = te.reduce_axis((0, form.run), "rp"), te.reduce_axis((0, along), "ri")
     where = [shape.place(t.col) for t in terms]

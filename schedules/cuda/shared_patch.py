@@ -34,13 +34,14 @@ _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles a
 
 _CUTS = 12  # tiles and bands of strided or wide planes that are estimated
 _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
+_RAW_COPY = 8  # instructions of a copy of half precision that is asynchronous
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
 class SharedPatch(Patches):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "shared_patch", 6, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops = "shared_patch", 7, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in gather(spec).terms.values())
@@ -67,6 +68,7 @@ class SharedPatch(Patches):
             "pad": (0, 4, 8, 12, 16, 20, 24, 28) if float32 else _PADS,
             "tile": tiles(spec),
             "skew": (0,) if float32 else (0, 2, 4),
+            "raw": (0,) if float32 else (0, 1),
             "turns": (1, 2, 4),
             "stages": (1, 2) if float32 else (1,),
         }
@@ -92,6 +94,8 @@ class SharedPatch(Patches):
                     loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
                 else:
                     loads = sum(count * (4 if step == _VECTOR else words) for words, count in own.loads.items())
+                if spec.dtype != "float32" and self._by_words(spec, patch_w, tile):
+                    loads /= 2
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
         return sorted(ranked)[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES]
 
@@ -103,9 +107,9 @@ class SharedPatch(Patches):
             found: list[Any] = [  # bands that part the plane evenly come first
                 (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
                 for cost, patch_h, patch_w in self._patches(spec, device, cut[0])
-                for tile, row_patches in itertools.product(cut, knobs["row_patches"])
-                if tile % patch_w == 0 and row_patches * patch_h < height + patch_h
-                for trial in [self._block(spec, device, patch_h, patch_w, row_patches, tile)]
+                for tile, row_patches, raw in itertools.product(cut, knobs["row_patches"], knobs["raw"])
+                if tile % patch_w == 0 and row_patches * patch_h < height + patch_h and (not raw or self._by_words(spec, patch_w, tile))
+                for trial in [self._block(spec, device, patch_h, patch_w, row_patches, tile, raw)]
                 if self._fits(spec, trial)
             ]
             for _, _, *values in sorted(found)[:_CUTS]:
@@ -114,19 +118,30 @@ class SharedPatch(Patches):
             for _, patch_h, patch_w in self._patches(spec, device, 0):
                 rows = -(-height // patch_h)
                 most = knobs["row_patches"][-1]
-                for row_patches in sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=most) for parts in (1, 2, 4)}):
-                    trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0))
+                bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=most) for parts in (1, 2, 4)})
+                for row_patches, raw in itertools.product(bands, knobs["raw"]):
+                    if raw and not self._by_words(spec, patch_w, 0):
+                        continue
+                    trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0, raw))
                     if self._fits(spec, trial):
                         yield trial
 
-    def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int) -> Decisions:
+    def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int, raw: int) -> Decisions:
         """The decisions of a block of these patches, with as many planes as give it a few warps."""
         width, planes = gather(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
         columns = row_patches * -(-(tile or width) // patch_w)
         fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
         collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
         d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
-        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, **ONE_TILE}
+        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, "raw": raw, **ONE_TILE}
+
+    def _by_words(self, spec: ConvSpec, patch_w: int, tile: int) -> bool:
+        """Whether half precision may be staged as it lies: whole words are copied, and patches begin where `halves` reads four values at once."""
+        return quads(spec, tile > 0)[0] == _VECTOR and self._step(spec, patch_w, tile) % _VECTOR == 0
+
+    def _passes(self, decisions: Decisions, lanes: Any, values: int) -> float:
+        """Passes of a warp whose lanes load so many values from these places of the stage."""
+        return passes(lanes // 2, max(1, values // 2)) if decisions["raw"] else passes(lanes, values)
 
     def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
         return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST.staged
@@ -149,10 +164,10 @@ class SharedPatch(Patches):
         skews = (0, 4, 2) if spec.dtype != "float32" and decisions["planes"] > 1 else (0,)
         for skew, pad in itertools.product(skews, pads) if apart and gather(spec).phases == (1, 1) else ():
             trial = {**decisions, "pad": pad, "skew": skew}
-            count = passes(self._lanes(spec, trial)[: 2 * WARP], words)
+            count = self._passes(trial, self._lanes(spec, trial)[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
-            if count <= words:
+            if count <= (max(1, words // 2) if trial["raw"] else words):
                 break
         return best
 
@@ -178,20 +193,24 @@ class SharedPatch(Patches):
         own = self._own(spec, d)
         warps = -(-threads // WARP)
         outputs: float = d["planes"] * band * self._across(spec, d)
-        loads = sum(count * passes(lanes, words) for words, count in own.loads.items() if count)
+        loads = sum(count * self._passes(d, lanes, values) for values, count in own.loads.items() if count)
         weights = len([s for t in g.every for s in t.taps])
         staged = d["planes"] * rows * self._row_of(spec, d)
         fetched = d["planes"] * min(rows, g.source[0]) * min(stage.columns if d["tile"] else g.source[1], g.source[1])
         stores, again = self._stores(g, spec, d)
         if (part := spec.itemsize / DTYPES[spec.sums]) < 1:  # of a word that a value takes in memory; the last band may have fewer rows
             outputs = d["planes"] * height * self._across(spec, d) / -(-height // most)
-        memory = warps * (loads + self._weights(spec, d) + stores) + (staged + 1.3 * part * fetched) / WARP
+        memory = warps * (loads + self._weights(spec, d) + stores) + ((part if d["raw"] else 1) * staged + 1.3 * part * fetched) / WARP
         if d["collect"]:
             memory += 2 * part * outputs / WARP
         others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
         copies = staged / d["vector"] / threads + (outputs / threads / _VECTOR if d["collect"] else 0)
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
         l2 = spec.itemsize * (fetched + again * outputs)
+        if d["raw"]:
+            others += sum(values * count for values, count in own.loads.items())  # conversions
+            *_, copies = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
+            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2, _RAW_COPY)
         if part == 1:
             tiles = d["turns"] if d["stages"] > 1 else 1
             waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
@@ -233,7 +252,7 @@ class SharedPatch(Patches):
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
         narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
         few = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0]}
-        return {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "skew": 0, **ONE_TILE}
+        return {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "skew": 0, "raw": 0, **ONE_TILE}
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
         return decisions["planes"] * decisions["row_patches"] * -(-self._across(spec, decisions) // decisions["patch_w"])
@@ -250,7 +269,7 @@ class SharedPatch(Patches):
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged tiles and what is collected of one."""
         weights = spec.kernel_size if decisions["weights_shared"] else 0
-        staged = decisions["stages"] * (self._plane(spec, decisions) + weights) * DTYPES[spec.sums]
+        staged = decisions["stages"] * (self._plane(spec, decisions) * (spec.itemsize if decisions["raw"] else DTYPES[spec.sums]) + weights * DTYPES[spec.sums])
         return decisions["planes"] * (staged + self._results(spec, decisions) * spec.itemsize)
 
     def _plane(self, spec: ConvSpec, decisions: Decisions) -> int:
@@ -282,6 +301,8 @@ class SharedPatch(Patches):
         threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
         if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or self._step(spec, decisions["tile"], decisions["tile"]) % decisions["vector"]:
             return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
+        if decisions["raw"] and not (decisions["vector"] == _VECTOR and self._by_words(spec, decisions["patch_w"], decisions["tile"])):
+            return f"raw: images are staged as they lie where {_VECTOR} values are copied at once and patches begin at multiples of them"
         if decisions["tile"] % decisions["patch_w"]:
             return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
         if threads > 1024:
@@ -300,7 +321,9 @@ class SharedPatch(Patches):
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         tile, band = decisions["tile"] // gather(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
-        return Form(halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], sweep=True, tile=tile, rows=band)
+        return Form(
+            halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], raw=bool(decisions["raw"]), sweep=True, tile=tile, rows=band
+        )
 
 
 @functools.lru_cache(maxsize=1024)

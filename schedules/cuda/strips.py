@@ -35,7 +35,7 @@ _FEWEST, _MOST_THREADS = 28, 128  # threads of an untuned block
 class Strips(SharedPatch):
     """conv and conv_dx, any stride."""
 
-    name, version = "strips", 2
+    name, version = "strips", 3
     results_apart = True
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -47,6 +47,7 @@ class Strips(SharedPatch):
             "patch_w": tuple(sorted({*knobs["patch_w"], width})),
             "pad": (0,),
             "tile": (0,),
+            "raw": (0,),
             "across": (0, 1),
             "skew": tuple(sorted({0, 1, 2, 4, self._on(spec)})),
         }
@@ -74,7 +75,7 @@ class Strips(SharedPatch):
         g, knobs = gather(spec), self.knobs(spec, device)
         patch_h, patch_w = min(((g.phases[0], g.output[1]), (g.output[0], g.phases[1])), key=math.prod)
         few = {"patch_h": min(p for p in knobs["patch_h"] if p >= patch_h), "patch_w": min(p for p in knobs["patch_w"] if p >= patch_w)}
-        one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0}
+        one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "raw": 0}
         return {**few, **one, "across": 0, "skew": 0, **ONE_TILE}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
@@ -103,7 +104,8 @@ class Strips(SharedPatch):
             row_patches = next((r for r in knobs["row_patches"] if r * parts == rows), 0)
             if not row_patches or patch_h * patch_w > _MOST_OUTPUTS or spec.channels % planes:
                 continue
-            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector, "pad": 0, "tile": 0, **ONE_TILE}
+            d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector}
+            d |= {"pad": 0, "tile": 0, "raw": 0, **ONE_TILE}
             d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST.weights)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
