@@ -218,8 +218,8 @@ def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
     return copy, 1 + sum(batches(count, vector) for count in turns)
 
 
-def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
-    """As `cooperate`, for planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn. scope: of what is filled.
+def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared", unroll: bool = False) -> None:
+    """As `cooperate`, for planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn. scope: of what is filled; unroll: the turns.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
     """
@@ -235,7 +235,9 @@ def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: i
     turn, plane = sch.split(plane, [None, planes])
     step, row = sch.split(row, [None, rows])
     sch.reorder(turn, step, plane, row)
-    sch.fuse(n, turn, step)
+    turns = sch.fuse(n, turn, step)
+    if unroll and int(sch.get(turns).extent) <= MOST_UNROLLED:
+        sch.unroll(turns)
     sch.bind(sch.fuse(plane, row, *columns), "threadIdx.x")
     if last is not None:
         sch.vectorize(last)

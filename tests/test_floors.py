@@ -20,8 +20,8 @@ FLOORS = {
         (
             "errors paths taps",
             "spec device form figures banks",
-            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers timers "
-            "tvmkit nvrtc sass integers lines leaning trace bound estimate whole pool expressions image_sums unrolled_dw views",
+            "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
+            "timers tvmkit nvrtc sass integers lines leaning trace bound estimate whole pool expressions image_sums unrolled_dw views",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",

@@ -109,7 +109,8 @@ class PlaneLanes(Template):
         size, warps, live = math.prod(g.output), threads // parts // WARP, len({s for t in g.every for s in t.taps})
         weights = live * (1 if d["weights_shared"] else min(WARP, planes))
         pixels = math.prod(g.source) + size
-        memory = warps * (work.loads + size + parts * weights) + 2 * planes * pixels / d["vector"] / WARP
+        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else 1.9  # passes of a warp's copy: of planes that are no whole lines, it begins anywhere
+        memory = warps * (work.loads + size + parts * weights) + 2 * each * planes * pixels / d["vector"] / WARP
         turns = sum(by_rows(planes, height, width // d["vector"], threads)[2] for height, width in (g.source, g.output))
         halves = work.loads + live * parts + size if spec.itemsize < _BANK else 0  # that are converted
         others = (work.loads + live * parts + size + halves) / parts

@@ -34,7 +34,7 @@ _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles a
 
 _CUTS = 12  # tiles and bands of strided or wide planes that are estimated
 _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
-_RAW_COPY = 8  # instructions of a copy of half precision that is asynchronous
+_RAW_COPY = 5  # instructions of a copy of half precision that is asynchronous
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
 
