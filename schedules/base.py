@@ -213,9 +213,12 @@ def by_rows(planes: int, rows: int, across: int, threads: int) -> tuple[int, int
 
 
 def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
-    """(instructions of a copy, waits for memory) of images of half precision that are staged in so many turns each."""
+    """(instructions of a copy, waits for memory) of images of half precision that are staged in so many turns each.
+
+    Where turns are unrolled the loads of all batches are on their way at once: they are neither volatile nor behind a branch.
+    """
     copy = vector + (_BY_ROWS if max(turns) <= MOST_UNROLLED else _ROLLED)
-    return copy, 1 + sum(batches(count, vector) for count in turns)
+    return copy, 1 + sum(min(1, count) if count <= MOST_UNROLLED else batches(count, vector) for count in turns)
 
 
 def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared", unroll: bool = False) -> None:

@@ -85,6 +85,9 @@ template <class T> struct alignas(8) four_of { T x, y, z, w; four_of() {}
   four_of& operator=(const four_of& o) { aligned(&o, 8); aligned(this, 8); x = o.x; y = o.y; z = o.z; w = o.w; return *this; } };
 typedef pair_of<half> half2; typedef pair_of<nv_bfloat16> nv_bfloat162;
 typedef four_of<half> half4; typedef four_of<nv_bfloat16> nv_bfloat164;
+template <class T> static inline four_of<T> of_four(T x, T y, T z, T w) { four_of<T> v; v.x = x; v.y = y; v.z = z; v.w = w; return v; }
+static inline half4 make_half4(half x, half y, half z, half w) { return of_four(x, y, z, w); }
+static inline nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) { return of_four(x, y, z, w); }
 struct alignas(8) uint2 { unsigned x, y; };
 template <class T> static T tvm_orient_load(const void* from, bool inside) {
   T value = {};

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "tall": (2, 57, 3, line(112.5, k=15)),
     "uneven groups": (5, 9, 10, line(0, 45, 135, k=5)),
     "fewer channels than groups": (3, 8, 9, Taps.oriented(EIGHT, 7)),
-    "odd": (3, 13, 17, line(22.5, 112.5, k=15)),
+    "odd": (3, 9, 13, line(22.5, 112.5, k=9)),
     "stride 2": (3, 14, 14, line(45, 90, k=7), 2),
     "stride 2x1": (3, 9, 12, line(22.5, 90, k=7), (2, 1)),
     "stride 3x2": (3, 11, 10, line(0, 67.5, k=7), (3, 2)),
@@ -68,10 +68,10 @@ WRAPPED: tuple[Any, ...] = (4, 8, 10, line(67.5, k=5), 2, "circular")
 SWEEPS = [(t, fitted(t, spec_of(op, *(WRAPPED if op == "conv_dx" else RAGGED)))) for t in TEMPLATES for op in t.ops]
 FIRST = ["odd", "stride 3x2", "circular, ragged stride", "fewer channels than groups", "7x7", "B5: K=63 on 7x7", "one pixel"]
 NETWORKS = [
-    spec_of(op, channels, size, size, Taps.oriented(EIGHT[:6], k), stride)
+    spec_of(op, channels, size, size, Taps.oriented([EIGHT[i] for i in (0, 1, 3, 6)], k), stride)
     for op in OPS
     for channels, size in [(64, 224), (96, 56), (384, 14), (768, 7), (10, 115)]
-    for k in (7, 31, 63)
+    for k in ((7, 31, 63) if size == 14 else (7, 31))
     for stride in (1, 2)
 ]
 
@@ -128,7 +128,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
                 default = template.default(part, device)
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 60
+    assert served > 40
 
 
 def test_the_reasons_of_shared_patch() -> None:
@@ -209,6 +209,14 @@ def test_of_choices_as_close_the_one_that_compiles_sooner() -> None:
     assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, whole.default(spec, GPU))
     part = dataclasses.replace(spec, height=28, width=28, taps=line(22.5, k=7))
     assert schedules.default(part, GPU)[0] is whole, "where no code is long the first template goes before"
+
+
+def test_a_plane_of_one_thread_gains_nothing_by_the_pass_that_is_left_out() -> None:
+    spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), schedules.find("two_pass_dw")
+    choice = Choice.of(template, {**template.default(spec, GPU), "whole": 1})
+    module = lower.scheduled(spec, GPU, [choice])
+    with_it = type(module)({"main": module["main"].without_attr("tvm_orient.settled")})
+    assert lower.cuda_source(module, GPU) == lower.cuda_source(with_it, GPU)
 
 
 # ---- one launch a layer -------------------------------------------------------------------------

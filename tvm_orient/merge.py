@@ -21,6 +21,7 @@ from tvm.ir import Range, TensorLoad, TensorRegion  # noqa: E402
 from tvm.s_tir import SBlock, SBlockRealize  # noqa: E402
 from tvm_ffi import structural_map  # noqa: E402
 
+SETTLED = "tvm_orient.settled"  # attribute of a function one of whose groups has long code where every index is known
 BRANCH = "tvm_orient_branch"  # loop that runs once or not at all: `branches` makes it an if
 
 
@@ -45,7 +46,8 @@ def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -
     allocs = [buffer for group in groups for buffer in group.func.body.block.alloc_buffers]
     root = SBlock([], [], [], "root", body[0] if len(body) == 1 else tirx.SeqStmt(body), None, allocs, [], {})
     func = tirx.PrimFunc(buffers, SBlockRealize([], tirx.const(True, "bool"), root))
-    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    func = func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    return func.with_attr(SETTLED, True) if any(SETTLED in group.func.attrs for group in groups) else func
 
 
 def _nests(func: Any) -> list[Any]:

@@ -248,6 +248,11 @@ class ConvDw(TwoPass):
             stage_together(sch, dys, threads, self._dy_quad(spec, decisions))
         self._second_pass(sch)
 
+    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        from tvm_orient.merge import SETTLED
+
+        return func.with_attr(SETTLED, True) if decisions["whole"] else func
+
     def _sum(self, sch: Any, block: Any, decisions: Decisions) -> None:
         """One thread a (plane, lane): its patches row by row, all taps unrolled inside."""
         lanes = self._by_lane(sch, block)

@@ -100,7 +100,7 @@ class PlaneLanes(Template):
         return None
 
     def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return _work(spec, decisions["parts"]).products
+        return _work(spec, decisions["parts"]).products // decisions["parts"]
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
