@@ -57,5 +57,10 @@ def by_warp(func: Any, parts: int) -> Any:
 
 def _computes(body: Any) -> bool:
     found: list[Any] = []
-    structural_map(body, (SBlock, lambda block: found.append(block.name_hint) or block))
+
+    def look(block: Any) -> Any:
+        found.append(block.name_hint)
+        return block
+
+    structural_map(body, (SBlock, look))
     return OWN in found
