@@ -167,7 +167,9 @@ class Session:
 def _call(command: list[str], log: object, environment: dict[str, str], limit: float, refresh: Callable[[], None]) -> int | None:
     """The exit status; None where the limit ended it: Ctrl-C first, which lets it write what it has."""
     begin = shown = time.monotonic()
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True)  # type: ignore[call-overload]
+    process = subprocess.Popen(  # type: ignore[call-overload]
+        command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_heed
+    )
     try:
         while time.monotonic() - begin < limit:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -183,6 +185,11 @@ def _call(command: list[str], log: object, environment: dict[str, str], limit: f
         with contextlib.suppress(ProcessLookupError):  # what it started too
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _heed() -> None:
+    """In a new process, before its command: Ctrl-C ends it, though a shell that started this session in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _last_line(path: Path) -> str:

@@ -109,17 +109,19 @@ def test_weight_gradients_run_at_the_speed_of_dram() -> None:
 
 @pytest.mark.parametrize(("op", "dtype"), [("conv", "float16"), ("conv_dw", "float16"), ("conv", "bfloat16")])
 def test_half_precision_runs_near_the_speed_of_dram(op: str, dtype: str) -> None:
-    """Half the bytes, and as many multiply-adds: K=7 at every size is at 0.87 of what DRAM allows, K=31 at 14x14 at all, at 56x56 at 0.7 (conv_dw at 0.45)."""
+    """Half the bytes, and as many multiply-adds: K=7 at every size is at 0.87 of what DRAM allows, K=31 at 14x14 at all, at 56x56 at 0.65 (conv_dw at 0.45)."""
     device = arch_device("sm_90a")
     cases = defaults(device, (7, 14), op=op, angles=(0, 22.5), dtype=dtype)
     if dtype == "float16":
-        cases += defaults(device, (7, 28), (7, 7), (31, 56), op=op, angles=(45,), dtype=dtype) + defaults(device, (7, 56), op=op, angles=(90,), dtype=dtype)
-    if op == "conv":
-        cases += defaults(device, (31, 14), angles=(45,), dtype=dtype)
+        cases += defaults(device, (7, 28), (7, 7), op=op, angles=(45,), dtype=dtype) + defaults(device, (7, 56), op=op, angles=(90,), dtype=dtype)
+    if op == "conv_dw":
+        cases += defaults(device, (31, 56), op=op, angles=(45,), dtype=dtype)
+    else:
+        cases += defaults(device, (31, 14), (31, 56), angles=(45,), dtype=dtype)
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         first = found.bounds[0]
         assert found.spills == 0, spec
-        share = 0.87 if spec.kernel_size == 7 else {"conv56": 0.7, "conv14": 0.99, "conv_dw56": 0.45}[f"{op}{spec.height}"]
+        share = 0.87 if spec.kernel_size == 7 else {"conv56": 0.65, "conv14": 0.99, "conv_dw56": 0.45}[f"{op}{spec.height}"]
         assert first.clocks["dram"] >= share * first.worst, (str(spec), choice.decisions, first.clocks)
         assert first.rounds <= 8, (str(spec), "loads go by batches, not one by one")
         if op == "conv" and dtype == "float16" and spec.taps == line(22.5, k=7):

@@ -14,7 +14,7 @@ from typing import Any
 from .epilogue import activate
 from .errors import InvalidArgument
 from .expressions import constants, pick, total_of
-from .form import Form, Lean
+from .form import Form
 from .gather import Gather, Stage, Term, gather, round_up
 from .image_sums import part_of, sliced_sums, weight_sums
 from .spec import ConvSpec
@@ -162,10 +162,11 @@ def _gather_func(spec: ConvSpec, channels: int, form: Form) -> Any:
         return result
 
     shape = (n, channels, *g.output)
-    if lean := form.lean:
+    if form.lean is not None:
+        place = form.lean.place
 
-        def leaning(a: Any, c: Any, i: Any, j: Any, lean: Lean = lean) -> Any:
-            h, w = lean.place(g.output, i, j)
+        def leaning(a: Any, c: Any, i: Any, j: Any) -> Any:
+            h, w = place(g.output, i, j)
             return ended(by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c)
 
         own = te.compute(shape, leaning, name="own")

@@ -206,9 +206,9 @@ class _Run:
             active = np.repeat(active.reshape(-1, WARP).any(1), WARP)
         whole = bool(active.all())
         old = self.registers.get(name)
-        if (
-            whole or old is None or (old.known is None and value.known is None) or old.bits != ALL_BITS == value.bits
-        ):  # of lanes with a few bits nothing is kept
+        if old is not None and old.bits != ALL_BITS == value.bits:  # of the other lanes a few bits were known: nothing is kept of them
+            old = None
+        if whole or old is None or (old.known is None and value.known is None):
             self.registers[name] = value if whole or value.known is None else Known(value.value, value.mask(self.lanes) & active)
             return
         data = np.where(active, 0 if value.known is None else value.value, 0 if old.known is None else old.value)

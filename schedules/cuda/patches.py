@@ -25,6 +25,10 @@ class Patches(Template):
         width = decisions["patch_w"]
         return width in (2, 4) and gather(spec).output[1] % width == 0
 
+    def _stored_at_once(self, spec: ConvSpec, decisions: Decisions) -> int:
+        """Collected results that a thread stores as one vector."""
+        return next(v for v in (4, 2, 1) if self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v)
+
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
         reads = [region.source.name for region in sch.get(y).reads]
@@ -97,7 +101,7 @@ class Patches(Template):
             sch.storage_align(own, 0, 1, *apart(skew))
         for loop in (pixel_h, pixel_w):
             sch.unroll(loop)
-        vector = next(v for v in (4, 2, 1) if self._across(spec, decisions) % v == 0 == gather(spec).output[1] % v)
+        vector = self._stored_at_once(spec, decisions)
         group, lanes = sch.split(w, [None, vector])
         _, inner = sch.split(sch.fuse(plane, row, group), [None, threads])
         sch.bind(inner, "threadIdx.x")

@@ -34,6 +34,7 @@ _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles a
 
 _CUTS = 12  # tiles and bands of strided or wide planes that are estimated
 _PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
+_COLLECTED = 15  # instructions of a store of collected results of half precision
 _RAW_COPY = 5  # instructions of a copy of half precision that is asynchronous
 _PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
 
@@ -216,6 +217,8 @@ class SharedPatch(Patches):
             waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
             shared = self._shared(spec, d)
             return clocks(figure, threads, outputs, shared, own.alive, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
+        if d["collect"]:
+            others += _COLLECTED * outputs / threads / self._stored_at_once(spec, d)
         *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
         memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
         copy = copied_by_rows(d["vector"], turns)
