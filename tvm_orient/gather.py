@@ -41,6 +41,15 @@ class Gather:
         """All live terms, phase by phase."""
         return [term for terms in self.terms.values() for term in terms]
 
+    def reads(self, row: int, column: int) -> list[tuple[int, int]]:
+        """(row, column) of the source for each term of an output, but for those that land outside."""
+        found = []
+        for t in self.terms.get((row % self.phases[0], column % self.phases[1]), ()):
+            i, j = row // self.phases[0] * self.step[0] + t.row, column // self.phases[1] * self.step[1] + t.col
+            if self.wrap or (0 <= i < self.source[0] and 0 <= j < self.source[1]):
+                found.append((i % self.source[0], j % self.source[1]))
+        return found
+
     def low(self, axis: int) -> int:
         """Rows (axis 0) or columns (1) of halo before the plane."""
         return max([0] + [-(t.row, t.col)[axis] for t in self.every])

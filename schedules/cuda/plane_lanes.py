@@ -183,12 +183,7 @@ def _work(spec: ConvSpec, parts: int) -> _Work:
         where = []
         for i, v in itertools.product(range(along), range(part * across, (part + 1) * across)):
             row, column = lean.place(g.output, *((i, v) if lean.axis else (v, i)))
-            found = []
-            for t in g.terms.get((row % g.phases[0], column % g.phases[1]), ()):
-                y, x = row // g.phases[0] * g.step[0] + t.row, column // g.phases[1] * g.step[1] + t.col
-                if g.wrap or (0 <= y < g.source[0] and 0 <= x < g.source[1]):
-                    found.append((y % g.source[0], 0, x % g.source[1]))
-            where.append(np.array(found, np.int64).reshape(-1, 3))
+            where.append(np.array([(y, 0, x) for y, x in g.reads(row, column)], np.int64).reshape(-1, 3))
         own.append(held(where, 1))
     return _Work(sum(o.products for o in own), sum(o.loads[1] for o in own), max(o.alive for o in own))
 

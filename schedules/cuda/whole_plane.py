@@ -28,17 +28,7 @@ _COPY = 4  # instructions of a copy: addresses only grow
 
 def _products(g: Gather) -> int:
     """Multiply-adds of a plane: taps that land inside, output by output."""
-    if g.wrap:
-        return sum(len(g.terms[i % g.phases[0], j % g.phases[1]]) for i in range(g.output[0]) for j in range(g.output[1]))
-    count = 0
-    for (a, b), terms in g.terms.items():
-        for t in terms:
-            inside = [
-                sum(0 <= i * g.step[axis] + offset < g.source[axis] for i in range(-(-(g.output[axis] - phase) // g.phases[axis])))
-                for axis, offset, phase in ((0, t.row, a), (1, t.col, b))
-            ]
-            count += math.prod(inside)
-    return count
+    return sum(len(g.reads(row, column)) for row in range(g.output[0]) for column in range(g.output[1]))
 
 
 class WholePlane(Template):
