@@ -128,7 +128,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
                 default = template.default(part, device)
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 40
+    assert served > 60
 
 
 def test_the_reasons_of_shared_patch() -> None:

@@ -77,6 +77,7 @@ SAME_FLOOR = {
     ("leaning", "rewrite"),
     ("leaning", "tvmkit"),
     ("lines", "expressions"),
+    ("lines", "rewrite"),
     ("channels_last", "expressions"),
     ("channels_last", "image_sums"),
     ("lines", "compute"),

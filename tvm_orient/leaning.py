@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from .form import Lean
-from .rewrite import renamed
+from .rewrite import moved, renamed
 from .tvmkit import load_tvm
 
 load_tvm()
 
 from tvm import tirx  # noqa: E402  (after the version guard)
-from tvm.ir import Range, TensorRegion  # noqa: E402
 from tvm.s_tir import SBlock  # noqa: E402
 from tvm_ffi import structural_map  # noqa: E402
 
@@ -25,17 +24,7 @@ _BUFFER = f"{OWN}_shared"
 
 def in_place(func: Any, lean: Lean, shape: tuple[int, int]) -> Any:
     """The scheduled function with OWN stored where it belongs."""
-
-    def store(op: Any) -> Any:
-        if op.buffer.name != _BUFFER:
-            return op
-        *outer, row, column = op.indices
-        return tirx.BufferStore(op.buffer, op.value, [*outer, *lean.place(shape, row, column)])
-
-    def region(op: Any) -> Any:
-        return tirx.BufferRegion(op.source, [*op.region[:-2], *(Range(0, size) for size in shape)]) if op.source.name == _BUFFER else op
-
-    return func.with_body(structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)]))
+    return moved(func, lambda buffer: buffer.name == _BUFFER, lambda row, column: lean.place(shape, row, column))
 
 
 def by_warp(func: Any, parts: int) -> Any:

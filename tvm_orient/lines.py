@@ -12,14 +12,13 @@ from .compute import batch_of, epilogue_of, flat
 from .expressions import total_of
 from .form import Form
 from .gather import gather, slope_of
+from .rewrite import moved
 from .spec import ConvSpec
 from .tvmkit import load_tvm
 
 load_tvm()
 
 from tvm import te, tirx  # noqa: E402  (after the version guard)
-from tvm.ir import Range, TensorRegion  # noqa: E402
-from tvm_ffi import structural_map  # noqa: E402
 
 
 def line_func(spec: ConvSpec, channels: int, form: Form) -> Any:
@@ -82,17 +81,7 @@ def line_func(spec: ConvSpec, channels: int, form: Form) -> Any:
 def in_place(func: Any, spec: ConvSpec) -> Any:
     """The scheduled function with y stored where it belongs: (row, first column) becomes (row, column)."""
     y, slope, width = func.params[-1], slope_of(spec) or 0, spec.width
-
-    def store(op: Any) -> Any:
-        if not op.buffer.same_as(y):
-            return op
-        *outer, row, line = op.indices
-        return tirx.BufferStore(y, op.value, [*outer, row, _column(row, line, slope, width)])
-
-    def region(op: Any) -> Any:
-        return tirx.BufferRegion(y, [*op.region[:-1], Range(0, width)]) if op.source.same_as(y) else op
-
-    return func.with_body(structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)])) if slope else func
+    return moved(func, y.same_as, lambda row, line: (row, _column(row, line, slope, width))) if slope else func
 
 
 def _came_back(row: Any, line: Any, slope: int, width: int) -> Any:

@@ -55,6 +55,27 @@ def renamed(body: Any, var: Any, place: Any) -> Any:
     return structural_map(body, (tirx.Var, lambda v: next((new for old, new in names if v.same_as(old)), v)))
 
 
+def moved(func: Any, chosen: Callable[[Any], bool], place: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+    """The function with what is stored at (row, column) of the chosen buffer, its last two axes, stored at place(row, column)."""
+    load_tvm()
+    from tvm import tirx
+    from tvm.ir import Range, TensorRegion
+    from tvm_ffi import structural_map
+
+    def store(op: Any) -> Any:
+        if not chosen(op.buffer):
+            return op
+        *outer, row, column = op.indices
+        return tirx.BufferStore(op.buffer, op.value, [*outer, *place(row, column)])
+
+    def region(op: Any) -> Any:
+        if not chosen(op.source):
+            return op
+        return tirx.BufferRegion(op.source, [*op.region[:-2], *(Range(0, size) for size in op.source.shape[-2:])])
+
+    return func.with_body(structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)]))
+
+
 def cut(func: Any, block: str, axis: int, bounds: Sequence[int], widest: int) -> Any:
     """The function with the loop over an axis of a block replaced by one vector loop for each of its pieces.
 

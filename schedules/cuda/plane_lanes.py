@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
-from tvm_orient.estimate import clocks, held, soft_maximum
+from tvm_orient.estimate import clocks, held
 from tvm_orient.figures import figures, has_figures
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, lean_of, round_up
 from tvm_orient.spec import ConvSpec
 
-from ..base import MOST, Decisions, Template, by_rows, cooperate_by_rows, divisors, most_dividing
+from ..base import MOST, Decisions, Template, by_rows, cooperate, cooperate_by_rows, divisors, least_estimate, most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # of a thread, whose sums are in registers; of a plane
 _MOST_UNROLLED = 4096  # multiply-adds of a plane
@@ -50,7 +51,7 @@ class PlaneLanes(Template):
             return f"for planes of at most {_MOST_SOURCE} inputs, got {math.prod(g.source)}"
         if not self._parts(spec):
             return f"no number of warps from 2 to {WARP} parts its columns into at most {_MOST_OUTPUTS} outputs each"
-        least = self._least(spec)
+        least = self._least(spec, device)
         if (work := _work(spec, least["parts"]).products) > _MOST_UNROLLED:
             return f"a block would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return self._invalid(spec, device, least)
@@ -69,14 +70,17 @@ class PlaneLanes(Template):
         g = gather(spec)
         return (2, 1) if spec.itemsize < _BANK and g.source[1] % 2 == g.output[1] % 2 == 0 else (1,)
 
-    def _least(self, spec: ConvSpec) -> Decisions:
+    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         return {"planes": 16, "parts": self._parts(spec)[0], "vector": self._vectors(spec)[0], "weights_shared": 0}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
+        return dict(least_estimate(self, spec, device))
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """All but narrower copies; staged weights first."""
         knobs = self.knobs(spec, device)
-        trials = [dict(zip(knobs, values, strict=True)) for values in itertools.product(knobs["planes"], knobs["parts"], knobs["vector"][:1], (1, 0))]
-        fitting = [trial for trial in trials if self._invalid(spec, device, trial) is None]
-        return min(fitting, key=lambda trial: soft_maximum(self.estimate(spec, device, trial)), default=self._least(spec))
+        for values in itertools.product(knobs["planes"], knobs["parts"], knobs["vector"][:1], (1, 0)):
+            yield dict(zip(knobs, values, strict=True))
 
     def _planes(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Planes of a block: what divides the channels, so that a block has one image."""
@@ -154,9 +158,7 @@ class PlaneLanes(Template):
         for buffer in (images, own):
             sch.storage_align(buffer, 0, 1, *_apart(spec))
         if weights is not None:
-            loop = sch.fuse(*sch.get_loops(weights)[1:])
-            _, lane = sch.split(loop, [None, threads])
-            sch.bind(lane, "threadIdx.x")
+            cooperate(sch, weights, threads, 1)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
         from tvm_orient.leaning import by_warp, in_place
