@@ -1,14 +1,12 @@
 """Ahead of time: kernels in folders that can be carried to another machine, for a CPU here or a GPU that need not be here.
 
-For CUDA the loadable module must hold the cubin. TVM embeds only source where libcuda is absent, so there the export runs in a
-process of its own that has loaded a stand-in libcuda: enough for TVM to make a CUDA module, never to launch one.
+A CUDA kernel is made in a process of its own, which may have a stand-in for the driver (`driverless`).
 """
 
 from __future__ import annotations
 
-import ctypes
+import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import shutil
@@ -19,20 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import nvrtc, sass
+from . import sass
 from .build import build_key, explain, make
-from .device import Device, arch_device, cuda_devices
+from .device import Device
+from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem
-from .lower import Choice, cuda_source, scheduled
-from .pool import compiler
+from .lower import Choice
 from .spec import ConvSpec
-
-# what libtvm_runtime_cuda.so wants of the driver; each answers CUDA_ERROR_NO_DEVICE
-_DRIVER = (
-    "cuInit", "cuDeviceGetName", "cuFuncSetAttribute", "cuGetErrorName", "cuGetErrorString", "cuLaunchKernelEx", "cuModuleGetFunction", "cuModuleLoadData",
-    "cuModuleUnload", "cuTensorMapEncodeTiled",
-)  # fmt: skip
-
 
 def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
     """Write the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json, and for CUDA kernel.cubin and kernel.cu.
@@ -76,24 +67,10 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
 
 
 def _make_cuda(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
-    source = cuda_source(scheduled(spec, device, choices), device)
-    (folder / "kernel.cu").write_text(source)
-    cubin = nvrtc.compile_cubin(source, device.arch)
-    (folder / "kernel.cubin").write_bytes(cubin)
-    facts: dict[str, Any] = _library(spec, device, choices, folder)
-    facts["kernels"] = [
-        {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
-        for k in sass.kernels(cubin)
-    ]
-    return facts
-
-
-def _library(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
-    """kernel.so with the cubin inside, made here where there is a driver, else in a process with a stand-in for it."""
+    """kernel.so with kernel.cu and kernel.cubin beside it, made in a process that has a driver or a stand-in for it."""
     request = {
         "spec": spec.key,
-        "arch": device.arch,
-        "slug": device.slug,
+        "device": dataclasses.asdict(device),
         "choices": [[c.template, c.version, list(c.decisions), c.step] for c in choices],
         "folder": str(folder),
     }
@@ -106,45 +83,21 @@ def _library(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
         facts = {}
     if done.returncode or "error" in facts or not (folder / "kernel.so").is_file():
         raise BuildFailed(f"the loadable module for {device.arch} could not be made: {facts.get('error') or done.stderr.strip()[-500:] or 'no answer'}")
+    facts["kernels"] = [
+        {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
+        for k in sass.kernels((folder / "kernel.cubin").read_bytes())
+    ]
     return facts
-
-
-def _stand_in_driver(folder: Path) -> None:
-    """Load a libcuda.so.1 whose functions all answer that there is no device."""
-    source, library = folder / "libcuda.c", folder / "libcuda.so.1"
-    source.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in _DRIVER))
-    subprocess.run([compiler(), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True, capture_output=True)
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-
-
-def _load_cudart() -> None:
-    spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(root).glob("cu13/lib/libcudart.so.13")):
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-            return
 
 
 def _serve() -> None:
     """Make one module as the request on standard input says; answer its facts as JSON."""
     request = json.loads(sys.stdin.read())
-    with tempfile.TemporaryDirectory() as scratch:
-        if not cuda_devices():
-            _stand_in_driver(Path(scratch))
-        _load_cudart()
-        from tvm_ffi import register_global_func
-
-        from .tvmkit import load_tvm
-
-        load_tvm()
-        device = arch_device(request["arch"])
-        cubin = (Path(request["folder"]) / "kernel.cubin").read_bytes()  # of the same source: made once, in the parent
-        register_global_func("tvm_callback_cuda_compile", lambda code: cubin, override=True)
-        choices = [Choice(name, version, tuple((k, v) for k, v in decisions), step) for name, version, decisions, step in request["choices"]]
-        facts = make(ConvSpec.from_key(request["spec"]), device, choices, Path(request["folder"]))
-        # the stand-in answers no query of the exit handlers, so leave without them
-        print(json.dumps(facts), flush=True)
-        os._exit(0)
+    pretend_driver()
+    choices = [Choice(name, version, tuple((k, v) for k, v in decisions), step) for name, version, decisions, step in request["choices"]]
+    facts = make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, Path(request["folder"]), sources=True)
+    print(json.dumps(facts), flush=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -129,12 +129,22 @@ def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = Non
     return store.publish(key, lambda folder: make(spec, device, chosen, folder))
 
 
-def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
-    """Compile a spec into folder/kernel.so; returns the facts that launching needs (workspace) and that people ask for."""
+def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False) -> dict[str, Any]:
+    """Compile a spec into folder/kernel.so; returns the facts that launching needs (workspace) and that people ask for.
+
+    Args:
+        sources: for CUDA, write kernel.cu and kernel.cubin beside it.
+
+    Raises:
+        BuildFailed, EnvironmentProblem: as `lower.compile_library`.
+    """
     start = time.perf_counter()
     module = scheduled(spec, device, choices)
     lowered = time.perf_counter()
-    compile_library(module, device, folder / cache.KERNEL)
+    cubins = compile_library(module, device, folder / cache.KERNEL)
+    for source, cubin in cubins.items() if sources else ():  # one: a layer is one module
+        (folder / "kernel.cu").write_text(source)
+        (folder / "kernel.cubin").write_bytes(cubin)
     facts: dict[str, Any] = {
         "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
         "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},

@@ -114,18 +114,33 @@ def workspace_shape(funcs: Sequence[Any], layout: str = "nchw") -> tuple[int, in
     return max(int(s[bands]) for s in shapes), max(int(s[taps]) for s in shapes)
 
 
-def compile_library(module: Any, device: Device, path: Path) -> None:
-    """Compile a scheduled module to a shared library at path.
+def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]:
+    """Compile a scheduled module to a shared library at path; returns the cubin of each CUDA source that went into it.
+
+    CUDA is compiled by `nvrtc.compile_cubin` alone, so that what runs is what the static checks read.
 
     Raises:
         BuildFailed: the compiler refused it.
-        EnvironmentProblem: nothing here links a library.
+        EnvironmentProblem: nothing here links a library, or NVRTC or its headers are missing.
     """
+    from . import nvrtc
     from .pool import launcher_object
-    from .tvmkit import load_tvm, rewrite_cuda, target
+    from .tvmkit import compile_cuda, load_tvm, rewrite_cuda, target
 
     load_tvm()
+    cubins: dict[str, bytes] = {}
+    problems: list[OrientError] = []
+
+    def cubin(source: str) -> bytes:
+        try:
+            cubins[source] = nvrtc.compile_cubin(source, device.arch)
+        except OrientError as problem:  # TVM would wrap it in an error of its own
+            problems.append(problem)
+            raise
+        return cubins[source]
+
     rewrite_cuda(functools.partial(_finished, arch=device.arch))
+    compile_cuda(cubin)
     from tvm.support import cc
 
     if cc.get_cc() is None:
@@ -138,7 +153,10 @@ def compile_library(module: Any, device: Device, path: Path) -> None:
     except OrientError:
         raise
     except Exception as problem:
+        if problems:
+            raise problems[0] from problem
         raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
+    return cubins
 
 
 def _compiled(module: Any, target: Any) -> Any:

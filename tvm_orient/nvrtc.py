@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 from .errors import BuildFailed, EnvironmentProblem, InvalidArgument
 
 _INSTALL = "pip install 'tvm-orient[compile]' (cuda-bindings, nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl, all 13.x)"
+_HEADERS = ("cuda_runtime.h", "cuda/std/cstdint")  # one of the runtime's, one of CCCL's: each package has a folder of its own
+_TOOLKITS = Path("/usr/local")
 # --use_fast_math contracts nothing that we rely on, but flushes denormals as TVM's own build does
 OPTIONS = ("-w", "--std=c++17", "--use_fast_math", "-default-device")
 
 
 @functools.cache
 def _include_folders() -> tuple[Path, ...]:
+    """Where NVRTC finds the CUDA 13 headers, the runtime's and CCCL's: of the wheels, of CUDA_PATH or CUDA_HOME, or of a toolkit in /usr/local."""
     spec = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
-    folders = [folder for root in roots for major in sorted(root.glob("cu1[3-9]"), reverse=True) for folder in (major / "include", major / "include" / "cccl")]
-    folders = [folder for folder in folders if folder.is_dir()]
-    if not any((folder / "cuda_runtime.h").is_file() for folder in folders):
-        raise EnvironmentProblem(f"compiling CUDA needs the CUDA 13 headers, which are not installed: {_INSTALL}")
-    return tuple(folders)
+    wheels = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    roots = [major for root in wheels for major in sorted(root.glob("cu1[3-9]"), reverse=True)]
+    roots += [Path(os.environ[name]) for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
+    roots += [_TOOLKITS / "cuda", *sorted(_TOOLKITS.glob("cuda-1[3-9]*"), reverse=True)]
+    inside = [root / place / "include" for root in roots for place in (".", "targets/x86_64-linux", "targets/sbsa-linux")]
+    folders = [folder for base in inside for folder in (base, base / "cccl") if folder.is_dir()]
+    found = [next((folder for folder in folders if (folder / header).is_file()), None) for header in _HEADERS]
+    if None in found:
+        lacking = ", ".join(header for header, folder in zip(_HEADERS, found, strict=True) if folder is None)
+        where = "the packages of nvidia, CUDA_PATH, CUDA_HOME and /usr/local"
+        raise EnvironmentProblem(f"compiling CUDA needs the headers of CUDA 13, and {lacking} is in none of {where}: {_INSTALL}, or set CUDA_PATH")
+    return tuple(dict.fromkeys(folder for folder in found if folder is not None))
 
 
 @functools.cache

@@ -122,10 +122,17 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def clocks(device: Device) -> str:
-    """Clocks of the SMs and of the memory as nvidia-smi says, right after work; empty on a CPU or without it."""
+    """Clocks of the SMs and of the memory right after work, as NVML or nvidia-smi says; empty on a CPU or without either."""
     if device.kind != "cuda":
         return ""
     which = f"GPU-{torch.cuda.get_device_properties(device.index).uuid}"
+    with contextlib.suppress(Exception):  # the binding is missing, or its library is: starting nvidia-smi takes a second, and says the same
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(which)
+        sm, memory = (pynvml.nvmlDeviceGetClockInfo(handle, kind) for kind in (pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM))
+        return f"sm {sm} MHz, memory {memory} MHz"
     command = ["nvidia-smi", "-i", which, "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout

@@ -70,6 +70,13 @@ def rewrite_cuda(change: Callable[[str], str]) -> None:
     register_global_func("tvm_callback_cuda_postproc", lambda code, _target: change(code), override=True)
 
 
+def compile_cuda(compiler: Callable[[str], bytes]) -> None:
+    """Have TVM compile CUDA source by `compiler`, source to cubin, instead of by a toolkit that it looks for by the place of nvcc."""
+    from tvm_ffi import register_global_func
+
+    register_global_func("tvm_callback_cuda_compile", compiler, override=True)
+
+
 def target(device: Device) -> Any:
     """The TVM target of a device: a dict of its properties, since option strings are refused and tags are incomplete."""
     tvm = load_tvm()

@@ -241,11 +241,11 @@ class ConvDw(TwoPass):
             return
         self._sum(sch, block, decisions)
         sch.compute_at(stage, block, preserve_unit_loops=True)
-        stage_together = cooperate if spec.dtype == "float32" else cooperate_by_rows
-        stage_together(sch, stage, threads, decisions["vector"])
+        plain = spec.dtype == "float32"  # copies that convert are batched, which unrolling would hide
+        cooperate_by_rows(sch, stage, threads, decisions["vector"], unroll=plain)
         if decisions["dy_shared"]:
             sch.compute_at(dys, block, preserve_unit_loops=True)
-            stage_together(sch, dys, threads, self._dy_quad(spec, decisions))
+            cooperate_by_rows(sch, dys, threads, self._dy_quad(spec, decisions), unroll=plain)
         self._second_pass(sch)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:

@@ -20,7 +20,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, ONE_TILE, Decisions, Template, cooperate, idle_stages, in_turn
+from ..base import MOST, ONE_TILE, Decisions, Template, cooperate, cooperate_by_rows, idle_stages, in_turn
 
 _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
@@ -138,7 +138,7 @@ class Lines(Template):
         if decisions["staged"]:
             stage = sch.get_sblock("stage")
             sch.compute_at(stage, turn, preserve_unit_loops=True)
-            cooperate(sch, stage, threads, int(sch.get(sch.get_loops(stage)[-1]).extent), around=2)
+            cooperate_by_rows(sch, stage, threads, int(sch.get(sch.get_loops(stage)[-1]).extent), around=2, unroll=spec.dtype == "float32")
             sch.storage_align(stage, 0, 1, WARP, round_up(spec.width, _VECTOR) % WARP)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:

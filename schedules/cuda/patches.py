@@ -35,10 +35,8 @@ class Patches(Template):
         weights = sch.cache_read(y, reads.index("w"), "shared") if decisions["weights_shared"] and "w" in reads else None
         turn, threads = self._collected(sch, y, spec, decisions) if decisions["collect"] else self._direct(sch, y, spec, decisions)
         sch.compute_at(stage, turn, preserve_unit_loops=True)
-        if spec.dtype == "float32":
-            cooperate(sch, stage, threads, decisions["vector"], around=2)
-        else:
-            cooperate_by_rows(sch, stage, threads, decisions["vector"], around=2, unroll=bool(decisions["raw"]))
+        asynchronous = spec.dtype == "float32" or bool(decisions["raw"])  # copies that convert are batched instead, which unrolling would hide
+        cooperate_by_rows(sch, stage, threads, decisions["vector"], around=2, unroll=asynchronous)
         if skew := decisions["skew"]:
             sch.storage_align(stage, 0, 1, *apart(skew))
         if weights is not None:

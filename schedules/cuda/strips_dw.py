@@ -144,7 +144,10 @@ class StripsDw(TwoPass):
             staged = sch.get_sblock(name)
             sch.compute_at(staged, block, preserve_unit_loops=True)
             vector = vector or int(sch.get(sch.get_loops(staged)[-1]).extent)
-            (cooperate if spec.dtype == "float32" or name == "dys" else cooperate_by_rows)(sch, staged, threads, vector)
+            if spec.dtype != "float32" and name == "dys":
+                cooperate(sch, staged, threads, vector)
+            else:
+                cooperate_by_rows(sch, staged, threads, vector, unroll=spec.dtype == "float32")
             sch.storage_align(staged, 0, 1, *self._apart(spec, decisions))
         self._second_pass(sch)
 
