@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .expressions import constants, pick
+from .expressions import steps
 from .form import Form
 from .gather import Term
 from .spec import ConvSpec
@@ -19,11 +19,13 @@ from tvm import te, tirx  # noqa: E402  (after the version guard)
 def by_tap(spec: ConvSpec, terms: Sequence[Term], of: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """of(term) as a function of the tap: colliding taps get the same, taps that never land zeros. One value once the loop over taps is unrolled."""
     home, taps = {s: i for i, t in enumerate(terms) for s in t.taps}, range(spec.kernel_size)
-    places, alive = constants([home.get(s, 0) for s in taps]), constants([int(s in home) for s in taps])
+    places, alive = [home.get(s, 0) for s in taps], [int(s in home) for s in taps]
+    for s in taps[1:]:  # a tap that never lands may stand anywhere: beside its neighbour it makes no step
+        places[s] = home.get(s, places[s - 1])
 
     def value(s: Any) -> Any:
-        one = of(s if [home.get(s) for s in taps] == list(taps) else pick(s, places))
-        return one if len(home) == len(taps) else tirx.Select(pick(s, alive) == 1, one, tirx.const(0, spec.sums))
+        one = of(s if places == list(taps) else steps(s, places))
+        return one if len(home) == len(taps) else tirx.Select(steps(s, alive) == 1, one, tirx.const(0, spec.sums))
 
     return value
 
