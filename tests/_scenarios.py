@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _gpu  # before torch
+import _gpu  # noqa: F401  (before torch, which it gives GPUs)
 import torch
 from torch import Tensor
 
@@ -192,5 +192,4 @@ def examine() -> Any:
 
 
 if __name__ == "__main__":
-    assert _gpu.on  # imported for what it does
     print(json.dumps({f.__name__: f for f in (make, call, refuse, examine)}[sys.argv[1]]()))
