@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,11 +240,14 @@ def test_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
         nvrtc._library.cache_clear()
 
 
-def test_no_cuda_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cuda_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(nvrtc, "_TOOLKITS", tmp_path)
+    for name in ("CUDA_PATH", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
     nvrtc._include_folders.cache_clear()
     try:
-        with pytest.raises(to.EnvironmentProblem, match=r"CUDA 13 headers.*tvm-orient\[compile\]"):
+        with pytest.raises(to.EnvironmentProblem, match=r"headers of CUDA 13, and cuda_runtime.h, .* is in none of .*tvm-orient\[compile\].*set CUDA_PATH"):
             nvrtc._include_folders()
     finally:
         nvrtc._include_folders.cache_clear()
@@ -286,10 +290,12 @@ def test_an_unknown_template() -> None:
 
 def test_the_family() -> None:
     """One base to catch, and the built-in kinds that callers may already catch."""
-    family = [getattr(errors, name) for name in ("InvalidArgument", "Unsupported", "LogFileError", "BuildFailed", "EnvironmentProblem", "TuningFailed")]
+    names = ("InvalidArgument", "Unsupported", "LogFileError", "BuildFailed", "EnvironmentProblem", "LaunchFailed", "TuningFailed")
+    family = [getattr(errors, name) for name in names]
     assert all(issubclass(one, to.OrientError) for one in family)
     assert issubclass(to.InvalidArgument, ValueError)
     assert issubclass(to.Unsupported, NotImplementedError)
     assert issubclass(to.BuildFailed, RuntimeError)
     assert issubclass(to.EnvironmentProblem, RuntimeError)
+    assert issubclass(to.LaunchFailed, RuntimeError)
     assert all(one.__name__ in to.__all__ for one in family)

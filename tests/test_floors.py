@@ -21,7 +21,8 @@ FLOORS = {
             "errors paths taps",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
-            "timers tvmkit nvrtc sass integers lines leaning trace bound estimate whole pool expressions image_sums unrolled_dw views",
+            "timers tvmkit nvrtc sass integers lines leaning trace bound estimate whole pool expressions image_sums unrolled_dw views "
+            "refusal driverless",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -85,6 +86,7 @@ SAME_FLOOR = {
     ("lines", "tvmkit"),
     ("bound", "sass"),
     ("launch", "checks"),
+    ("driverless", "pool"),
     ("ops", "checks"),
     ("ops", "launch"),
     ("nn", "functional"),

@@ -11,7 +11,7 @@ _here = Path(__file__).resolve().parent
 if not (_here / "schedules").is_dir() and (_here.parent / "pyproject.toml").is_file():
     __path__.append(str(_here.parent))
 
-from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
+from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LaunchFailed, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
 from .spec import ConvSpec  # noqa: E402
 from .taps import Taps, angles_between  # noqa: E402
 
@@ -25,8 +25,8 @@ except PackageNotFoundError:  # a bare checkout
     __version__ = "0.0.0"
 
 __all__ = [
-    "BuildFailed", "ConvSpec", "EnvironmentProblem", "InvalidArgument", "LogFileError", "OrientError", "Taps", "TuningFailed", "Unsupported",
-    "angles_between", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
+    "BuildFailed", "ConvSpec", "EnvironmentProblem", "InvalidArgument", "LaunchFailed", "LogFileError", "OrientError", "Taps", "TuningFailed",
+    "Unsupported", "angles_between", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
 ]  # fmt: skip
 _NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
 

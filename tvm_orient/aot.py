@@ -25,6 +25,7 @@ from .errors import BuildFailed, EnvironmentProblem
 from .lower import Choice
 from .spec import ConvSpec
 
+
 def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
     """Write the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json, and for CUDA kernel.cubin and kernel.cu.
 

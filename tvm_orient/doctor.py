@@ -12,14 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from . import cache, logs, nvrtc, paths, pool, sass, tvmkit
-from .device import cpu_device, cuda_devices
+from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, LogFileError, OrientError
+from .spec import ConvSpec
+from .taps import Taps
 
 State = Literal["ok", "missing", "broken"]
 
@@ -40,18 +44,18 @@ Finding = tuple[State, str, str]  # state, detail, hint
 _GENERATE = ("apache-tvm-ffi", "apache-tvm", "LLVM", "C compiler")
 _CPU = ("torch", *_GENERATE)
 _CUDA = (*_GENERATE, "NVRTC", "nvdisasm", "cudart 13")
-_GPU = ("torch", *_GENERATE, "NVRTC or nvcc", "libcuda", "GPU", "torch CUDA", "cudart 13")
+_GPU = ("torch", *_GENERATE, "NVRTC", "libcuda", "GPU", "torch CUDA", "cudart 13", "GPU kernel")
 _TUNE = ("xgboost", "psutil", "cloudpickle")
 
 # what can be done here, and the checks that it needs to be ok
 NEEDS: dict[str, tuple[str, ...]] = {
-    "run on the CPU": _CPU,
-    "tune for the CPU": (*_CPU, *_TUNE),
+    "run on the CPU": (*_CPU, "CPU kernel"),
+    "tune for the CPU": (*_CPU, "CPU kernel", *_TUNE),
     "generate for CUDA without a GPU": _CUDA,
     "run on a GPU": _GPU,
     "tune on a GPU": (*_GPU, *_TUNE),
     "plots": ("matplotlib",),
-    "demo": (*_CPU, *_TUNE, "matplotlib", "scikit-image"),
+    "demo": (*_CPU, "CPU kernel", *_TUNE, "matplotlib", "scikit-image"),
 }
 
 
@@ -75,6 +79,8 @@ def examine() -> list[Check]:
         _check("CUDA compilers", "NVRTC", _nvrtc),
         _check("CUDA compilers", "nvdisasm", _nvdisasm),
         _check("CUDA compilers", "nvcc", _nvcc),
+        _check("kernels", "CPU kernel", lambda: _kernel(cpu_device())),
+        _check("kernels", "GPU kernel", _gpu_kernel),
         _check("files", "user logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
         _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
         _check("files", "kernel cache", _cache),
@@ -85,7 +91,7 @@ def examine() -> list[Check]:
 def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
     """What can be done here, each with the names of what it lacks: nothing lacking means that it works."""
     fine = {check.name for check in checks if check.state == "ok"}
-    return {what: [need for need in needs if fine.isdisjoint(need.split(" or "))] for what, needs in NEEDS.items()}
+    return {what: [need for need in needs if need not in fine] for what, needs in NEEDS.items()}
 
 
 def _check(section: str, name: str, look: Callable[[], Finding]) -> Check:
@@ -272,14 +278,58 @@ def _in_wheels(tail: str) -> list[Path]:
 
 def _nvcc() -> Finding:
     toolkits = [os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if name in os.environ] + ["/usr/local/cuda"]
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in toolkits))
+    found, use = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in toolkits)), "kernels do without it"
     if found is None:
-        return "missing", "not found", "not needed where NVRTC works"
+        return "missing", "not found", use
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, timeout=30)
     release = re.search(r"release ([\d.]+)", said.stdout)
     if said.returncode or release is None:
-        return "broken", f"{found} --version failed: {(said.stderr or said.stdout).strip()[:200]}", "reinstall the CUDA toolkit, or take it off PATH"
+        return "missing", f"{found} --version failed: {(said.stderr or said.stdout).strip()[:200]}", use
     return "ok", f"{release[1]}, {found}", ""
+
+
+# ---- kernels ------------------------------------------------------------------------------------
+
+_LAYER = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.8], 7))  # of two angles: merging is looked at too
+_IMAGES = 2
+
+
+def _kernel(device: Device) -> Finding:
+    """A layer's kernel built for a device as for a call, run there and compared with the reference; the user's cache and logs are not touched."""
+    if importlib.util.find_spec("torch") is None:
+        return "missing", "no torch to run one", "pip install 'tvm-orient[torch]'"
+    import torch
+
+    from . import launch, lower, reference
+    from .build import make
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            make(_LAYER, device, lower.default_choices(_LAYER, device), Path(folder))
+            built = f"built in {time.perf_counter() - start:.1f} s"
+            if device.kind == "cuda" and not torch.cuda.is_available():
+                return "missing", f"{built}, but not run: torch {torch.__version__} sees no GPU", "install a CUDA 13 build of torch to run on a GPU"
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(_IMAGES, _LAYER.channels, _LAYER.height, _LAYER.width, generator=generator)
+            w = torch.randn(_LAYER.channels, _LAYER.kernel_size, generator=generator)
+            where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
+            out = launch.Kernel(_LAYER, device, Path(folder) / cache.KERNEL)(x.to(where), w.to(where)).cpu()
+        except EnvironmentProblem as problem:
+            return "missing", _first_line(problem), "install what it asks for"
+        except OrientError as problem:
+            return "broken", _first_line(problem), ""
+    error, bound = float((out.double() - reference.run(_LAYER, x, w)).abs().max()), reference.tolerance(_LAYER, _IMAGES, x, w)
+    if not error <= bound:  # NaN is not
+        return "broken", f"{built} and run, but its result is off by {error:.3g}, at most {bound:.3g}", "please report it, with what else is said here"
+    return "ok", f"{built}, run, and right within {error:.1g}", ""
+
+
+def _gpu_kernel() -> Finding:
+    gpus = cuda_devices()
+    if not gpus:
+        return "missing", "no GPU to build it for and to run it on", "`tvm-orient build --arch sm_90a` generates kernels for one elsewhere"
+    return _kernel(gpus[0])
 
 
 # ---- files and variables ------------------------------------------------------------------------

@@ -30,5 +30,9 @@ class EnvironmentProblem(OrientError, RuntimeError):
     """This machine lacks something, or has a version known to crash; says what to install."""
 
 
+class LaunchFailed(OrientError, RuntimeError):
+    """A GPU's driver refused to load a kernel or to launch it; says which one, and what the driver answered."""
+
+
 class TuningFailed(OrientError, RuntimeError):
     """A tuning run found no kernel that builds, runs and passes the check."""

@@ -22,6 +22,7 @@ from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, OrientError, Unsupported
 from .lower import Choice, generic_choices, is_generic
+from .refusal import refuse
 from .spec import DTYPES, ConvSpec, part_shape
 from .tvmkit import check_ffi
 from .views import Images, Pair, allocator, strides_of
@@ -158,11 +159,15 @@ class Kernel:
             return self.function  # type: ignore[no-any-return]
 
         def run(*arguments: torch.Tensor | int) -> None:
-            if torch.cuda.current_device() == self.device.index:
-                self.function(*arguments)
-            else:
-                with torch.cuda.device(self.device.index):
+            try:
+                if torch.cuda.current_device() == self.device.index:
                     self.function(*arguments)
+                else:
+                    with torch.cuda.device(self.device.index):
+                        self.function(*arguments)
+            except Exception as problem:
+                refuse(problem, self.spec, self.device, self.path)
+                raise
 
         return run
 

@@ -23,7 +23,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import Decisions, by_rows, cooperate, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
+from ..base import Decisions, by_rows, cooperate_by_rows, copied_by_rows, least_estimate, quads, tiles
 from .two_pass import AHEAD, MOST_UNROLLED, SLICES, TwoPass
 
 _VECTOR = 4
