@@ -17,7 +17,6 @@ from rich.table import Table
 from terminal import console, say
 
 from tvm_orient import lower
-from tvm_orient.bound import outputs_of
 from tvm_orient.device import arch_device
 from tvm_orient.errors import OrientError
 from tvm_orient.figures import figures, has_figures
@@ -32,7 +31,7 @@ _AT_ONCE = 8  # kernels in one source
 def seconds(clocks: float, spec: ConvSpec, batch: int, arch: str) -> float:
     """Time of a whole problem from clocks of an SM for 32 outputs."""
     figure = figures(arch)
-    return clocks * outputs_of(spec) * batch / 32 / figure.sms / figure.clock
+    return clocks * spec.outputs * batch / 32 / figure.sms / figure.clock
 
 
 def wanted(rows: list[Row]) -> list[Row]:

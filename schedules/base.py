@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tvm_orient.banks import WARP
@@ -86,6 +86,14 @@ class Template(ABC):
         """Clocks of an SM for 32 outputs by resource, before anything is compiled; empty for a template that has no estimate."""
         return {}
 
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterable[Decisions]:
+        """Choices that are worth an estimate, valid or not; none for a template whose default compares nothing."""
+        return ()
+
+    def worth_estimating(self, spec: ConvSpec, device: Device) -> list[Decisions]:
+        """Valid choices that are worth comparing by their estimates, beside the default."""
+        return [trial for trial in self._candidates(spec, device) if self._invalid(spec, device, trial) is None]
+
     def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Multiply-adds that stand in the code of a thread, which compiling takes time for; 0 where a template has never too many."""
         return 0
@@ -110,7 +118,7 @@ class Template(ABC):
 @functools.lru_cache(maxsize=2048)
 def least_estimate(template: Any, spec: ConvSpec, device: Device, close: float = 1.0) -> tuple[tuple[str, int], ...]:
     """Of what a template's `_candidates` gives, the first valid decisions of at most `close` times the least estimate; its `_least` where none is."""
-    valid = [trial for trial in template._candidates(spec, device) if template._invalid(spec, device, trial) is None]
+    valid = template.worth_estimating(spec, device)
     if not valid:
         return tuple(template._least(spec, device).items())
     scores = [soft_maximum(template.estimate(spec, device, trial)) for trial in valid]

@@ -14,7 +14,6 @@ import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
 from tvm_orient import banks, figures, integers, lower, nvrtc, sass, schedules, trace
-from tvm_orient.bound import outputs_of
 from tvm_orient.device import Device, arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.gather import gather
@@ -313,7 +312,7 @@ def test_predictions_agree_with_what_is_known(arch: str) -> None:
         assert first.fma >= live * 0.95
         assert first.worst == max(first.clocks.values()) == first.clocks[first.limit]
         assert 0 < first.occupancy <= 1
-        copied = 32 * spec.bytes_moved(64) / 64 / outputs_of(spec) / figures.figures(arch).dram
+        copied = 32 * spec.bytes_moved(64) / 64 / spec.outputs / figures.figures(arch).dram
         assert copied <= first.clocks["dram"] <= 1.2 * copied
 
 

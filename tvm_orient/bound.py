@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import trace
-from .figures import RESERVED, figures, resident_blocks
+from .figures import BATCH, RESERVED, figures, resident_blocks
 from .sass import Kernel
 from .spec import ConvSpec
 
-BATCH = 64  # images of a prediction: weights are read once for all of them
 _FMA = ("FFMA", "FMUL", "FADD", "HFMA2", "IMAD", "HADD2", "HMUL2")
 _NEITHER = ("LDS", "STS", "LDG", "STG", "LDL", "STL", "LDC", "LDGSTS", "BRA", "BRX", "BSSY", "BSYNC", "BREAK", "EXIT", "BAR", "NOP", "S2R", "CALL", "WARPSYNC")
 _SHARED, _GLOBAL = ("LDS", "STS"), ("LDG", "STG")
@@ -59,11 +58,6 @@ def _waits(ran: trace.Trace, latency: float) -> float:
     return sum(waits)
 
 
-def outputs_of(spec: ConvSpec) -> int:
-    """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
-    return spec.channels * (spec.height * spec.width if spec.op == "conv_dx" else spec.out_height * spec.out_width)
-
-
 @dataclass(frozen=True)
 class Launch:
     """Of one kernel for BATCH images: blocks, threads of a block, the indices of blocks that stand for all, and blocks of other angles beside them."""
@@ -83,7 +77,7 @@ def bound(kernel: Kernel, spec: ConvSpec, arch: str, launch: Launch, moved: int)
         InvalidArgument: an arch without figures. BuildFailed: see `trace.run`.
     """
     device, ran = figures(arch), trace.run(kernel, launch.threads, launch.sample, [BATCH])
-    outputs = outputs_of(spec) * BATCH / 32
+    outputs = spec.outputs * BATCH / 32
     units = outputs / launch.grid * len(launch.sample)  # warps' worth of outputs that were run
     reserved = RESERVED if arch.startswith("sm_9") else 0  # the section has it from sm_90 on
     resident = max(1, resident_blocks(device, launch.threads, kernel.registers, max(0, kernel.shared - reserved)))

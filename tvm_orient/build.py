@@ -56,7 +56,8 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
         Unsupported: the mode forbids untuned kernels, and no record answers.
     """
     answers = []
-    for _, _, part in spec.parts():
+    parts = [part for _, _, part in spec.parts()]
+    for place, part in enumerate(parts):
         found = logs.lookup(part.plain, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
         if found.step == "none":
             raise Unsupported(
@@ -65,7 +66,7 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
             )
         if found.record is None:
             try:
-                choice = Choice.of(*schedules.default(part, device))
+                choice = Choice.of(*schedules.together(parts, device)[place])
             except Unsupported as reason:
                 return _all_generic(spec, device, found.tried, str(reason))
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,15 @@ from .figures import Figures, resident_blocks
 from .gather import Gather
 
 ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
-_COPY = 22  # instructions of one asynchronous copy, its address and its test included
+ISSUED = 3.2  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest (fitted as LOADED)
+LOADED = 4.75  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included: fitted to 244 kernels timed on an H200
+FETCH = 8.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch: fitted to the same
+MISSED = 10.0  # the same where the code of a launch is more than an SM keeps
+CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps: 18 layers of eight angles on an H200 were even up to 124 KB, and 1.3 to 2.1 times slower above
+_COPY = 6  # instructions of one asynchronous copy, its address and its test included
+_UNROLLED_COPY, _MOST_COPIES = 8, 128  # instructions in the code of one copy; copies that are unrolled at most
 _ENTRY = 40  # instructions of a thread outside its loops
-_MARGIN = 24  # registers for addresses and what is on its way
+_MARGIN = 16  # registers for addresses and what is on its way
 ALONE = (1, 1, 0)
 BLOCK = (128, 128, 36864)  # threads, registers of a thread and shared bytes that a merged kernel has at least: its angles share the largest
 _SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
@@ -116,7 +122,25 @@ def passes(base: Any, words: int, lines: bool = False) -> float:
     return wavefronts(address, 4 * words, active, lines) / (lanes // WARP)
 
 
-def soft_maximum(clocks: dict[str, float]) -> float:
+class Clocks(dict[str, float]):
+    """Clocks of an SM for 32 outputs by resource, as `clocks` gives them, and what of a choice counts in a layer of several angles.
+
+    Attributes:
+        block: threads, registers of a thread and shared bytes of a block.
+        code: instructions of a thread's code.
+    """
+
+    def __init__(self, by_resource: dict[str, float], device: Figures, block: tuple[int, int, int], lives: float, code: float) -> None:
+        super().__init__(by_resource)
+        self.block, self.code, self._device, self._lives = block, code, device, lives
+
+    def among(self, least: tuple[int, int, int]) -> Clocks:
+        """The same choice where a block takes at least so many threads, registers and shared bytes: fewer are resident, and hide less of their lives."""
+        resident = max(1, resident_blocks(self._device, *(max(own, most) for own, most in zip(self.block, least, strict=True))))
+        return Clocks({**self, "latency": self._lives / resident}, self._device, self.block, self._lives, self.code)
+
+
+def soft_maximum(clocks: Mapping[str, float]) -> float:
     """Near the largest, a little more where others come close."""
     top = max(clocks.values())
     return float(top * sum((value / top) ** _SOFT for value in clocks.values()) ** (1 / _SOFT))
@@ -138,7 +162,7 @@ def clocks(
     waits: float = 2,
     least: tuple[int, int, int] = BLOCK,
     tiles: int = 1,
-) -> dict[str, float]:
+) -> Clocks:
     """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
 
     outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
@@ -149,16 +173,17 @@ def clocks(
     warps = -(-threads // WARP)
     units = outputs / WARP
     total = products + others + copies * copy + _ENTRY
-    block = [max(own, least) for own, least in zip((threads, min(255, registers + _MARGIN), shared), least, strict=True)]
-    resident = max(1, resident_blocks(device, *block))
-    own = (waits - 1) * device.latency + ISSUE * total  # of a tile that is there
-    life = device.latency + own + (tiles - 1) * max(own, (device.latency + own) / 2)  # a tile's copies go out when the last but one is done
-    return {
+    block = (threads, min(255, registers + _MARGIN), shared)
+    wait = LOADED * device.latency
+    own = (waits - 1) * wait + ISSUE * total  # of a tile that is there
+    life = wait + own + (tiles - 1) * max(own, (wait + own) / 2)  # a tile's copies go out when the last but one is done
+    by_resource = {
         "dram": dram / units / device.dram,
         "l2": l2 / units / device.l2,
         "memory": memory / units,
-        "issue": total * warps / units / 4,
+        "issue": total * warps / units / ISSUED,
         "fma": products * warps / units * WARP / device.fp32_lanes,
         "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
-        "latency": life / tiles / resident / units,
     }
+    code = products + others + min(copies, _MOST_COPIES) * _UNROLLED_COPY + _ENTRY
+    return Clocks(by_resource, device, block, life / tiles / units, code).among(least)

@@ -42,6 +42,7 @@ FIGURES = {
     "sm_89": Figures("RTX 4090", 1.008e12, 128, 2.52e9, 5120 / 128, 128, 100 * 1024, 48, 24, 600),
     "sm_90a": Figures("H200 SXM", 4.8e12, 132, 1.98e9, 5120 / 132, 128, 228 * 1024, 64, 32, 600),
 }
+BATCH = 64  # images of a prediction: weights and code are read once for all of them
 REGISTERS, REGISTER_UNIT, SHARED_UNIT, RESERVED = 65536, 256, 128, 1024  # of an SM; allocated by warp; by block; kept by the driver
 
 

@@ -38,7 +38,7 @@ class Choice:
 def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
     """The analytic choice for each part of a spec; the generic kernel for all where one part has no template."""
     try:
-        return tuple(Choice.of(*schedules.default(part, device)) for _, _, part in spec.parts())
+        return tuple(Choice.of(*chosen) for chosen in schedules.together([part for _, _, part in spec.parts()], device))
     except Unsupported:
         return generic_choices(spec, device)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import nvrtc, sass
-from .bound import BATCH, Bound, Launch, bound
+from .bound import Bound, Launch, bound
 from .device import Device
-from .figures import has_figures
+from .figures import BATCH, has_figures
 from .lower import Choice, cuda_source, is_generic, scheduled, workspace_shape
 from .schedules.base import parted
 from .spec import ConvSpec

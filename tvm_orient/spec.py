@@ -102,6 +102,11 @@ class ConvSpec:
         """The spec without its epilogue: what records are kept of, for the epilogue changes no decision."""
         return dataclasses.replace(self, bias=False, activation="none") if self.bias or self.activation != "none" else self
 
+    @property
+    def outputs(self) -> int:
+        """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
+        return self.channels * (self.height * self.width if self.op == "conv_dx" else self.out_height * self.out_width)
+
     def bytes_moved(self, batch: int) -> int:
         """Least DRAM traffic in bytes: every operand read or written once."""
         plane = self.height * self.width + self.out_height * self.out_width

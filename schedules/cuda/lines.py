@@ -8,6 +8,7 @@ lie, so that one wait serves all loads.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,15 @@ class Lines(Template):
         return {"planes": (1, 2, 4, 8, 16, 32), "staged": (0, 1), "weights_shared": (0, 1), "turns": (1, 2, 4), "stages": stages}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        planes = [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
-        every = itertools.product(planes, (0, 1), (0, 1))
-        trials = [{"planes": p, "staged": staged, "weights_shared": weights, **ONE_TILE} for p, staged, weights in every]
-        fitting = [t for t in trials if t["planes"] * spec.width <= _MOST_THREADS and self._invalid(spec, device, t) is None]
-        return min(fitting or trials[:1], key=lambda trial: soft_maximum(self.estimate(spec, device, trial)))
+        fitting = self.worth_estimating(spec, device)
+        least = {"planes": 1, "staged": 0, "weights_shared": 0, **ONE_TILE}
+        return min(fitting, key=lambda trial: soft_maximum(self.estimate(spec, device, trial)), default=least)
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
+        """Blocks of a few warps, staged: where the lanes of a warp load a diagonal each from memory, L1 lost most of it on an H200."""
+        planes = [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0 and p * spec.width <= _MOST_THREADS]
+        for number, weights in itertools.product(planes, (0, 1)):
+            yield {"planes": number, "staged": 1, "weights_shared": weights, **ONE_TILE}
 
     def _products(self, spec: ConvSpec) -> int:
         """Multiply-adds of a line: both of its parts are summed over all of it."""
@@ -99,7 +104,7 @@ class Lines(Template):
             loads += live * passes(plane * WARP, 1, lines=True)
         memory = warps * (loads + 1.2 * spec.height * row)
         moved = spec.itemsize * planes * 2 * pixels
-        held = min(spec.height, g.span() + 8) + live
+        held = spec.height + live
         others = 2 * live + (_PIXEL if spec.dtype == "float32" else _PIXEL_OF_HALF) * spec.height
         shared = self._shared(spec, decisions)
         waits = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for

@@ -30,6 +30,8 @@ from .patches import Patches
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
+_SCATTERED = 1.1  # times the time of DRAM where a block owns parts of several planes: measured on an H200 at 56x56
+_SHORT = (28, 16)  # outputs of a patch whose code is short
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
 
 _CUTS = 12  # tiles and bands of strided or wide planes that are estimated
@@ -87,6 +89,8 @@ class SharedPatch(Patches):
             area = patch_h * patch_w
             if area * max(map(len, g.terms.values())) > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > _MOST_OUTPUTS:
                 continue
+            if patch_w == _VECTOR and spec.dtype == "float32" and len({t.row for t in g.every}) > 1 and len({t.col for t in g.every}) > 1:
+                continue  # NVRTC 13.0 loads columns of 4 in pieces whose lanes meet in banks: a quarter slower on an H200 than others
             step = self._step(spec, patch_w, tile)
             own = patch(key, patch_h, patch_w, math.gcd(pitch, step, _VECTOR), height % patch_h == 0 and width % patch_w == 0)
             if own.alive + max(map(len, g.terms.values())) + area <= _MOST_HELD:
@@ -98,7 +102,9 @@ class SharedPatch(Patches):
                 if spec.dtype != "float32" and self._by_words(spec, patch_w, tile):
                     loads /= 2
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
-        return sorted(ranked)[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES]
+        ranked.sort()
+        short = [[entry for entry in ranked if entry[1] * entry[2] <= area][:_PATCHES // 4] for area in _SHORT]  # less code, for layers of several angles
+        return list(dict.fromkeys(ranked[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES] + sum(short, [])))
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
@@ -191,7 +197,7 @@ class SharedPatch(Patches):
         most = d["row_patches"] * d["patch_h"]
         band = height / -(-height // most) if d["tile"] else min(height, most)  # wanted rows of a block, on average
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
-        own = self._own(spec, d)
+        own, area = self._own(spec, d), d["patch_h"] * d["patch_w"]  # results stay in registers until all of a patch are there
         warps = -(-threads // WARP)
         outputs: float = d["planes"] * band * self._across(spec, d)
         loads = sum(count * self._passes(d, lanes, values) for values, count in own.loads.items() if count)
@@ -204,25 +210,27 @@ class SharedPatch(Patches):
         memory = warps * (loads + self._weights(spec, d) + stores) + ((part if d["raw"] else 1) * staged + 1.3 * part * fetched) / WARP
         if d["collect"]:
             memory += 2 * part * outputs / WARP
-        others = sum(own.loads.values()) + 2 * weights - own.products / max(1, d["patch_h"] * d["patch_w"]) + d["patch_h"] * d["patch_w"]
+        others = sum(own.loads.values()) + 2 * weights - own.products / max(1, area) + area
         copies = staged / d["vector"] / threads + (outputs / threads / _VECTOR if d["collect"] else 0)
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
+        if d["planes"] > 1 and most < height and not d["tile"]:
+            dram *= _SCATTERED
         l2 = spec.itemsize * (fetched + again * outputs)
         if d["raw"]:
             others += sum(values * count for values, count in own.loads.items())  # conversions
             *_, copies = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
-            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, copies, dram, l2, _RAW_COPY)
+            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive + area, memory, own.products, others, copies, dram, l2, _RAW_COPY)
         if part == 1:
             tiles = d["turns"] if d["stages"] > 1 else 1
             waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
             shared = self._shared(spec, d)
-            return clocks(figure, threads, outputs, shared, own.alive, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
+            return clocks(figure, threads, outputs, shared, own.alive + area, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
         if d["collect"]:
             others += _COLLECTED * outputs / threads / self._stored_at_once(spec, d)
         *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
         memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
         copy = copied_by_rows(d["vector"], turns)
-        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive, memory, own.products, others, turns, dram, l2, *copy)
+        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive + area, memory, own.products, others, turns, dram, l2, *copy)
 
     def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
         """What a thread's patch loads and holds."""
