@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from verdict import ALL, ALONE, OPS, evenness, merging, ratio, served
+from verdict import ALL, ALONE, OPS, alone_of, evenness, merging, ratio, served
 
 from tvm_orient.speeds import Row, cells, pick
 
@@ -28,7 +28,7 @@ def _line(problem: Problem, by_angles: dict[str, list[Row]]) -> str:
     op, kernel_size, channels, height = problem
     ours = {angles: row for angles, cell in by_angles.items() if (row := served(cell)) is not None}
     shares = [row.floor_ratio or 0.0 for angles, row in ours.items() if angles in ALONE]
-    uneven = next(evenness(ours.values()), None) if len(shares) == len(ALONE) else None
+    uneven = next(evenness(ours.values()), None) if len(alone_of(ours)) == len(ALONE) else None
     merged = next(merging(ours.values()), None)
     peers = [(ratio(peer, ours[angles]), peer) for angles, cell in by_angles.items() if angles in ours and (peer := pick(cell, "cold")) is not None]
     least = min(peers, key=lambda pair: pair[0], default=None)

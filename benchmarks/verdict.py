@@ -9,7 +9,7 @@ until all of its cells are there; one that a single cell breaks is missed. With 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -124,10 +124,16 @@ def by_plane(ours: Iterable[Row]) -> dict[tuple[int, int, int, int], dict[str, R
     return planes
 
 
+def alone_of(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows of each angle alone, of a plane's by angles; an angle that was not measured is stood for by its mirror image, which has the same work."""
+    found = {angle: rows.get(angle) or rows.get(f"{(180 - float(angle)) % 180:g}") for angle in ALONE}
+    return {angle: row for angle, row in found.items() if row is not None}
+
+
 def evenness(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
     """Of each plane, the slowest single angle over the fastest; a plane that lacks angles counts only with what breaks the target already."""
     for rows in by_plane(ours).values():
-        alone = sorted((row for angles, row in rows.items() if angles in ALONE), key=lambda row: row.median_ms or 0.0)
+        alone = sorted(alone_of(rows).values(), key=lambda row: row.median_ms or 0.0)
         if len(alone) < 2:
             continue
         value = ratio(alone[-1], alone[0])
@@ -138,7 +144,7 @@ def evenness(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
 def merging(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
     """Of each plane, eight angles in one call over the mean of the eight alone."""
     for rows in by_plane(ours).values():
-        alone = [row.median_ms or 0.0 for angles, row in rows.items() if angles in ALONE]
+        alone = [row.median_ms or 0.0 for row in alone_of(rows).values()]
         if ALL in rows and len(alone) == len(ALONE):
             yield (rows[ALL].median_ms or 0.0) / (sum(alone) / len(alone)), rows[ALL].problem
 

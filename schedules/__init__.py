@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument, Unsupported
-from tvm_orient.estimate import ALONE, BLOCK, CODE_CACHE, FETCH, MISSED, Clocks, soft_maximum
+from tvm_orient.estimate import ALONE, BLOCK, CODE_CACHE, FETCH, Clocks, soft_maximum
 from tvm_orient.figures import BATCH, figures, has_figures
 from tvm_orient.spec import ConvSpec
 
@@ -103,7 +103,7 @@ def _of_all(parts: Sequence[ConvSpec], device: Device, chosen: Sequence[_Estimat
     """Clocks of an SM for 32 outputs of a layer whose angles are so chosen: the mean of its angles, and the wait for its code."""
     every = [clocks for _, _, clocks in chosen if isinstance(clocks, Clocks)]
     code = [clocks.code for clocks in every]
-    waited = MISSED * sum(code) if sum(code) > CODE_CACHE else FETCH * max(code)
+    waited = FETCH * (sum(code) if sum(code) > CODE_CACHE else max(code))
     return sum(soft_maximum(clocks.among(_largest(chosen))) for clocks in every) / len(every) + waited / _units(parts[0], device)
 
 

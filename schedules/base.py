@@ -32,6 +32,8 @@ class Most(NamedTuple):
 
 
 MOST = Most(33792, 13312, 2048)
+# TVM then gives the results the memory of the staged pixels, and where a merged group idles some threads that takes a barrier inside a branch, which it refuses
+ONE_OFFSET = "not for a single offset that reaches the plane, where collected results could take the place of the staged pixels"
 ONE_TILE = {"turns": 1, "stages": 1}  # knobs of a block that copies one tile, waits for it and computes it
 
 

@@ -18,10 +18,9 @@ from .figures import Figures, resident_blocks
 from .gather import Gather
 
 ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
-ISSUED = 3.2  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest (fitted as LOADED)
-LOADED = 4.75  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included: fitted to 244 kernels timed on an H200
-FETCH = 8.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch: fitted to the same
-MISSED = 10.0  # the same where the code of a launch is more than an SM keeps
+ISSUED = 2.8  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest (fitted as LOADED)
+LOADED = 5.0  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included: fitted to 134 kernels timed on an H200 (benchmarks/fit.py)
+FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch: fitted to the same
 CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps: 18 layers of eight angles on an H200 were even up to 124 KB, and 1.3 to 2.1 times slower above
 _COPY = 6  # instructions of one asynchronous copy, its address and its test included
 _UNROLLED_COPY, _MOST_COPIES = 8, 128  # instructions in the code of one copy; copies that are unrolled at most

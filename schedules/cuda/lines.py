@@ -27,6 +27,7 @@ _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
 _MOST_THREADS = 128  # of an untuned block
+_HELD = 16  # registers beside the pixels of a line and its results, as nvcc takes them
 _PIXEL = 6  # instructions of a pixel beside its multiply-adds: address, load, store and the side that it is on
 _PIXEL_OF_HALF = 12  # the same with conversions
 
@@ -104,7 +105,7 @@ class Lines(Template):
             loads += live * passes(plane * WARP, 1, lines=True)
         memory = warps * (loads + 1.2 * spec.height * row)
         moved = spec.itemsize * planes * 2 * pixels
-        held = spec.height + live
+        held = 2 * spec.height + _HELD
         others = 2 * live + (_PIXEL if spec.dtype == "float32" else _PIXEL_OF_HALF) * spec.height
         shared = self._shared(spec, decisions)
         waits = 2 if decisions["staged"] else max(2, spec.height / 2)  # the compiler puts off loads that it has no registers for

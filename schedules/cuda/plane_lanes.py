@@ -23,7 +23,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import gather, lean_of, round_up
 from tvm_orient.spec import ConvSpec
 
-from ..base import MOST, Decisions, Template, by_rows, cooperate, cooperate_by_rows, divisors, least_estimate, most_dividing
+from ..base import MOST, ONE_OFFSET, Decisions, Template, by_rows, cooperate, cooperate_by_rows, divisors, least_estimate, most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # of a thread, whose sums are in registers; of a plane
 _MOST_UNROLLED = 4096  # multiply-adds of a plane
@@ -46,6 +46,8 @@ class PlaneLanes(Template):
     name, version, kind, ops = "plane_lanes", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if len(gather(spec).every) == 1:
+            return ONE_OFFSET
         g = gather(spec)
         if math.prod(g.source) > _MOST_SOURCE:
             return f"for planes of at most {_MOST_SOURCE} inputs, got {math.prod(g.source)}"

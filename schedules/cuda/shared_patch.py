@@ -24,12 +24,13 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, ONE_TILE, Decisions, apart, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
+from ..base import MOST, ONE_OFFSET, ONE_TILE, Decisions, apart, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
 from .patches import Patches
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
+_ADDED = 16  # registers that nvcc takes beyond the larger of values and results
 _SCATTERED = 1.1  # times the time of DRAM where a block owns parts of several planes: measured on an H200 at 56x56
 _SHORT = (28, 16)  # outputs of a patch whose code is short
 _FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
@@ -103,7 +104,7 @@ class SharedPatch(Patches):
                     loads /= 2
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
         ranked.sort()
-        short = [[entry for entry in ranked if entry[1] * entry[2] <= area][:_PATCHES // 4] for area in _SHORT]  # less code, for layers of several angles
+        short = [[entry for entry in ranked if entry[1] * entry[2] <= area][: _PATCHES // 4] for area in _SHORT]  # less code, for layers of several angles
         return list(dict.fromkeys(ranked[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES] + sum(short, [])))
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
@@ -138,7 +139,7 @@ class SharedPatch(Patches):
         width, planes = gather(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
         columns = row_patches * -(-(tile or width) // patch_w)
         fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
-        collect = int(width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
+        collect = int(len(gather(spec).every) > 1 and width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
         d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
         return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, "raw": raw, **ONE_TILE}
 
@@ -198,6 +199,7 @@ class SharedPatch(Patches):
         band = height / -(-height // most) if d["tile"] else min(height, most)  # wanted rows of a block, on average
         lanes, threads = self._lanes(spec, d), self._threads(spec, d)
         own, area = self._own(spec, d), d["patch_h"] * d["patch_w"]  # results stay in registers until all of a patch are there
+        held = max(own.alive, area) + _ADDED  # values that are needed for long, or results; nvcc has both at once only in part
         warps = -(-threads // WARP)
         outputs: float = d["planes"] * band * self._across(spec, d)
         loads = sum(count * self._passes(d, lanes, values) for values, count in own.loads.items() if count)
@@ -219,18 +221,18 @@ class SharedPatch(Patches):
         if d["raw"]:
             others += sum(values * count for values, count in own.loads.items())  # conversions
             *_, copies = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
-            return clocks(figure, threads, outputs, self._shared(spec, d), own.alive + area, memory, own.products, others, copies, dram, l2, _RAW_COPY)
+            return clocks(figure, threads, outputs, self._shared(spec, d), held, memory, own.products, others, copies, dram, l2, _RAW_COPY)
         if part == 1:
             tiles = d["turns"] if d["stages"] > 1 else 1
             waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
             shared = self._shared(spec, d)
-            return clocks(figure, threads, outputs, shared, own.alive + area, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
+            return clocks(figure, threads, outputs, shared, held, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
         if d["collect"]:
             others += _COLLECTED * outputs / threads / self._stored_at_once(spec, d)
         *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
         memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
         copy = copied_by_rows(d["vector"], turns)
-        return clocks(figure, threads, outputs, self._shared(spec, d), own.alive + area, memory, own.products, others, turns, dram, l2, *copy)
+        return clocks(figure, threads, outputs, self._shared(spec, d), held, memory, own.products, others, turns, dram, l2, *copy)
 
     def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
         """What a thread's patch loads and holds."""
@@ -314,6 +316,8 @@ class SharedPatch(Patches):
             return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
         if decisions["raw"] and not (decisions["vector"] == _VECTOR and self._by_words(spec, decisions["patch_w"], decisions["tile"])):
             return f"raw: images are staged as they lie where {_VECTOR} values are copied at once and patches begin at multiples of them"
+        if decisions["collect"] and len(gather(spec).every) == 1:
+            return f"collect: {ONE_OFFSET}"
         if decisions["tile"] % decisions["patch_w"]:
             return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
         if threads > 1024:

@@ -20,7 +20,7 @@ from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import Patch, held, passes
 from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather, round_up
+from tvm_orient.gather import Gather, Stage, gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
 
 from ..base import MOST, ONE_TILE, Decisions, quads
@@ -29,6 +29,7 @@ from .shared_patch import SharedPatch
 _VECTOR = 4
 _MOST_OUTPUTS = 112  # of an untuned strip: beyond, the compiler takes every register there is
 _MOST_PRODUCTS, _MOST_OF_HALF = 2400, 3600  # multiply-adds of an untuned strip; half precision has less time for values that strips share
+_PAIR = 2  # columns that are stored as one vector
 _FEWEST, _MOST_THREADS = 28, 128  # threads of an untuned block
 
 
@@ -92,12 +93,13 @@ class Strips(SharedPatch):
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: strips in blocks of a few warps, with few results or values at once.
 
-        Not columns of 4: a vector of results is stored as soon as it is there, and the compiler takes every register to load ahead.
+        Not columns of 4: a vector of results is stored as soon as it is there, and the compiler takes every register to load ahead. Not columns of 2 along
+        a diagonal: lanes that are 2 apart read values one by one, and meet in banks.
         """
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
         vector = knobs["vector"][0]
-        columns = [p for p in knobs["patch_w"] if width % p == 0 and p < width and p != _VECTOR]
+        columns = [p for p in knobs["patch_w"] if width % p == 0 and p < width and p != _VECTOR and (p != _PAIR or slope_of(spec) in (None, 0))]
         strips = [*((p, width) for p in knobs["patch_h"] if height % p == 0), *((height, p) for p in columns)]
         for (patch_h, patch_w), planes, parts in itertools.product(strips, knobs["planes"], (1, 2)):
             rows = -(-height // patch_h)
@@ -106,7 +108,7 @@ class Strips(SharedPatch):
                 continue
             d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": planes, "vector": vector}
             d |= {"pad": 0, "tile": 0, "raw": 0, **ONE_TILE}
-            d["collect"] = int(patch_w > 1 and not self._vector_store(spec, d))
+            d["collect"] = int(len(g.every) > 1 and patch_w > 1 and not self._vector_store(spec, d))
             d["weights_shared"] = int(planes > 1 and planes * spec.kernel_size * DTYPES[spec.sums] <= MOST.weights)
             if not _FEWEST <= self._threads(spec, d) <= _MOST_THREADS:
                 continue

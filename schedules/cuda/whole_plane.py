@@ -18,7 +18,7 @@ from tvm_orient.form import Form
 from tvm_orient.gather import Gather, gather
 from tvm_orient.spec import DTYPES, ConvSpec
 
-from ..base import MOST, Decisions, Template, most_dividing
+from ..base import MOST, ONE_OFFSET, Decisions, Template, most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # values of a plane: sums are kept in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
@@ -37,6 +37,8 @@ class WholePlane(Template):
     name, version, kind, ops = "whole_plane", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if len(gather(spec).every) == 1:
+            return ONE_OFFSET
         g = gather(spec)
         outputs, source = math.prod(g.output), math.prod(g.source)
         if outputs > _MOST_OUTPUTS or source > _MOST_SOURCE:
