@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def test_cuda_compiles_without_spills(arch: str) -> None:
     kernels = sass.kernels(nvrtc.compile_cubin(together(sources), arch))
     assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
     assert all(kernel.spills == 0 for kernel in kernels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("op", OPS)
+def test_a_cuda_kernel_takes_operands_alone(op: str, dtype: str) -> None:
+    """What a thread sums in is its own. TVM hands a buffer that is made outside the loop over threads to all of them, as one more operand."""
+    spec, device = spec_of(op, 1, 1, 1, line(0, k=1), dtype=dtype), arch_device("sm_90a")
+    source = lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device)
+    wanted = {"x", "dy", "table", "part", "dw"} if op == "conv_dw" else {"source", "w", "table", "out"}
+    assert set(re.findall(r"\* __restrict__ (\w+)_ptr", source)) == wanted
 
 
 def test_one_kernel_serves_every_size() -> None:

@@ -71,7 +71,6 @@ def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
         w = T.match_buffer(w_, (c, k), dtype)
         table = T.match_buffer(table_, (g, k, 2), "int32")
         out = T.match_buffer(out_, (n, c, p, q), dtype)
-        acc = T.alloc_buffer((_ROWS,), sums, scope="local")
         for block in T.thread_binding(n * c * (((p + _ROWS - 1) // _ROWS * q + _THREADS - 1) // _THREADS), thread="blockIdx.x"):
             for thread in T.thread_binding(_THREADS, thread="threadIdx.x"):
                 blocks: T.int32 = div(div(p + _ROWS - 1, _ROWS) * q + _THREADS - 1, _THREADS)
@@ -80,6 +79,7 @@ def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
                 group: T.int32 = div(g * (b + 1) - 1, c)
                 first: T.int32 = div(mod(block, blocks) * _THREADS + thread, q) * _ROWS
                 j: T.int32 = mod(mod(block, blocks) * _THREADS + thread, q)
+                acc = T.alloc_buffer((_ROWS,), sums, scope="local")  # outside the loop over threads it would be one for all of them
                 if first < p:
                     for i in T.unroll(_ROWS):
                         acc[i] = T.Cast(sums, 0)
@@ -114,8 +114,6 @@ def _dw(dtype: str, sums: str, circular: bool) -> Any:
         table = T.match_buffer(table_, (g, k, 2), "int32")
         part = T.match_buffer(part_, (n, c, bands, k), sums)
         dw = T.match_buffer(dw_, (c, k), sums)
-        acc = T.alloc_buffer((1,), sums, scope="local")
-        total = T.alloc_buffer((1,), sums, scope="local")
         for block in T.thread_binding(n * c * bands * ((k + _TAPS - 1) // _TAPS), thread="blockIdx.x"):
             for thread in T.thread_binding(_TAPS, thread="threadIdx.x"):
                 chunks: T.int32 = div(k + _TAPS - 1, _TAPS)
@@ -124,6 +122,7 @@ def _dw(dtype: str, sums: str, circular: bool) -> Any:
                 b: T.int32 = mod(div(div(block, chunks), bands), c)
                 a: T.int32 = div(div(div(block, chunks), bands), c)
                 group: T.int32 = div(g * (b + 1) - 1, c)
+                acc = T.alloc_buffer((1,), sums, scope="local")
                 if t < k:
                     acc[0] = T.Cast(sums, 0)
                     for r, j in T.grid(T.min(BAND, p - band * BAND), q):
@@ -135,6 +134,7 @@ def _dw(dtype: str, sums: str, circular: bool) -> Any:
         for block in T.thread_binding((c * k + _TAPS - 1) // _TAPS, thread="blockIdx.x"):
             for thread in T.thread_binding(_TAPS, thread="threadIdx.x"):
                 weight: T.int32 = block * _TAPS + thread
+                total = T.alloc_buffer((1,), sums, scope="local")
                 if weight < c * k:
                     total[0] = T.Cast(sums, 0)
                     for image, band in T.grid(n, bands):
