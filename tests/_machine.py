@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tvm_orient import anysize, lower, nvrtc, sass
 from tvm_orient.anysize import Plan
-from tvm_orient.device import arch_device
+from tvm_orient.device import Device, arch_device
 from tvm_orient.execute import execute
 from tvm_orient.lower import Choice
 from tvm_orient.predict import together
@@ -58,7 +58,7 @@ def machines(cases: Mapping[str, Case], arch: str) -> dict[str, Machine]:
     """The cases compiled for an arch, those with the same helpers in one source: half of NVRTC's time is headers."""
     device = arch_device(arch)
     modules = {name: lower.scheduled(spec, device, choices) for name, (spec, choices) in cases.items()}
-    sources = {name: lower.cuda_source(module, device) for name, module in modules.items()}
+    sources = {name: _source(module, device, lower.is_generic(cases[name][1])) for name, module in modules.items()}
     heads: dict[str, dict[str, str]] = {}
     for name, source in sources.items():
         heads.setdefault(source.partition('extern "C"')[0], {})[name] = source
@@ -80,6 +80,14 @@ def machines(cases: Mapping[str, Case], arch: str) -> dict[str, Machine]:
         workspace = (plan.workspace if plan else space_of(spec, modules[name])) if spec.op == "conv_dw" else None
         made[name] = Machine(spec, choices, tuple(Launch(*rest) for rest in zip(kernels, names, *zip(*launches, strict=True), strict=True)), workspace, plan)
     return made
+
+
+def _source(module: Any, device: Device, generic: bool) -> str:
+    """CUDA source; a generic kernel without what TVM moves out of it to the host, whose values only the host's code knows."""
+    import tvm
+
+    with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"] if generic else []):
+        return lower.cuda_source(module, device)
 
 
 def outcome(machine: Machine, given: Sequence[Tensor], order: str = "ascending", seed: int = 0) -> Tensor:

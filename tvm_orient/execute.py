@@ -274,18 +274,17 @@ class _Warps(Lanes):
             access = self.blocks.accesses[at] = _decode(step)
         lanes = slice(None) if whole and self.alive == len(active) else np.flatnonzero(active)
         if access.space == "copy":
-            self._copy(access, at, active, lanes)
+            self._copy(access, at, active)
             return
-        address = self.address(access.spots[0])[lanes]
-        owner = (self.thread[lanes],) if access.space == "global" else (self.block[lanes], self.warp[lanes])
+        address, memory, shared = self.address(access.spots[0])[lanes], self.blocks.memory, self.blocks.shared
         if access.load:
             blanks: list[Any] = [None] * len(access.registers)
             if access.space == "local":
                 words = self._spilled(address, access.size, lanes)
             elif access.space == "global":
-                words = self.blocks.memory.load(*owner, address, access.size, at)
+                words = memory.load(self.thread[lanes], address, access.size, at)
             else:
-                words, blanks = self.blocks.shared.load(*owner, address, access.size, at)
+                words, blanks = shared.load(self.block[lanes], self.warp[lanes], address, access.size, at)
             for register, word, blank in zip(access.registers, words, blanks, strict=True):
                 self.write(register, self._all(word, lanes), active, whole)
                 if blank is not None:
@@ -293,14 +292,14 @@ class _Warps(Lanes):
             return
         words = [np.broadcast_to(self.bits(register), active.shape)[lanes] for register in access.registers]
         if access.space == "local":
-            room = self._room()
             for i, word in enumerate(words):
-                room[address // 4 + i, np.arange(len(active))[lanes]] = word
+                self._room()[address // 4 + i, np.arange(len(active))[lanes]] = word
+        elif access.space == "global":
+            memory.store(self.thread[lanes], address, access.size, at, words)
         else:
-            memory: Any = self.blocks.memory if access.space == "global" else self.blocks.shared
-            memory.store(*owner, address, access.size, at, words)
+            shared.store(self.block[lanes], self.warp[lanes], address, access.size, at, words)
 
-    def _copy(self, access: _Access, at: int, active: Any, lanes: Any) -> None:
+    def _copy(self, access: _Access, at: int, active: Any) -> None:
         """Zeros where a condition is false; the source is read now, for nobody writes it."""
         inside = active
         for condition in access.conditions:

@@ -208,12 +208,15 @@ class Lanes:
             if not re.match(r"U?R", register):
                 offset += int(register, 16)
             elif scale in ("64", "U64"):
-                low, high = self._reader(register), self._reader(_high(register))
-                terms.append(lambda low=low, high=high: low().astype(np.int64) + (high().astype(np.int64) << 32))
+                terms += [self._term(register, 1, np.uint32), self._term(_high(register), 1 << 32, np.uint32)]
             else:
-                single, times = self._reader(register), int(scale[1:]) if re.fullmatch(r"X\d+", scale) else 1
-                terms.append(lambda single=single, times=times: single().view(np.int32).astype(np.int64) * times)
+                terms.append(self._term(register, int(scale[1:]) if re.fullmatch(r"X\d+", scale) else 1, np.int32))
         return lambda: sum((term() for term in terms), np.int64(offset))
+
+    def _term(self, register: str, times: int, kind: Any) -> _Reader:
+        """A register as a signed or unsigned word, so many times."""
+        inner = self._reader(register)
+        return lambda: inner().view(kind).astype(np.int64) * times
 
 
 def _high(text: str) -> str:
