@@ -78,6 +78,15 @@ def test_both_passes_of_strips_dw(arch: str) -> None:
     check_machine(machine, ORDERS)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_copies_of_several_planes_of_no_whole_quads(arch: str) -> None:
+    """Planes of 9 x 14 floats side by side, copied by two: the first float of each is at an even place."""
+    template, spec = schedules.find("strips_dw"), spec_of("conv_dw", 8, 9, 14, line(22.5, k=5))
+    decisions = {"patch_h": 1, "patch_w": 14, "planes": 8, "vector": 2, "across": 1}
+    (machine,) = machines({"case": (spec, [Choice.of(template, decisions)])}, arch).values()
+    check_machine(machine, ORDERS)
+
+
 # ---- mutants ------------------------------------------------------------------------------------
 
 _OPCODE = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
