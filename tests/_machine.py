@@ -105,12 +105,12 @@ def outcome(machine: Machine, given: Sequence[Tensor], order: str = "ascending",
     return call(spec, function, given, machine.workspace, machine.plan)
 
 
-def check_machine(machine: Machine, orders: Sequence[str] = ("ascending",), batch: int = 2) -> None:
+def check_machine(machine: Machine, orders: Sequence[str] = ("ascending",), batch: int = 2, note: str = "") -> None:
     """The machine code against the oracle, and the same to the last bit in every order of warps."""
     given, first = operands(machine.spec, batch), None
     for order in orders:
         found = outcome(machine, given, order)
-        assert_close(found, machine.spec, given, note=f"{order} {machine.choices}")
+        assert_close(found, machine.spec, given, note=f"{note} {order} {machine.choices}")
         assert first is None or torch.equal(found, first), f"{machine.spec}: the result depends on the order of warps"
         first = found
 
