@@ -19,7 +19,7 @@ from tvm_orient.device import arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.execute import ORDERS, execute
 from tvm_orient.hazards import Fault
-from tvm_orient.lower import Choice, generic_choices
+from tvm_orient.lower import Choice, default_choices, generic_choices
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -66,6 +66,17 @@ def test_machine_code_of_the_generic_kernel(arch: str) -> None:
             found[f"{op}_{padding}_{dtype}"] = spec, generic_choices(spec, device)
     for machine in machines(found, arch).values():
         check_machine(machine, ORDERS)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_machine_code_of_fused_epilogues(dtype: str, arch: str) -> None:
+    device, found = arch_device(arch), {}
+    for activation, layout in zip(("relu", "silu", "gelu"), ("nhwc", "nchw", "nhwc"), strict=True):
+        spec = dataclasses.replace(spec_of("conv", 4, 9, 14, line(67.5, k=5), dtype=dtype, layout=layout), bias=True, activation=activation)
+        found[activation] = spec, default_choices(spec, device)
+    for name, machine in machines(found, arch).items():
+        check_machine(machine, note=name)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -198,6 +209,7 @@ _VALUES: list[tuple[str, Any]] = [  # of an expression of three floats, and what
     ("(float)((int)(a * 1000) / 7 + (int)(b * 1000) % 13)", lambda a, b, c: np.trunc(np.trunc(a * 1000) / 7) + np.fmod(np.trunc(b * 1000), 13)),
     ("(float)((unsigned)(threadIdx.x * 977) / (unsigned)n)", lambda a, b, c: np.arange(64) * 977 // 3),
     ("(float)(int)((((long long)threadIdx.x << 33) * n) >> 32)", lambda a, b, c: np.arange(64) * 6),
+    ("(float)(int)(((((long long)n << 33) - ((long long)__float_as_int(a) << (32 + n - n))) >> 32) + __float_as_int(a))", lambda a, b, c: 6.0),
     ("__low2float(__hfma2(__float2half2_rn(a), __float2half2_rn(b), __float2half2_rn(c)))", lambda a, b, c: half(half(a) * half(b) + half(c))),
     ("__high2float(__hadd2(__floats2half2_rn(c, a), __floats2half2_rn(c, b)))", lambda a, b, c: half(half(a) + half(b))),
     ("__low2float(__hmul2(__floats2bfloat162_rn(a, c), __floats2bfloat162_rn(b, c)))", lambda a, b, c: bfloat(bfloat(a) * bfloat(b))),
