@@ -210,6 +210,7 @@ _VALUES: list[tuple[str, Any]] = [  # of an expression of three floats, and what
     ("(float)((unsigned)(threadIdx.x * 977) / (unsigned)n)", lambda a, b, c: np.arange(64) * 977 // 3),
     ("(float)(int)((((long long)threadIdx.x << 33) * n) >> 32)", lambda a, b, c: np.arange(64) * 6),
     ("(float)(int)(((((long long)n << 33) - ((long long)__float_as_int(a) << (32 + n - n))) >> 32) + __float_as_int(a))", lambda a, b, c: 6.0),
+    ("((long long)__float_as_int(a) * n < (long long)__float_as_int(b) << 3) ? 1.f : 0.f", lambda a, b, c: whole(a) * 3 < whole(b) * 8),
     ("__low2float(__hfma2(__float2half2_rn(a), __float2half2_rn(b), __float2half2_rn(c)))", lambda a, b, c: half(half(a) * half(b) + half(c))),
     ("__high2float(__hadd2(__floats2half2_rn(c, a), __floats2half2_rn(c, b)))", lambda a, b, c: half(half(a) + half(b))),
     ("__low2float(__hmul2(__floats2bfloat162_rn(a, c), __floats2bfloat162_rn(b, c)))", lambda a, b, c: bfloat(bfloat(a) * bfloat(b))),
@@ -229,6 +230,11 @@ def written(arch: str) -> dict[str, sass.Kernel]:
     texts = [f'extern "C" __global__ void {name}(const float* x, float* y, int n) {{ {body} }}' for name, body in _BODIES.items()]
     source = "\n".join(["#include <cuda_fp16.h>", "#include <cuda_bf16.h>", *texts])
     return {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(source, arch))}
+
+
+def whole(value: Any) -> Any:
+    """The bits of a float32 as a whole number."""
+    return value.view(np.int32).astype(np.int64)
 
 
 def half(value: Any) -> Any:

@@ -20,6 +20,8 @@ from tvm_orient.errors import BuildFailed
 from tvm_orient.execute import ORDERS
 from tvm_orient.spec import OPS
 
+_TOGETHER = 12  # cases that are compiled at once
+
 pytestmark = [pytest.mark.sweep, pytest.mark.timeout(7200)]
 
 
@@ -29,17 +31,16 @@ pytestmark = [pytest.mark.sweep, pytest.mark.timeout(7200)]
 @pytest.mark.parametrize("problem", sanitize.PROBLEMS)
 def test_machine_code(problem: str, op: str, arch: str, depth: str) -> None:
     """Every case is run, in every order of warps; what is wrong is told all together."""
-    device, wrong, count = arch_device(arch), [], 0
+    device, wrong = arch_device(arch), []
     shallow = list(sanitize.cases(device, False, [problem]))
     chosen = shallow if depth == "defaults" else [case for case in sanitize.cases(device, True, [problem]) if case not in shallow]
-    for what, spec, choices in chosen:
-        if spec.op != op:
-            continue
-        count += 1
-        try:
-            (machine,) = machines({"case": (spec, choices)}, arch).values()
-            check_machine(machine, ORDERS)
-        except (AssertionError, BuildFailed) as problem_found:
-            wrong.append(f"{what}, {spec.layout}: {problem_found}")
-    print(f"{count} cases")
-    assert not wrong, "\n".join([f"{len(wrong)} of {count}:", *wrong])
+    chosen = [case for case in chosen if case[1].op == op]
+    for start in range(0, len(chosen), _TOGETHER):
+        some = {f"case{start + i}": case for i, case in enumerate(chosen[start : start + _TOGETHER])}
+        for name, machine in machines({name: (spec, choices) for name, (_, spec, choices) in some.items()}, arch).items():
+            try:
+                check_machine(machine, ORDERS)
+            except (AssertionError, BuildFailed) as why:
+                wrong.append(f"{some[name][0]}, {machine.spec.layout}: {why}")
+    print(f"{len(chosen)} cases")
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(chosen)}:", *wrong])

@@ -239,11 +239,12 @@ _COMPARE = {
 
 
 def _isetp(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """P, Q, a, b, [low words' predicate with EX,] with: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    """P, Q, a, b, with, [how the low words compare, for EX]: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    cast, compare = _wide if "U32" in parts else _signed, _COMPARE[parts[0]]
     if "EX" in parts:
-        return {o[0]: _NOTHING, o[1]: _NOTHING}
-    cast = _wide if "U32" in parts else _signed
-    first = _apply(lambda a, b: _COMPARE[parts[0]](cast(a), cast(b)), r.read(o[2]), r.read(o[3]))
+        first = _apply(lambda a, b, low: np.where(cast(a) == cast(b), low, compare(cast(a), cast(b))), r.read(o[2]), r.read(o[3]), r.read(o[5]))
+    else:
+        first = _apply(lambda a, b: compare(cast(a), cast(b)), r.read(o[2]), r.read(o[3]))
     other = r.read(o[4])
     join = {"AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor}[next(p for p in parts[1:] if p in ("AND", "OR", "XOR"))]
     return {o[1]: _apply(lambda a, b: join(~a, b), first, other), o[0]: _apply(join, first, other)}
