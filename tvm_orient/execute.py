@@ -244,6 +244,8 @@ class _Warps(Lanes):
             self._move(step, at, active, whole)
         elif name == "LDGDEPBAR":
             self.commits = self.commits + active
+        elif name == "BMOV":  # which lanes wait for each other after a branch: here the lowest address decides
+            self.write(step.operands[0] if step.operands[0][0] == "R" else "RZ", np.uint32(0), active, whole)
         elif name == "DEPBAR":
             self._wait(int(step.operands[1], 0), active)
         else:
