@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 SEED ?= $(shell date +%s)
 MINUTES ?= 9.3
+CASES ?= machine
 
 ifeq ($(origin PYTHON),undefined)
   PYTHON := $(VENV)/bin/python
@@ -18,7 +19,7 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz docs docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-session build-wheel clean
+.PHONY: help install demo test lint fuzz machine-code docs docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-session build-wheel clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -40,6 +41,9 @@ lint: $(READY) ## ruff, ruff format and mypy
 
 fuzz: $(READY) ## the property tests at length, from a fresh seed (SEED=... repeats a run)
 	$(PYTHON) -m pytest -q -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
+
+machine-code: $(READY) ## the machine code of every CUDA template executed at length, without a GPU (hours; CASES=defaults for a part)
+	$(PYTHON) -m pytest -q -n auto -m sweep -k "$(CASES)" -rP
 
 docs: $(READY) ## the documentation as HTML, in build/docs; a warning is an error
 	$(PYTHON) -m sphinx -b html -W --keep-going -q -E -d build/docs-state docs build/docs

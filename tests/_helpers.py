@@ -26,6 +26,7 @@ OPS = ("conv", "conv_dx", "conv_dw")
 # names of a generated kernel's buffers, in the order in which the host passes them
 PARAMETERS = {"conv": ("x", "w", "y"), "conv_dx": ("x", "w", "y"), "conv_dw": ("x", "dy", "part", "y")}
 EIGHT = tuple(math.pi * i / 8 for i in range(8))
+AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # decisions by which the copies of one tile are on their way while another is computed
 _WALL = 256  # elements of NaN before and after every tensor: a multiple of the 64 bytes that vector loads count on
 
 

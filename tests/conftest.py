@@ -40,8 +40,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return 0 if cores == 1 or cuda_devices() else min(cores, 4)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none; the driver is asked only if such a test was collected."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked sweep unless it is asked for; skip what is marked gpu where there is none (the driver is asked only for such a test)."""
+    if "sweep" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("sweep")])
+        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return

@@ -21,8 +21,8 @@ FLOORS = {
             "errors paths taps",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
-            "timers tvmkit nvrtc sass integers lines leaning trace bound estimate whole pool expressions image_sums unrolled_dw views "
-            "refusal driverless",
+            "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
+            "unrolled_dw views refusal driverless",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -60,6 +60,17 @@ SAME_FLOOR = {
     ("peers", "published"),
     ("trace", "sass"),
     ("trace", "integers"),
+    ("operands", "floats"),
+    ("operands", "hazards"),
+    ("operands", "integers"),
+    ("operands", "sass"),
+    ("operands", "trace"),
+    ("execute", "floats"),
+    ("execute", "hazards"),
+    ("execute", "integers"),
+    ("execute", "operands"),
+    ("execute", "sass"),
+    ("execute", "trace"),
     ("bound", "trace"),
     ("estimate", "gather"),
     ("compute", "lines"),

@@ -124,20 +124,21 @@ def _iadd3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     """d, [carry out, [second]], a, b, c, [carry in, [second]]."""
     at = next(i for i in range(1, len(o)) if not _is_predicate(o[i]))
     inputs = [r.read(text) for text in o[at : at + 3]]
+    negated = [text[0] == "-" for text in o[at : at + 3]]
     carries = [r.read(text) for text in o[at + 3 :]] if "X" in parts else []
     carries = [c for c, text in zip(carries, o[at + 3 :], strict=False) if text not in ("!PT", "!UPT")]
 
     def total(*values: Any) -> Any:
+        """A negated operand adds 2^32 - x, also where x is 0: its carry is the processor's."""
         result = _wide(0)
-        for value in values:
-            result = result + _wide(value)
+        for value, minus in itertools.zip_longest(values, negated, fillvalue=False):
+            result = result + _wide(value) + (_wide(np.asarray(value) == 0) << np.uint64(32) if minus else np.uint64(0))
         return result
 
     whole = _apply(total, *inputs, *carries)
     if whole.known is None:
         return dict.fromkeys(o[:at], _NOTHING)
     low, high = _split(whole.value)
-    # a negated operand adds 2^32 - x: its carry is the processor's
     results = {o[0]: Known(low, whole.known)}
     for text in o[1:at]:
         results[text] = Known(high > 0, whole.known)
@@ -238,11 +239,12 @@ _COMPARE = {
 
 
 def _isetp(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """P, Q, a, b, [low words' predicate with EX,] with: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    """P, Q, a, b, with, [how the low words compare, for EX]: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    cast, compare = _wide if "U32" in parts else _signed, _COMPARE[parts[0]]
     if "EX" in parts:
-        return {o[0]: _NOTHING, o[1]: _NOTHING}
-    cast = _wide if "U32" in parts else _signed
-    first = _apply(lambda a, b: _COMPARE[parts[0]](cast(a), cast(b)), r.read(o[2]), r.read(o[3]))
+        first = _apply(lambda a, b, low: np.where(cast(a) == cast(b), low, compare(cast(a), cast(b))), r.read(o[2]), r.read(o[3]), r.read(o[5]))
+    else:
+        first = _apply(lambda a, b: compare(cast(a), cast(b)), r.read(o[2]), r.read(o[3]))
     other = r.read(o[4])
     join = {"AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor}[next(p for p in parts[1:] if p in ("AND", "OR", "XOR"))]
     return {o[1]: _apply(lambda a, b: join(~a, b), first, other), o[0]: _apply(join, first, other)}

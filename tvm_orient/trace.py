@@ -20,13 +20,13 @@ from .errors import BuildFailed
 from .integers import ALL_BITS, INTEGER, Known, widths
 from .sass import Kernel
 
-_MOST = 2_000_000  # instructions: a loop that never ends is an error
+MOST = 2_000_000  # instructions: a loop that never ends is an error
 _LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;", re.M)
 _ADDRESS = re.compile(r"\[([^\[\]]*)\]$")
 _NOTE = re.compile(r"\(\*.*?\*\)")
-_SPACES = {"LDG": "global", "STG": "global", "LDS": "shared", "STS": "shared", "LDL": "local", "STL": "local"}
+SPACES = {"LDG": "global", "STG": "global", "LDS": "shared", "STS": "shared", "LDL": "local", "STL": "local"}
 _NONE = (-1, -1)  # a group of no copies
-_IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
+IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
 
 
 class Step(NamedTuple):
@@ -126,8 +126,8 @@ class _Run:
             if at >= len(self.steps):
                 raise BuildFailed(f"{self.kernel.name}: lanes run past the end of the code")
             done += 1
-            if done > _MOST:
-                raise BuildFailed(f"{self.kernel.name}: more than {_MOST} instructions")
+            if done > MOST:
+                raise BuildFailed(f"{self.kernel.name}: more than {MOST} instructions")
             for place, lanes in self._step(self.steps[at], at, mask):
                 if lanes.any():
                     groups[place] = groups[place] | lanes if place in groups else lanes
@@ -153,14 +153,14 @@ class _Run:
             return [*self._jump(step, active), (at + 1, mask & ~active)]
         if name == "EXIT":
             return [(at + 1, mask & ~active)]
-        if name in _SPACES or name == "LDGSTS":
+        if name in SPACES or name == "LDGSTS":
             self._memory(step, name, active)
         elif name == "LDGDEPBAR":
             self.sent.append((int(self.per_warp.max(initial=0)), self.trace.rounds) if "copies" in self.waiting else _NONE)
             self.waiting.discard("copies")
         elif name == "DEPBAR":
             self._arrived(int(step.operands[1], 0))
-        elif name not in _IDLE:
+        elif name not in IDLE:
             self._compute(step, active)
         return [(at + 1, mask)]
 
@@ -292,11 +292,11 @@ class _Run:
             self._transfer("LDG", "global", self._address(spots[1], active), size, active)
             self.waiting.add("copies")
             return
-        if _SPACES[name] == "local":
+        if SPACES[name] == "local":
             self._local(name, spots[0], [o for o in step.operands if o != spots[0]], size, active)
             return
         if active.any():
-            self._transfer(name, _SPACES[name], self._address(spots[0], active), size, active)
+            self._transfer(name, SPACES[name], self._address(spots[0], active), size, active)
         if name.startswith("LD"):
             filled = widths((name, str(max(32, size * 8))), step.operands[:1])
             for register in filled:

@@ -69,9 +69,9 @@ class StripsDw(TwoPass):
         return round_up(x - ahead, factor) + ahead, round_up(dy - ahead, factor) + ahead
 
     def _apart(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
-        """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own."""
+        """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own, and copies stay aligned."""
         (height, width), stage = gather(spec).output, self._stage(spec, decisions)
-        quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else 1
+        quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else decisions["vector"]
         return apart(quad if decisions["across"] else round_up(width, quad) % WARP)
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
