@@ -61,11 +61,11 @@ def stem_table(rows: Sequence[Row]) -> Iterator[str]:
 
 def layer_table(rows: Sequence[Row]) -> Iterator[str]:
     """Lines of the table of merged angles: clocks of all passes and the resource that needs longest in the first, and the same over one angle's mean."""
-    yield "| plane | op, K | all angles | over one angle | registers | spills | shared bytes | blocks of an SM |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| plane | op, K | all angles | over one angle | KB of code | registers | spills | shared bytes | blocks of an SM |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for row in rows:
         whole = float(row["clocks_" + row["bound"]]) + float(row["clocks_second"])
-        cells = (f"{whole:.1f} {row['bound']}", f"{whole / float(row['mean_angle']):.2f}", row["registers"], row["spills"], row["shared_bytes"], row["blocks"])
+        cells = (f"{whole:.1f} {row['bound']}", f"{whole / float(row['mean_angle']):.2f}", row["code_kb"], row["registers"], row["spills"], row["shared_bytes"], row["blocks"])
         yield f"| {row['height']}x{row['height']} | `{row['op']}`, K={row['kernel_size']} | " + " | ".join(cells) + " |"
 
 

@@ -38,9 +38,10 @@ COLUMNS = (
 OPS, KERNEL_SIZES, HEIGHTS = ("conv", "conv_dw"), (31, 7), (56, 28, 14, 7)
 STEMS, STEM_OPS, STEM_SIZES = (31, 15), ("conv", "conv_dx", "conv_dw"), (224, 112)  # kernel sizes, ops, heights: 64 channels, stride 2, both layouts
 STEM_COLUMNS = ("layout", *COLUMNS)
+_INSTRUCTION = 16  # bytes
 LAYER_COLUMNS = (
-    "op", "height", "kernel_size", "registers", "spills", "shared_bytes", "blocks", "bound", *(f"clocks_{name}" for name in RESOURCES), "clocks_second",
-    "mean_angle",
+    "op", "height", "kernel_size", "code_kb", "registers", "spills", "shared_bytes", "blocks", "bound", *(f"clocks_{name}" for name in RESOURCES),
+    "clocks_second", "mean_angle",
 )  # fmt: skip
 STAGE_COLUMNS = ("height", "kernel_size", "angle", "template", "stages", "planes", "registers", "spills", "blocks", "bound", "clocks_bound", "clocks_latency")
 ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mirror images
@@ -122,7 +123,8 @@ def layer(op: str, kernel_size: int, height: int, device: Device, alone: Sequenc
     first, *others = ({name: fmean(one.bounds[i].clocks[name] for one in found) for name in RESOURCES} for i in range(len(found[0].bounds)))
     mean = fmean(float(row["clocks_" + row["bound"]]) + float(row["clocks_second"]) for row in [*alone, *alone[1:4]])  # mirrored ones take the same
     bound, second = max(first, key=lambda name: first[name]), sum(max(other.values()) for other in others)
-    numbers = (kernel.registers, found[0].spills, kernel.shared, found[0].bounds[0].blocks, bound, *(f"{first[name]:.1f}" for name in RESOURCES))
+    code = sum(one.instructions for one in found[0].kernels) * _INSTRUCTION // 1024
+    numbers = (code, kernel.registers, found[0].spills, kernel.shared, found[0].bounds[0].blocks, bound, *(f"{first[name]:.1f}" for name in RESOURCES))
     return dict(zip(LAYER_COLUMNS, (op, height, kernel_size, *numbers, f"{second:.1f}", f"{mean:.1f}"), strict=True))
 
 

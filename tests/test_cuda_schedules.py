@@ -13,10 +13,10 @@ import torch
 from _blocks import Blocks, divergent, launches
 from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, covering, fitted, line, of_kind, operands, spec_of, variations, with_template
 
-from tvm_orient import lower, schedules
+from tvm_orient import estimate, figures, lower, schedules
 from tvm_orient.device import arch_device
 from tvm_orient.lower import Choice
-from tvm_orient.schedules.base import ONE_TILE, Template
+from tvm_orient.schedules.base import CLOSE, ONE_TILE, Template
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 
@@ -195,20 +195,63 @@ def test_the_reasons_of_direct() -> None:
     assert "threads, at most 1024" in str(template.invalid(spec, GPU, {"patch_h": 1, "patch_w": 1, "row_patches": 56, "planes": 16}))
 
 
-def test_the_default_is_of_the_least_estimate() -> None:
-    assert schedules.default(spec_of("conv", 512, 7, 7, line(45, k=7)), GPU)[0].name == "whole_plane"
-    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name != "whole_plane"  # blocks of one thread, for 67 is prime
-    assert schedules.default(spec_of("conv", 512, 56, 56, line(45, k=31)), GPU)[0].name == "shared_patch"
+def estimated(spec: ConvSpec, template: Any, decisions: Any) -> float:
+    """Clocks of an SM for 32 outputs: the slowest resource's, and those for which it waits for code."""
+    clocks = template.estimate(spec, GPU, decisions)
+    units = spec.outputs * figures.BATCH / 32 / figures.figures("sm_90a").sms
+    return estimate.soft_maximum(clocks.among(estimate.ALONE)) + estimate.FETCH * clocks.code / units
 
 
-def test_of_choices_as_close_the_one_that_compiles_sooner() -> None:
-    """A thread that owns a plane of 14x14 unrolls thousands of multiply-adds; strips of it are as fast by the estimate."""
+@pytest.mark.parametrize("size", [56, 28, 14, 7])
+@pytest.mark.parametrize("op", ["conv", "conv_dw"])
+def test_the_default_is_of_the_least_estimate(op: str, size: int) -> None:
+    """Or of one that is close to it and compiles much sooner."""
+    spec = spec_of(op, 512, size, size, line(45, k=7))
+    chosen = estimated(spec, *schedules.default(spec, GPU))
+    every = [(t, trial) for t in schedules.candidates(spec, GPU)[0] for trial in t.worth_estimating(spec, GPU) or [t.default(spec, GPU)]]
+    least = min(estimated(spec, *choice) for choice in every)
+    assert len(every) > 5
+    assert least <= chosen <= CLOSE * least
+
+
+def test_blocks_of_one_thread_are_no_default() -> None:
+    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name != "whole_plane"  # 67 is prime
+
+
+def test_long_code_is_for_no_launch() -> None:
+    """A thread that owns a plane of 14x14 unrolls thousands of multiply-adds, which are fetched in each launch; strips of it do with fewer."""
     spec, (whole, strips) = spec_of("conv_dw", 512, 14, 14, line(22.5, k=31)), map(schedules.find, ("two_pass_dw", "strips_dw"))
     template, decisions = schedules.default(spec, GPU)
     assert template is strips
-    assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, whole.default(spec, GPU))
-    part = dataclasses.replace(spec, height=28, width=28, taps=line(22.5, k=7))
-    assert schedules.default(part, GPU)[0] is whole, "where no code is long the first template goes before"
+    assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, {**whole.default(spec, GPU), "whole": 1})
+
+
+@pytest.mark.parametrize("size", [56, 28, 14])
+def test_a_layer_keeps_its_code_in_the_instruction_cache(size: int) -> None:
+    """Eight angles of K=31 by the choices of each alone would not fit: a launch would fetch all of it anew."""
+    spec = spec_of("conv", 512, size, size, Taps.oriented(EIGHT, 31))
+    parts = [part for _, _, part in spec.parts()]
+
+    def code(choices: Any) -> float:
+        return sum(template.estimate(part, GPU, decisions).code for part, (template, decisions) in zip(parts, choices, strict=True))
+
+    together = code(schedules.together(parts, GPU))
+    assert together <= estimate.CODE_CACHE
+    if size > 14:
+        assert code([schedules.default(part, GPU) for part in parts]) > estimate.CODE_CACHE
+    assert lower.default_choices(spec, GPU) == tuple(Choice.of(*choice) for choice in schedules.together(parts, GPU))
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_dx"])
+def test_angles_of_which_one_has_a_single_offset_lower_together(op: str) -> None:
+    """On a plane of one column the first of these lines has one tap that lands. Its group has fewer threads than the other, so that none may hold a barrier."""
+    spec = spec_of(op, 3, 13, 1, line(22.5, 90, k=7))
+    parts = [part for _, _, part in spec.parts()]
+    serving = [template for template in schedules.TEMPLATES if all(template.declines(part, GPU) is None for part in parts)]
+    assert serving
+    for template in serving:
+        choices = [Choice.of(template, template.default(part, GPU)) for part in parts]
+        assert "main_kernel" in lower.cuda_source(lower.scheduled(spec, GPU, choices), GPU), template.name
 
 
 def test_a_plane_of_one_thread_gains_nothing_by_the_pass_that_is_left_out() -> None:
@@ -246,11 +289,11 @@ def test_the_barrier_check_sees_what_it_should() -> None:
 def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
     """Three angles whose blocks have different numbers of threads, and those numbers."""
     spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=3))
-    device, choices = GPU, []
+    template, choices = schedules.find("two_pass_dw" if op == "conv_dw" else "shared_patch"), []
+    default = template.default(next(iter(spec.parts()))[2], GPU)
     for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
-        template, default = schedules.default(part, device)
         decisions = {**default, "planes": planes}
-        assert template.invalid(part, device, decisions) is None
+        assert template.invalid(part, GPU, decisions) is None
         choices.append(Choice.of(template, decisions))
     alone = [launches(source_of(part, [choice]))[0][1] for (_, _, part), choice in zip(spec.parts(), choices, strict=True)]
     assert len(set(alone)) == 3, alone

@@ -18,10 +18,12 @@ from .figures import Figures, resident_blocks
 from .gather import Gather
 
 ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
-ISSUED = 2.8  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest (fitted as LOADED)
-LOADED = 5.0  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included: fitted to 134 kernels timed on an H200 (benchmarks/fit.py)
-FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch: fitted to the same
-CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps: 18 layers of eight angles on an H200 were even up to 124 KB, and 1.3 to 2.1 times slower above
+# fitted to 134 kernels that were timed on an H200 (benchmarks/fit.py)
+ISSUED = 2.8  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest
+LOADED = 5.0  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included
+FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch
+# 18 layers of eight angles on an H200 took at most 1.1 times as long as their angles alone up to 124 KB of code, and 1.3 to 2.1 times from 150 KB on
+CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps
 _COPY = 6  # instructions of one asynchronous copy, its address and its test included
 _UNROLLED_COPY, _MOST_COPIES = 8, 128  # instructions in the code of one copy; copies that are unrolled at most
 _ENTRY = 40  # instructions of a thread outside its loops
@@ -161,6 +163,7 @@ def clocks(
     waits: float = 2,
     least: tuple[int, int, int] = BLOCK,
     tiles: int = 1,
+    branches: int = 1,
 ) -> Clocks:
     """Clocks of an SM for 32 outputs, by resource as in `bound.Bound`.
 
@@ -168,6 +171,7 @@ def clocks(
     and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
     least: threads, registers and shared bytes that a block takes at least: BLOCK as part of a layer of several angles, else ALONE.
     tiles: that a block computes in turn, each copied while those before it are computed; all but `shared` is then of a tile.
+    branches: of a block's code, where each warp has its own multiply-adds.
     """
     warps = -(-threads // WARP)
     units = outputs / WARP
@@ -184,5 +188,5 @@ def clocks(
         "fma": products * warps / units * WARP / device.fp32_lanes,
         "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
     }
-    code = products + others + min(copies, _MOST_COPIES) * _UNROLLED_COPY + _ENTRY
+    code = branches * (products + others) + min(copies, _MOST_COPIES) * _UNROLLED_COPY + _ENTRY
     return Clocks(by_resource, device, block, life / tiles / units, code).among(least)

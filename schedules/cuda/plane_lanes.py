@@ -122,7 +122,7 @@ class PlaneLanes(Template):
         others = (work.loads + live * parts + size + halves) / parts
         dram = spec.itemsize * planes * pixels
         shared, alive = self._shared(spec, d), work.held + live
-        return clocks(figure, threads, planes * size, shared, alive, memory, work.products / parts, others, turns, dram, dram, _COPY)
+        return clocks(figure, threads, planes * size, shared, alive, memory, work.products / parts, others, turns, dram, dram, _COPY, branches=parts)
 
     def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
         return Form(bare=True, lean=lean_of(spec))

@@ -104,8 +104,9 @@ class SharedPatch(Patches):
                     loads /= 2
                 ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
         ranked.sort()
-        short = [[entry for entry in ranked if entry[1] * entry[2] <= area][: _PATCHES // 4] for area in _SHORT]  # less code, for layers of several angles
-        return list(dict.fromkeys(ranked[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES] + sum(short, [])))
+        # and some with less code, for layers of several angles
+        short = [entry for area in _SHORT for entry in [entry for entry in ranked if entry[1] * entry[2] <= area][: _PATCHES // 4]]
+        return list(dict.fromkeys([*ranked[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES], *short]))
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""

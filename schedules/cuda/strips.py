@@ -93,14 +93,15 @@ class Strips(SharedPatch):
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: strips in blocks of a few warps, with few results or values at once.
 
-        Not columns of 4: a vector of results is stored as soon as it is there, and the compiler takes every register to load ahead. Not columns of 2 along
-        a diagonal: lanes that are 2 apart read values one by one, and meet in banks.
+        Not columns of 4: a vector of results is stored as soon as it is there, and the compiler takes every register to load ahead. Not rows or
+        columns of 2 along a diagonal: lanes that are 2 apart read values one by one, and meet in banks.
         """
         g, knobs = gather(spec), self.knobs(spec, device)
         height, width = g.output
         vector = knobs["vector"][0]
-        columns = [p for p in knobs["patch_w"] if width % p == 0 and p < width and p != _VECTOR and (p != _PAIR or slope_of(spec) in (None, 0))]
-        strips = [*((p, width) for p in knobs["patch_h"] if height % p == 0), *((height, p) for p in columns)]
+        pairs = slope_of(spec) in (None, 0)
+        columns = [p for p in knobs["patch_w"] if width % p == 0 and p < width and p != _VECTOR and (p != _PAIR or pairs)]
+        strips = [*((p, width) for p in knobs["patch_h"] if height % p == 0 and (p != _PAIR or pairs)), *((height, p) for p in columns)]
         for (patch_h, patch_w), planes, parts in itertools.product(strips, knobs["planes"], (1, 2)):
             rows = -(-height // patch_h)
             row_patches = next((r for r in knobs["row_patches"] if r * parts == rows), 0)
