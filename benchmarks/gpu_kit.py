@@ -35,8 +35,13 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCH = "sm_90a"
 _TARGET = "TVM_ORIENT_KIT_TARGET"
 # what running a kernel needs beside torch: TVM's runtime and its binding, and where caches lie
-_RUNTIME = ("apache-tvm", "apache-tvm-ffi", "platformdirs", "filelock", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")
-_TAKEN = ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_cuda.so", "tvm_ffi/", "platformdirs", "filelock", "apache_tvm", "pydantic", "annotated_types", "typing_inspection", "typing_extensions")
+_RUNTIME = (
+    "apache-tvm", "apache-tvm-ffi", "platformdirs", "filelock", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions",
+)  # fmt: skip
+_TAKEN = (
+    "tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_cuda.so", "tvm_ffi/", "platformdirs", "filelock", "apache_tvm", "pydantic", "annotated_types",
+    "typing_inspection", "typing_extensions",
+)  # fmt: skip
 _LEFT_OUT = ("tvm_ffi/3rdparty/", "tvm_ffi/include/", "tvm_ffi/src/")
 
 

@@ -192,7 +192,7 @@ def cell(request: dict[str, Any], kit: Path) -> dict[str, Any]:
     if ours is None:
         text = bad[0].note if bad else "no time"
     else:
-        text = f"{1e3 * (ours.median_ms or 0):8.1f} us {ours.gbps or 0:6.0f} GB/s {ours.floor_ratio or 0:5.2f} of {[r.method for r in rows if r.floor][0]}"
+        text = f"{1e3 * (ours.median_ms or 0):8.1f} us {ours.gbps or 0:6.0f} GB/s {ours.floor_ratio or 0:5.2f} of {next(r.method for r in rows if r.floor)}"
         text += "".join(f" {row.method} {row.vs_ours:.2f}x" for row in rows if not row.ours and not row.floor and row.vs_ours)
         text += f" err {ours.error:.0e}"
     return {"rows": [dataclasses.asdict(row) for row in rows], "line": text, **({"error": text} if ours is None else {})}
@@ -334,7 +334,8 @@ class Run:
         listed = self.out / "profiled.json"
         listed.write_text(json.dumps(mine))
         sections = [word for name in SECTIONS for word in ("--section", name)]
-        how = ["--clock-control", "none", "--kernel-name", "regex:main_kernel", "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(self.out / "ncu.csv")]
+        how = ["--clock-control", "none", "--kernel-name", "regex:main_kernel", "--csv", "--page", "raw", "--print-units", "base"]
+        how += ["--log-file", str(self.out / "ncu.csv")]
         command = [program, *how, *sections, "--", sys.executable, __file__, str(self.kit), "--profile", str(listed)]
         self.say(f"--- counters: {len(mine)} jobs, {program}")
         with (self.out / "ncu.log").open("w") as log:
@@ -365,15 +366,23 @@ def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kit", type=Path, help="kit.tar.xz, or the folder it was unpacked into")
+    parser.add_argument("kit", type=Path, nargs="?", help="kit.tar.xz, or the folder it was unpacked into")
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--steps", default="smoke,alone-float32,merged-float32,counters")
     parser.add_argument("--peers", default="")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_out")))
     parser.add_argument("--target", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--collect", type=Path, metavar="DIR", help="in a checkout: put what a run left in DIR to its places")
+    parser.add_argument("--any-source", action="store_true", help="with --collect: make records of kernels of other code too")
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--profile", type=Path)
     given = parser.parse_args()
+    if given.collect:
+        sys.path.insert(0, str(HERE.parent))
+        from gpu_collect import collect
+
+        print("\n".join(collect(given.collect, HERE / "results", HERE.parent / "tuning_logs", given.any_source)))
+        return
     deadline = time.monotonic() + 60 * given.minutes
     kit = given.kit if given.kit.is_dir() else unpacked(given.kit, Path(os.environ.get("TVM_ORIENT_KIT", "/tmp/tvm_orient_kit")))
     sys.path[:0] = [str(HERE), str(HERE.parent), str(kit / "site")]
