@@ -1,16 +1,13 @@
 """Measure kernels in a process of their own: a candidate that crashes takes its worker along, not the tuner.
 
 The worker (`python -m tvm_orient.measure`) reads one JSON request a line and answers one JSON line. It runs a kernel on
-rotating operands, larger than the caches together, so that no candidate is ranked on a hot cache.
+rotating operands, larger than the caches together, so that no candidate is ranked on a hot cache. One in which a candidate failed
+is replaced: whatever ran after it in the same CUDA context would fail for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from typing import Any
 
 from .device import Device
 from .errors import TuningFailed
+from .served import Died, Served, serve
 from .spec import ConvSpec, image_shape, part_shape
 
 _TARGET_SECONDS = 0.03  # of runs per candidate
@@ -36,83 +34,50 @@ class Timing:
     error: str = ""
 
 
-class Worker:
-    """A worker process for one device; restarted when a candidate kills it or takes too long."""
+class Worker(Served):
+    """A worker process for one device; replaced when a candidate kills it, fails in it or takes too long."""
 
     module = "tvm_orient.measure"
 
     def __init__(self, device: Device, timeout: float = 30.0) -> None:
-        self.device, self.timeout = device, timeout
-        self._process: subprocess.Popen[str] | None = None
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
+        super().__init__([sys.executable, "-m", self.module], timeout, environment)
+        self.device = device
 
     def time(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> Timing:
         """Time a kernel on fresh random operands."""
-        request = {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
         try:
-            answer = self._ask(request)
-        except (BrokenPipeError, EOFError):
-            self.close()
-            return Timing(None, error="the kernel crashed the worker")
+            answer = self.ask(self._request(spec, batch, kernel, workspace))
+        except Died as problem:
+            return Timing(None, error=f"the kernel crashed the worker: {problem}")
         except TimeoutError:
-            self.close()
             return Timing(None, error=f"no answer within {self.timeout:.0f} s")
         return Timing(answer.get("median"), answer.get("spread", 0.0), answer.get("error", ""))
 
     def verify(self, spec: ConvSpec, kernel: Path, workspace: tuple[int, int] | None) -> tuple[float | None, str]:
         """(largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
-        request = {
-            "verify": True,
-            "spec": spec.key,
-            "batch": 2,
-            "kernel": str(kernel),
-            "workspace": workspace,
-            "device": self.device.kind,
-            "index": self.device.index,
-        }
         try:
-            answer = self._ask(request)
-        except (BrokenPipeError, EOFError, TimeoutError) as problem:
-            self.close()
+            answer = self.ask(self._request(spec, 2, kernel, workspace) | {"verify": True})
+        except (Died, TimeoutError) as problem:
             return None, f"the check did not finish ({type(problem).__name__})"
         return answer.get("relative"), answer.get("error", "")
 
+    def _request(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> dict[str, Any]:
+        return {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
+
     def copy_seconds(self, size: int) -> float:
-        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors."""
-        answer = self._ask({"copy": size, "device": self.device.kind, "index": self.device.index})
+        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors.
+
+        Raises:
+            TuningFailed: it does not run.
+        """
+        try:
+            answer = self.ask({"copy": size, "device": self.device.kind, "index": self.device.index})
+        except (Died, TimeoutError) as problem:
+            answer = {"error": str(problem) or f"no answer within {self.timeout:.0f} s"}
         if "median" not in answer:
             raise TuningFailed(f"the copy that the floor is measured by failed: {answer.get('error')}")
         return float(answer["median"])
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._process is None:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-            )  # a session of its own, so that Ctrl-C reaches only the tuner
-        process = self._process
-        if process.stdin is None or process.stdout is None:
-            raise TuningFailed("the measuring process has no pipes: start the tuner again")
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], self.timeout)
-        if not ready:
-            raise TimeoutError
-        line = process.stdout.readline()
-        if not line:
-            raise EOFError
-        return dict(json.loads(line))
-
-    def close(self) -> None:
-        """End the worker process."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process = None
 
     def __enter__(self) -> Worker:
         return self
@@ -236,22 +201,23 @@ def _cuda_clock(function: Any, operands: list[Any]) -> float:
     return float(start.elapsed_time(stop)) * 1e-3
 
 
-def _serve() -> None:
+def _main() -> None:
     """Answer requests until standard input ends."""
-    import torch  # noqa: F401  (before tvm: it brings libcudart)
+    import torch  # (before tvm: it brings libcudart)
 
     from .tvmkit import load_tvm
 
     load_tvm()
     cache: dict[Any, Any] = {}
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            answer = _verify(request) if request.get("verify") else _copy(request) if "copy" in request else _time(request, cache)
-        except Exception as problem:  # the tuner decides what a failure means
-            answer = {"error": f"{type(problem).__name__}: {str(problem)[:300]}"}
-        print(json.dumps(answer), flush=True)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        found = _verify(request) if request.get("verify") else _copy(request) if "copy" in request else _time(request, cache)
+        if request["device"] == "cuda":
+            torch.cuda.synchronize(request["index"])  # a fault comes to light when it is waited for: here, and not in the next candidate
+        return found
+
+    serve(answer)
 
 
 if __name__ == "__main__":
-    _serve()
+    _main()
