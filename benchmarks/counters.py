@@ -37,11 +37,11 @@ COLUMNS = ("device", "part", "problem", "spec", "batch", "pass", *_NUMBERS, *(f"
 
 
 def rows(report: Path, profiled: Path) -> Iterator[dict[str, Any]]:
-    """A row for each launch in Nsight Compute's CSV file; profiled: the JSON list of the jobs that were launched, in order.
+    """A row for each launch in Nsight Compute's CSV file; profiled: the jobs that were launched, in order, a line of JSON each.
 
     The first kernel of a job is called main_kernel, and the second pass of conv_dw main_kernel_1.
     """
-    jobs, number, place = json.loads(profiled.read_text()), -1, 0
+    jobs, number, place = [json.loads(line) for line in profiled.read_text().splitlines()], -1, 0
     for launch in _launches(report):
         first = not launch["Kernel Name"].rpartition("_")[2].isdigit()
         number, place = (number + 1, 1) if first else (number, place + 1)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import counters
+import prediction
 import sheets
 from gpu_jobs import choices_of
+from gpu_results import FACTS, RESULTS, read
 from verdict import joined, lines, notes, report
 
 from tvm_orient import build, cache, logs
@@ -27,55 +29,44 @@ _TRIAL_KEY = ("device", "part", "spec", "template", "version", "decisions", "bat
 _Result = dict[str, Any]
 
 
-def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False) -> list[str]:
+def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False, predict: bool = False) -> Iterator[str]:
     """Writes tables to results and records to shipped from a run's output; says what went where, and the verdict.
 
     Args:
         any_source: make records of kernels whose generating code is not known to be that of this checkout.
+        predict: compare the table with the static model too, which compiles and traces every kernel of it.
 
     Raises:
-        InvalidArgument: folder holds no results.
+        InvalidArgument: folder holds no results, or those of several cards.
     """
-    found, facts = _read(folder)
+    found, known = list(read(folder).values()), folder / FACTS
+    if not found:
+        raise InvalidArgument(f"a run leaves {RESULTS}, got none in {folder}: give the folder that the run was told with --out")
+    facts = json.loads(known.read_text()) if known.exists() else {}
     device = _device(found, facts, folder)
     results.mkdir(parents=True, exist_ok=True)
-    said = []
-    table, rows = results / f"{device}.csv", [Row(**row) for result in found for row in result.get("rows", ())]
+    table, fresh = results / f"{device}.csv", dict[tuple[str, int], list[Row]]()
+    for result in found:
+        fresh |= cells(Row(**row) for row in result.get("rows", ()))
+    rows = [row for cell in fresh.values() for row in cell]
     if rows:
-        kept = cells(read_csv(table) if table.exists() else []) | cells(rows)
+        kept = cells(read_csv(table) if table.exists() else []) | fresh
         write_csv([row for cell in kept.values() for row in cell], table)
-        said.append(f"{table}: {len(cells(rows))} cells of this run, {len(kept)} in all")
-    tried = [row for result in found if (row := _trial(result, device)) is not None]
-    if tried:
+        yield f"{table}: {len(fresh)} cells of this run, {len(kept)} in all"
+    if tried := [row for result in found if (row := _trial(result, device)) is not None]:
         path = results / f"{device}-trials.csv"
-        said.append(f"{path}: {len(tried)} trials of this run, {sheets.add(path, TRIALS, tried, _TRIAL_KEY)} in all")
-    if (folder / "ncu.csv").exists() and (folder / "profiled.json").exists():
-        launches = list(counters.rows(folder / "ncu.csv", folder / "profiled.json"))
+        yield f"{path}: {len(tried)} trials of this run, {sheets.add(path, TRIALS, tried, _TRIAL_KEY)} in all"
+    if launches := [row for report in sorted(folder.glob("ncu-*.csv")) for row in counters.rows(report, report.with_suffix(".jsonl"))]:
         path = results / f"{device}-counters.csv"
-        if any(row["device"] not in ("", device) for row in launches):
-            raise InvalidArgument(f"the counters must be of the card of the results, {device}, got {launches[0]['device']} in {folder / 'ncu.csv'}")
-        said.append(f"{path}: {len(launches)} launches of this run, {sheets.add(path, counters.COLUMNS, launches, counters.KEY)} in all")
-    said += _records(found, facts, rows, shipped, any_source)
+        if others := {row["device"] for row in launches} - {device}:
+            raise InvalidArgument(f"the counters must be of the card of the results, {device}, got {min(others)} in {folder}: collect each card by itself")
+        yield f"{path}: {len(launches)} launches of this run, {sheets.add(path, counters.COLUMNS, launches, counters.KEY)} in all"
+    yield from _records(found, facts, rows, shipped, any_source)
+    if predict and rows:
+        prediction.main(str(table))
     if table.exists():
         all_rows = joined([table])
-        said += ["", *report(lines(all_rows)), *notes(all_rows, False)]
-    return said
-
-
-def _read(folder: Path) -> tuple[list[_Result], dict[str, Any]]:
-    """(results, the newest of each job; what the run knew of machine and kit)."""
-    path = folder / "results.jsonl"
-    if not path.exists():
-        raise InvalidArgument(f"a run leaves results.jsonl, got none in {folder}: give the folder that the run was told with --out")
-    found: dict[str, _Result] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            result = json.loads(line)
-        except ValueError:  # the last line of a run that lost its machine
-            continue
-        found[result["id"]] = result
-    known = folder / "facts.json"
-    return list(found.values()), json.loads(known.read_text()) if known.exists() else {}
+        yield from ["", *report(lines(all_rows)), *notes(all_rows, False)]
 
 
 def _device(found: Sequence[_Result], facts: dict[str, Any], folder: Path) -> str:
@@ -90,7 +81,7 @@ def _device(found: Sequence[_Result], facts: dict[str, Any], folder: Path) -> st
 
 def _trial(result: _Result, device: str) -> dict[str, Any] | None:
     """The row of a kernel that was timed by itself, or that was to be and failed; None for other results."""
-    if not ("median" in result or (result.get("do") == "time" and "error" in result)) or len(result["choices"]) != 1:
+    if result.get("do", "time") != "time" or not ({"median", "error"} & set(result)) or len(result["choices"]) != 1:
         return None
     name, version, decisions, _ = result["choices"][0]
     times = {f"{what}_us": f"{1e6 * result[what]:.3f}" if what in result else None for what in ("median", "spread")}

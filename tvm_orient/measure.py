@@ -120,7 +120,8 @@ def _function(request: dict[str, Any]) -> Any:
     return function
 
 
-def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
+def median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
+    """{"median", "spread"} in seconds of a function that is called with one set of operands after another; device: a torch.device."""
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     clock(function, sets[0])
     once = min(clock(function, operands) for operands in sets[:3])
@@ -128,34 +129,38 @@ def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
     return {"median": times[len(times) // 2], "spread": (times[(len(times) * 4) // 5] - times[len(times) // 5]) / 2}
 
 
-def _copies(size: int, kind: str) -> int:
+def copies(size: int, kind: str) -> int:
+    """How many sets of operands of so many bytes in all rotate, so that none is met again in a cache."""
     return max(2, min(_MOST_BYTES // max(1, size), -(-_COLD_BYTES[kind] // max(1, size)), 64))
 
 
-def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+def timed(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+    """{"median", "spread"} of a kernel on operands that cache keeps for the next kernel of the same problem."""
     import torch
 
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
-    copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes), device.type)
-    key = (str(shapes), spec.dtype, copies)
+    count = copies(sum(spec.itemsize * _product(shape) for shape in shapes), device.type)
+    key = (str(shapes), spec.dtype, count)
     if key not in cache:
         cache.clear()
         torch.manual_seed(0)
         dtypes = [getattr(torch, spec.sums if spec.op == "conv_dw" and i > 1 else spec.dtype) for i in range(len(shapes))]
-        cache[key] = [[torch.randn(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)] for _ in range(copies)]
-    return _median(_function(request), cache[key], device)
+        cache[key] = [[torch.randn(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)] for _ in range(count)]
+    return median(_function(request), cache[key], device)
 
 
-def _copy(request: dict[str, Any]) -> dict[str, Any]:
+def copied(request: dict[str, Any]) -> dict[str, Any]:
+    """{"median", "spread"} of a copy that moves request["copy"] bytes."""
     import torch
 
     device, count = _device(request), max(1, request["copy"] // 8)
-    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(_copies(8 * count, device.type))]
-    return _median(lambda x, y: y.copy_(x), sets, device)
+    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(copies(8 * count, device.type))]
+    return median(lambda x, y: y.copy_(x), sets, device)
 
 
-def _verify(request: dict[str, Any]) -> dict[str, Any]:
+def verified(request: dict[str, Any]) -> dict[str, Any]:
+    """{"relative": largest error over the largest value} of a kernel that is right, else {"error": how far it is off}."""
     import torch
 
     from . import reference
@@ -163,13 +168,13 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
     torch.manual_seed(1)
-    first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype)) for shape in shapes[:2])
+    first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype), device=device) for shape in shapes[:2])
     kind = getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
     outputs = [torch.full(shape, float("nan"), dtype=kind, device=device) for shape in shapes[2:]]
-    _function(request)(first.to(device), second.to(device), *outputs)
+    _function(request)(first, second, *outputs)
     first, second = _as_nchw(spec, first), _as_nchw(spec, second)
     want = reference.run(spec, first, second)
-    error = float((_as_nchw(spec, outputs[-1]).cpu().to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
+    error = float((_as_nchw(spec, outputs[-1]).to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
     bound = reference.tolerance(spec, request["batch"], first, second)
     if not error <= bound:  # NaN fails too
         return {"error": f"differs from the reference by {error:.3g}, at most {bound:.3g}"}
@@ -211,7 +216,7 @@ def _main() -> None:
     cache: dict[Any, Any] = {}
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        found = _verify(request) if request.get("verify") else _copy(request) if "copy" in request else _time(request, cache)
+        found = verified(request) if request.get("verify") else copied(request) if "copy" in request else timed(request, cache)
         if request["device"] == "cuda":
             torch.cuda.synchronize(request["index"])  # a fault comes to light when it is waited for: here, and not in the next candidate
         return found

@@ -84,7 +84,7 @@ class Served:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,  # so that Ctrl-C reaches only the process that asks
-                preexec_fn=_bind if self.bound else None,
+                preexec_fn=bind if self.bound else None,
             )
         finally:
             if log:
@@ -122,7 +122,8 @@ class Served:
         self._process = None
 
 
-def _bind() -> None:
+def bind() -> None:
+    """For a process that was just made, before it becomes a command: the kernel ends it when the thread that made it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
