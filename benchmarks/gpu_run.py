@@ -199,7 +199,7 @@ class Run:
         if not timed or name in self.results.found or self.left < _LEAST_S:
             return
         best = min(timed, key=lambda pair: pair[0])[1]
-        if best is default or "median" not in self.results.found.get(_key(default), {}):
+        if best["entry"] == default["entry"] or "median" not in self.results.found.get(_key(default), {}):
             return
         request = {**best, "do": "final", "default_entry": default["entry"], "trials": len(timed)}
         answer = self._asked(request, 2 * self.patience)
