@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tvm_ffi  # noqa: F401  (TVM's runtime is linked to its library, and loaded by itself)
 from gpu_jobs import choices_of
 
 from tvm_orient import cache, launch, measure, peers, reference

@@ -217,8 +217,6 @@ def _find(facts: Any, name: str) -> Any:
 
 def load_runtime(kind: str) -> None:
     """Make TVM's runtime symbols visible without importing tvm, which costs 3 s."""
-    import tvm_ffi  # noqa: F401  (the runtime is linked to its library)
-
     check_ffi()
     if "tvm" in sys.modules or len(_runtimes) > (kind == "cuda"):
         return
