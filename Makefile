@@ -7,7 +7,6 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 SEED ?= $(shell date +%s)
-MINUTES ?= 9.3
 CASES ?= machine
 
 ifeq ($(origin PYTHON),undefined)
@@ -19,7 +18,7 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz machine-code docs docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-session build-wheel clean
+.PHONY: help install demo test lint fuzz machine-code docs docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -67,8 +66,8 @@ gpu-tune: $(READY) ## tune the CUDA kernels that ship, and write their records t
 gpu-sanitize: $(READY) ## every CUDA template on small problems under compute-sanitizer: memcheck, racecheck
 	$(PYTHON) benchmarks/sanitize.py
 
-gpu-session: $(READY) ## all of these within MINUTES (9.3), what tells most first; again to go on (docs/gpu.md)
-	$(PYTHON) benchmarks/gpu_session.py --minutes $(MINUTES)
+gpu-kit: $(READY) ## compile here what a GPU machine without a compiler is to run, most telling first, and pack it (docs/gpu.md)
+	$(PYTHON) benchmarks/gpu_kit.py
 
 build-wheel: $(READY) ## the wheel, in dist/
 	$(PYTHON) -m build --wheel --no-isolation

@@ -1,160 +1,346 @@
 """Compile here what a GPU machine is to run, and pack it with the little that running needs: no compiler, no TVM but its runtime.
 
-    python benchmarks/gpu_kit.py                              every part, most telling first, into .gpu_kit/
+    python benchmarks/gpu_kit.py                              (make gpu-kit) every part, most telling first, into .gpu_kit/kit.tar.xz
     python benchmarks/gpu_kit.py smoke alone-float32          these parts
+    python benchmarks/gpu_kit.py --pack-only                  what is compiled already, without compiling
 
-What is compiled already is not compiled again. The kit is packed anew after each part, so that whatever is made can be taken along.
+What is compiled already is not compiled again, also after Ctrl-C. The kit is packed anew after each part that compiled something, so that
+whatever is made can be taken along. docs/gpu.md says what to do with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import json
 import lzma
 import os
+import queue
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
-from gpu_jobs import PARTS, Job, choices_of
-from pack_gpu import pinned
+from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, choices_of, job_of
 from terminal import say
 
+from tvm_orient import cache
 from tvm_orient.build import build, build_key
-from tvm_orient.cache import HOW, KERNEL, KernelCache
 from tvm_orient.device import Device, device_for
 from tvm_orient.driverless import pretend_driver
+from tvm_orient.errors import OrientError
+from tvm_orient.served import Died, Served, serve
 from tvm_orient.spec import ConvSpec
 
-ROOT = Path(__file__).resolve().parent.parent
-ARCH = "sm_90a"
-_TARGET = "TVM_ORIENT_KIT_TARGET"
-# what running a kernel needs beside torch: TVM's runtime and its binding, and where caches lie
-_RUNTIME = ("apache-tvm", "apache-tvm-ffi", "platformdirs", "filelock", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")
-_TAKEN = ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_cuda.so", "tvm_ffi/", "platformdirs", "filelock", "apache_tvm", "pydantic", "annotated_types", "typing_inspection", "typing_extensions")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+KIT = "kit.tar.xz"
+_MOST_MIB = 60  # of the archive, so that it fits a transfer of 64 with the checkout
+_MARGIN = 2 << 20  # bytes that the compressor may still hold when it is asked how much it wrote
+_COMPILE_S = 900.0  # most for one kernel; the slowest known takes two minutes
+_EVERY = 20  # kernels between two lines
+# what running a kernel needs beside torch, numpy and typer: TVM's runtime and its binding, the logs' format, and where caches lie
+_RUNTIME = (
+    "apache-tvm", "apache-tvm-ffi", "platformdirs", "filelock", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions",
+)  # fmt: skip
+_TAKEN = (
+    "tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_cuda.so", "tvm_ffi/", "platformdirs", "filelock", "apache_tvm", "pydantic", "annotated_types",
+    "typing_inspection", "typing_extensions",
+)  # fmt: skip
 _LEFT_OUT = ("tvm_ffi/3rdparty/", "tvm_ffi/include/", "tvm_ffi/src/")
+_PLATFORMS = ("_2_28", "_2_27", "_2_17", "2014", "1")  # manylinux tags of x86-64, newest first
+_VERSIONS = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "cuda": "nvidia-cuda-nvrtc"}  # as a record's provenance names them
+
+
+@dataclass
+class Part:
+    """What became of a part: its jobs, seconds spent on it in all calls, and what did not compile."""
+
+    jobs: list[Job]
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)  # job: reason
+
+
+class Kit:
+    """A folder in which kernels are compiled and packed."""
+
+    def __init__(self, folder: Path, device: Device, quick: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.device, self.size, self.quick = folder, device, QUICK if quick else FULL, quick
+        self.store = cache.KernelCache(folder / "kernels")
+        self.parts: dict[str, Part] = {}
+        self.compilers: list[_Compiler] = []
+
+    def add(self, name: str) -> None:
+        """Takes a part in, with what earlier calls said of it."""
+        part = Part(self._planned(name))
+        known = self.folder / "parts.json"
+        if known.exists():
+            part.seconds = json.loads(known.read_text()).get(name, {}).get("seconds", 0.0)
+        self.parts[name] = part
+
+    def _planned(self, name: str) -> list[Job]:
+        """The jobs of a part. Choosing them by estimate takes minutes in all, so they are kept until what they follow from changes."""
+        place = self.folder / f"plan-{name}.jsonl"
+        if place.exists():
+            head, *lines = place.read_text().splitlines()
+            if head == self.follows_from:
+                return [job_of(json.loads(line)) for line in lines]
+        jobs = list(PARTS[name](self.device, self.size))
+        _write(place, "\n".join([self.follows_from, *(job.line(lambda _: "") for job in jobs)]))
+        return jobs
+
+    @functools.cached_property
+    def follows_from(self) -> str:
+        """A checksum of what decides on jobs and choices: the schedules, the lists of problems, the shipped records, the device."""
+        total = hashlib.sha256(f"{cache.source_hash()} {self.device} {self.size}".encode())
+        for path in (*(HERE / name for name in ("gpu_jobs.py", "grids.py", "sanitize.py")), *sorted((ROOT / "tuning_logs").rglob("[!.]*.jsonl"))):
+            total.update(path.read_bytes())
+        return total.hexdigest()
+
+    def entry(self, job: Job, choices: Choices) -> Path | None:
+        """The folder of a job's kernel; None where it is not compiled."""
+        found = self.store.find(build_key(job.spec, self.device, choices))
+        return found.parent if found else None
+
+    def ready(self, job: Job) -> bool:
+        """Whether all its kernels are compiled."""
+        return all(self.entry(job, choices) for choices in job.kernels)
+
+    def compile(self, name: str, processes: int) -> int:
+        """Compiles what a part still lacks; returns how many kernels that was."""
+        part, begin = self.parts[name], time.monotonic()
+        wanted = {
+            build_key(job.spec, self.device, choices).name: (job, choices) for job in part.jobs for choices in job.kernels if not self.entry(job, choices)
+        }
+        waiting: queue.SimpleQueue[tuple[Job, Choices]] = queue.SimpleQueue()
+        for pair in wanted.values():
+            waiting.put(pair)
+        while len(self.compilers) < min(processes, len(wanted)):
+            self.compilers.append(_Compiler(self.folder / "kernels", self.device, self.folder / "compile.log"))
+        threads = [threading.Thread(target=self._work, args=(part, compiler, waiting, len(wanted), begin), daemon=True) for compiler in self.compilers]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():  # a join without end would not hear Ctrl-C
+                    thread.join(0.5)
+        finally:
+            part.seconds += time.monotonic() - begin
+            self._keep()
+        return len(wanted)
+
+    def close(self) -> None:
+        """Ends the processes that compile."""
+        for compiler in self.compilers:
+            compiler.close()
+
+    def _work(self, part: Part, compiler: _Compiler, waiting: queue.SimpleQueue[tuple[Job, Choices]], total: int, begin: float) -> None:
+        while True:
+            try:
+                job, choices = waiting.get_nowait()
+            except queue.Empty:
+                return
+            if problem := compiler.make(job, choices):
+                part.failed[f"{job.name}: {[c.template for c in choices[:1]]}"] = problem
+                say(f"  FAILED {job.name}: {problem}")
+            done = total - waiting.qsize()
+            if done % _EVERY == 0:
+                say(f"  {done} of {total} after {time.monotonic() - begin:.0f} s")
+
+    def _keep(self) -> None:
+        path = self.folder / "parts.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known |= {name: {"seconds": round(part.seconds, 1), "failed": part.failed} for name, part in self.parts.items()}
+        _write(path, json.dumps(known, indent=1))
+
+    def pack(self, most: float) -> list[str]:
+        """Writes the archive of the code, the runtime and as many jobs' kernels as fit, in order; says what is in it."""
+        lines, entries, counts = [], set(), dict.fromkeys(self.parts, 0)
+        temporary = self.folder / f".{KIT}"
+        with temporary.open("wb") as file:
+            counted = _Counted(file)
+            filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26}]
+            with lzma.open(counted, "wb", filters=filters) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:  # type: ignore[call-overload]
+                for path, name in _code():
+                    archive.add(path, name)
+                if (self.folder / "site").is_dir():
+                    archive.add(self.folder / "site", "site")
+                for name, part in self.parts.items():
+                    for job in (job for job in part.jobs if self.ready(job)):
+                        if counted.size > most * 2**20 - _MARGIN:
+                            break
+                        found = {choices: entry for choices in job.kernels if (entry := self.entry(job, choices))}
+                        for entry in set(found.values()) - entries:
+                            for file_name in (cache.KERNEL, cache.HOW):
+                                archive.add(entry / file_name, f"kernels/{entry.name}/{file_name}")
+                        entries |= set(found.values())
+                        lines.append(job.line(lambda choices, found=found: found[choices].name))  # type: ignore[misc]
+                        counts[name] += 1
+                for name, text in (("jobs.jsonl", "\n".join(lines) + "\n"), ("kit.json", json.dumps(self.facts(counts), indent=1))):
+                    _write(self.folder / name, text)
+                    archive.add(self.folder / name, name)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / KIT)
+        return self._said(counts, len(entries), (self.folder / KIT).stat().st_size)
+
+    def facts(self, counts: dict[str, int]) -> dict[str, Any]:
+        """What a run and its records say of the kernels."""
+        versions = {name: _version(package) for name, package in _VERSIONS.items()} | {"version": _version("tvm-orient")}
+        made = datetime.now(UTC).isoformat(timespec="seconds")
+        return {"made": made, "target": self.device.kind, "arch": self.device.arch, "source": cache.source_hash(), "versions": versions, "jobs": counts}
+
+    def _said(self, counts: dict[str, int], kernels: int, size: int) -> list[str]:
+        lines = [f"{self.folder / KIT}: {size / 2**20:.1f} MiB, {kernels} kernels, {sum(counts.values())} jobs"]
+        for name, part in self.parts.items():
+            ready = sum(map(self.ready, part.jobs))
+            lacks = "".join(
+                (f", {len(part.jobs) - ready} not compiled" * (ready < len(part.jobs)), f", {ready - counts[name]} did not fit" * (counts[name] < ready))
+            )
+            lines.append(f"  {name:20} {counts[name]:4} of {len(part.jobs):4} jobs, compiled in {part.seconds:6.0f} s{lacks}")
+        return lines
+
+
+class _Compiler(Served):
+    """A process that compiles; one kernel that the compiler refuses does not spoil it for the next."""
+
+    lasting = True
+
+    def __init__(self, store: Path, device: Device, log: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        target = device.kind if device.kind == "cpu" else device.arch
+        super().__init__([sys.executable, str(Path(__file__).resolve()), "--serve", str(store), "--target", target], _COMPILE_S, environment, log)
+
+    def make(self, job: Job, choices: Choices) -> str:
+        """Compiles one kernel; why it could not, or ""."""
+        line = Job(job.part, job.do, job.name, job.spec, choices, job.batch).line(lambda _: "")
+        try:
+            return str(self.ask(json.loads(line)).get("error", ""))
+        except (Died, TimeoutError) as problem:
+            return str(problem) or f"it did not compile within {_COMPILE_S:.0f} s"
+
+
+class _Counted:
+    """A file that knows how many bytes were written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, 0
+
+    def write(self, data: bytes) -> int:
+        """Writes on."""
+        self.size += len(data)
+        return self.file.write(data)
+
+
+def _code() -> Iterator[tuple[Path, str]]:
+    """(file, its name in the kit) of the sources that the kernels were made by and are run by, and of the records; as a wheel lays them out."""
+    for folder, place in (("tvm_orient", ""), ("schedules", "tvm_orient/"), ("tuning_logs", "tvm_orient/"), ("benchmarks", "")):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".jsonl") and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+                yield path, place + path.relative_to(ROOT).as_posix()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def runtime(site: Path, python: str) -> None:
-    """The files that running needs, from the wheels, in one folder for PYTHONPATH."""
-    with tempfile.TemporaryDirectory() as folder:
-        tags = [word for tag in ("_2_28", "_2_27", "_2_17", "2014", "1") for word in ("--platform", f"manylinux{tag}_x86_64")]
-        how = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp", *tags, "-d", folder]
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *how, *pinned(_RUNTIME)], check=True)
-        for wheel in sorted(Path(folder).glob("*.whl")):
+    """The files that running needs, from the wheels, in one folder for PYTHONPATH; nothing where it is there."""
+    if site.is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=site.parent) as name:
+        folder, made = Path(name), Path(name) / "site"
+        tags = [word for tag in _PLATFORMS for word in ("--platform", f"manylinux{tag}_x86_64")]
+        how = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp", *tags, "-d", str(folder)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *how, *_pinned(_RUNTIME)]
+        if subprocess.run(command, check=False).returncode:
+            raise typer.BadParameter(f"pip must find wheels of the runtime for Python {python}, and did not: see above, or give --bare to leave it out")
+        for wheel in sorted(folder.glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
-                names = [n for n in archive.namelist() if n.startswith(_TAKEN) and not any(part in n for part in _LEFT_OUT)]
-                archive.extractall(site, names)
-    for path in site.rglob("*"):
-        path.chmod(0o755)
+                archive.extractall(made, [n for n in archive.namelist() if n.startswith(_TAKEN) and not n.startswith(_LEFT_OUT)])
+        for path in made.rglob("*"):  # some build scripts mark libraries as not executable, and a folder so marked cannot be entered
+            path.chmod(0o755)
+        os.replace(made, site)
 
 
-def compile_all(jobs: list[Job], device: Device, folder: Path, processes: int) -> int:
-    """Compiles the kernels of jobs that are not there yet, in several processes; returns how many failed."""
-    store, failed, begin = KernelCache(folder / "kernels"), 0, time.monotonic()
-    left = [job for job in jobs if store.find(build_key(job.spec, device, job.choices)) is None]
-    workers = [
-        subprocess.Popen([sys.executable, __file__, "--serve", str(folder / "kernels")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(min(processes, len(left)))
-    ]
-    import selectors
-
-    waiting, selector = list(reversed(left)), selectors.DefaultSelector()
-
-    def give(worker: Any) -> None:
-        if waiting:
-            worker.stdin.write(waiting.pop().line("") + "\n")
-            worker.stdin.flush()
-        else:
-            worker.stdin.close()
-
-    for worker in workers:
-        selector.register(worker.stdout, selectors.EVENT_READ, worker)
-        give(worker)
-    done = 0
-    while selector.get_map():
-        for key, _ in selector.select():
-            line = key.fileobj.readline()  # type: ignore[union-attr]
-            if not line:
-                selector.unregister(key.fileobj)
-                key.data.wait()
-                continue
-            answer, done = json.loads(line), done + 1
-            if "error" in answer:
-                failed += 1
-                say(f"  FAILED {answer['name']}: {answer['error']}")
-            elif done % 20 == 0:
-                say(f"  {done} of {len(left)} after {time.monotonic() - begin:.0f} s")
-            give(key.data)
-    return failed
+def _pinned(names: Sequence[str]) -> list[str]:
+    """Requirements with the versions of constraints.txt, or else those of this environment: some need each other exactly."""
+    lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    versions = {name.lower().replace("_", "-"): version for name, _, version in lines}
+    return [f"{name}=={versions.get(name) or metadata.version(name)}" for name in names]
 
 
-def serve(folder: Path) -> None:
+def serve_compiler(store: Path, target: str) -> None:
     """Compiles a kernel for each line on standard input."""
-    pretend_driver()
-    store, device = KernelCache(folder), device_for(os.environ.get(_TARGET, ARCH))
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            build(ConvSpec.from_key(request["spec"]), device, choices_of(request), store)
-            answer = {"name": request["name"]}
-        except Exception as problem:
-            answer = {"name": request["name"], "error": f"{type(problem).__name__}: {str(problem)[:300]}"}
-        print(json.dumps(answer), flush=True)
-    os._exit(0)
+    if target != "cpu":
+        pretend_driver()
+    kernels, device = cache.KernelCache(store), device_for(target)
 
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        build(ConvSpec.from_key(request["spec"]), device, choices_of(request), kernels)
+        return {}
 
-def pack(jobs: list[Job], device: Device, folder: Path, extra: list[str]) -> Path:
-    """kit.tar.xz: the runtime, the kernels that are there, and jobs.jsonl, which names them."""
-    store, lines, entries = KernelCache(folder / "kernels"), [], {}
-    for job in jobs:
-        found = store.find(build_key(job.spec, device, job.choices))
-        if found is not None:
-            entries[found.parent.name] = found.parent
-            lines.append(job.line(found.parent.name))
-    (folder / "jobs.jsonl").write_text("\n".join([*lines, *extra]) + "\n")
-    filters = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26}]
-    whole = folder / ".kit.tar.xz"
-    with lzma.open(whole, "wb", filters=filters) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
-        archive.add(folder / "jobs.jsonl", "jobs.jsonl")
-        archive.add(folder / "site", "site")
-        for name, entry in sorted(entries.items()):
-            for file in (KERNEL, HOW):
-                archive.add(entry / file, f"kernels/{name}/{file}")
-        if (folder / "extra").is_dir():
-            archive.add(folder / "extra", "extra")
-    os.replace(whole, folder / "kit.tar.xz")
-    return folder / "kit.tar.xz"
+    serve(answer)
+    os._exit(0)  # exit handlers would ask a driver that answers nothing
 
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(metavar="[PART]...", help=f"{', '.join(PARTS)}; all where none is named.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the kit goes; git ignores the default.")] = ROOT / ".gpu_kit",
-    jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 2,
+    pack_only: Annotated[bool, typer.Option("--pack-only", help="Pack what is compiled, and compile nothing.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
     python: Annotated[str, typer.Option(help="Version of Python there.")] = "3.12",
+    bare: Annotated[bool, typer.Option("--bare", help="Leave the runtime out: everything is installed there.")] = False,
+    target: Annotated[str, typer.Option(help="An arch such as sm_90a, or cpu to rehearse.")] = "sm_90a",
+    quick: Annotated[bool, typer.Option("--quick", help="A few small problems of each part, to rehearse.")] = False,
+    mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MOST_MIB,
     serving: Annotated[Path | None, typer.Option("--serve", hidden=True)] = None,
 ) -> None:
     """Compile the parts and pack."""
-    if serving is not None:
-        serve(serving)
-    if unknown := set(parts or ()) - set(PARTS):
-        raise typer.BadParameter(f"parts must be among {', '.join(PARTS)}, got {min(unknown)!r}")
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "site" / "tvm").is_dir():
-        runtime(out / "site", python)
-    device, known = device_for(os.environ.get(_TARGET, ARCH)), []
-    extra = (out / "extra.jsonl").read_text().splitlines() if (out / "extra.jsonl").exists() else []
-    for name in parts or PARTS:
-        begin = time.monotonic()
-        known += (mine := list(PARTS[name](device)))
-        failed = compile_all(mine, device, out, jobs)
-        path = pack(known, device, out, extra)
-        say(f"{name}: {len(mine)} kernels, {failed} failed, {time.monotonic() - begin:.0f} s; {path} has {path.stat().st_size / 2**20:.1f} MiB")
+    try:
+        if serving is not None:
+            serve_compiler(serving, target)
+        if unknown := set(parts or ()) - set(PARTS):
+            raise typer.BadParameter(f"parts must be among {', '.join(PARTS)}, got {min(unknown)!r}")
+        with contextlib.closing(Kit(out, device_for(target), quick)) as kit:
+            if bare:
+                shutil.rmtree(out / "site", ignore_errors=True)
+            else:
+                runtime(out / "site", python)
+            for name in (name for name in PARTS if not parts or name in parts):
+                kit.add(name)
+                if not pack_only and kit.compile(name, jobs):
+                    say(kit.pack(mib)[-1])
+            for line in kit.pack(mib):
+                say(line)
+    except OrientError as problem:
+        say(f"error: {problem}")
+        raise typer.Exit(1) from problem
+    except KeyboardInterrupt:
+        say("interrupted: the same command goes on, and --pack-only packs what is compiled")
+        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

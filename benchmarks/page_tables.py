@@ -65,7 +65,8 @@ def layer_table(rows: Sequence[Row]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for row in rows:
         whole = float(row["clocks_" + row["bound"]]) + float(row["clocks_second"])
-        cells = (f"{whole:.1f} {row['bound']}", f"{whole / float(row['mean_angle']):.2f}", row["code_kb"], row["registers"], row["spills"], row["shared_bytes"], row["blocks"])
+        shown = [row[name] for name in ("code_kb", "registers", "spills", "shared_bytes", "blocks")]
+        cells = (f"{whole:.1f} {row['bound']}", f"{whole / float(row['mean_angle']):.2f}", *shown)
         yield f"| {row['height']}x{row['height']} | `{row['op']}`, K={row['kernel_size']} | " + " | ".join(cells) + " |"
 
 

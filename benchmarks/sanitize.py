@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import grids  # noqa: F401  makes a bare checkout importable
+import sanitizer
 import torch
 import typer
 from terminal import say
@@ -33,8 +30,6 @@ from tvm_orient.lower import Choice, generic_choices
 from tvm_orient.spec import LAYOUTS, OPS, ConvSpec
 from tvm_orient.taps import Taps
 
-TOOLS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
-_FOUND = 9  # the exit status that the sanitizer is told to give
 _LINES = {"eight": [math.pi * i / 8 for i in range(8)], "diagonal": [math.pi / 4], "upright": [math.pi / 2], "flat": [0.0]}
 # name: channels, height, width, taps, K, stride, padding, dtype; planes that no tile divides, halos wider than the plane, every dtype
 PROBLEMS = {
@@ -107,57 +102,19 @@ def plainly(device: Device, deep: bool, only: Collection[str], check: bool = Tru
     return wrong
 
 
-def find(named: Path | None) -> str | None:
-    """The sanitizer: the one that is named, or on PATH, or in a folder of CUDA; None where there is none."""
-    if named is not None:
-        return str(named)
-    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", *map(str, sorted(Path("/usr/local").glob("cuda-*"), reverse=True))]
-    inside = [f"{folder}/{place}" for folder in folders if folder for place in ("bin", "compute-sanitizer")]
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(inside))
-
-
-def only_ours(sanitizer: str) -> list[str]:
-    """Options that leave torch's kernels alone; the name of the option differs by version."""
-    try:
-        said = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    text = said.stdout + said.stderr
-    return next(([option, "kns=main"] for option in ("--kernel-name", "--filter") if option in text), [])
-
-
-def under(sanitizer: str, tool: str, device: Device, deep: bool, only: Collection[str], folder: Path, seconds: float) -> tuple[bool | None, str]:
+def under(program: str, tool: str, device: Device, deep: bool, only: Collection[str], folder: Path, seconds: float) -> tuple[bool | None, str]:
     """(clean, what the tool came to) of all cases under one tool; None where it could not run."""
     cases_of = [*(["--deep"] if deep else []), *(f"--only={name}" for name in only)]
     command = [sys.executable, str(Path(__file__).resolve()), "--target", device.kind, "--inside", *cases_of]
-    # without torch's pool each tensor is an allocation of its own, so that an access past its end is seen
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
-    reason = "it did not run"
-    for options in dict.fromkeys((tuple(only_ours(sanitizer)), ())):
-        log = folder / f"sanitizer-{tool}.log"
-        with log.open("w") as file:
-            try:
-                full = [sanitizer, "--tool", tool, "--error-exitcode", str(_FOUND), *options, *command]
-                status = subprocess.run(full, stdout=file, stderr=subprocess.STDOUT, check=False, timeout=seconds, env=environment).returncode
-            except subprocess.TimeoutExpired:
-                return None, f"no end within {seconds:.0f} s: {log}"
-            except OSError as problem:
-                return None, str(problem)
-        text = log.read_text(errors="replace")
-        summary = re.search(TOOLS[tool], text)
-        if summary and "cases:" in text:
-            clean = int(summary[1]) == 0 and status == 0
-            return clean, f"{summary[0]}s, {re.findall(r'cases: .*', text)[-1]}" + ("" if clean else f": {log}")
-        reason = ([line for line in text.splitlines() if "rror" in line] or text.splitlines() or ["no output"])[-1].strip()
-    return None, f"could not run: {reason}"
+    return sanitizer.under(program, tool, command, folder / f"sanitizer-{tool}.log", seconds)
 
 
 def main(
     target: Annotated[str, typer.Option(help="cuda, or cpu for its own templates.")] = "cuda",
     deep: Annotated[bool, typer.Option("--deep", help="Every knob of every template at every value too.")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="PROBLEM", help=f"Only this problem; may be given again. {', '.join(PROBLEMS)}.")] = None,
-    tools: Annotated[str, typer.Option(help="Which of the sanitizer's tools.")] = ",".join(TOOLS),
-    sanitizer: Annotated[Path | None, typer.Option(help="The program, instead of the one on PATH or in CUDA's folders.")] = None,
+    tools: Annotated[str, typer.Option(help="Which of the sanitizer's tools.")] = ",".join(sanitizer.TOOLS),
+    named: Annotated[Path | None, typer.Option("--sanitizer", help="The program, instead of the one on PATH or in CUDA's folders.")] = None,
     seconds: Annotated[float, typer.Option(help="Most for one tool.")] = 600.0,
     logs: Annotated[Path, typer.Option(metavar="DIR", help="Where the tools' output goes.")] = Path(),
     inside: Annotated[bool, typer.Option("--inside", hidden=True)] = False,
@@ -170,8 +127,8 @@ def main(
         if inside:
             raise typer.Exit(1 if plainly(device, deep, chosen, check=False) else 0)
         bad = plainly(device, deep, chosen)
-        program = find(sanitizer)
-        if program is None or (device.kind == "cpu" and sanitizer is None):
+        program = sanitizer.find(named)
+        if program is None or (device.kind == "cpu" and named is None):
             say("skipped: compute-sanitizer " + ("is for CUDA kernels" if device.kind == "cpu" else "is neither on PATH nor in a folder of CUDA"))
             raise typer.Exit(1 if bad else 0)
         logs.mkdir(parents=True, exist_ok=True)

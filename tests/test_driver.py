@@ -6,9 +6,13 @@ refuses what a driver would. It computes nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from tvm_orient.device import Device
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
 
+ROOT = Path(__file__).resolve().parent.parent
 TAPS = Taps.oriented([0.0, math.radians(45)], 5)
 H200 = Device("cuda", "NVIDIA H200", "nvidia-h200", "sm_90a", 132, 232448, 16)  # as the stand-in gives it
 # calls of _scenarios.py, and the problem that each is
@@ -177,6 +182,43 @@ def test_what_is_launched(name: str, called: Ran, sources: Any) -> None:
     assert pointers == {*call["places"], *(("part",) if "conv_dw" in name else ()), *(("table",) if name == "generic" else ())}
     assert len(parts) == ("conv_dw" in name), "the second launch reads what the first one wrote"
     assert call["device"] == ("cuda:1" if name == "another GPU" else "cuda:0")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kit of a few kernels of sm_90a, unpacked."""
+    out, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("kit")
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--quick", "--bare", "--out", str(out), "alone-float32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(out / "kit.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_the_kernels_of_a_kit(machine: Machine, packed: Path, tmp_path: Path) -> None:
+    """Without TVM and without a compiler they are launched by the ops under the card's own name, with what their source asks for."""
+    places = {"PATH": machine.tools(compilers=False), "PYTHONPATH": machine.runtime_only(), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_CACHE_DIR": str(tmp_path)}
+    ran = machine.did("kit", lambda: {**places, "KIT": str(packed)})
+    jobs = [json.loads(line) for line in (packed / "jobs.jsonl").read_text().splitlines()]
+    assert ran.answer["device"] == H200.slug
+    assert set(ran.answer["calls"]) == {job["spec"] for job in jobs}
+    assert len(jobs) == 6
+    for job in jobs:
+        spec, call, pointers = ConvSpec.from_key(job["spec"]), ran.answer["calls"][job["spec"]], set()
+        choices = tuple(lower.Choice(name, version, tuple(map(tuple, decisions)), step) for name, version, decisions, step in job["choices"])
+        kernels = sorted(_read(lower.cuda_source(lower.scheduled(spec, H200, choices), H200)))
+        for launch, (kernel, threads, parameters, shared) in zip(call["launches"], kernels, strict=True):
+            assert (launch["kernel"], math.prod(launch["block"])) == (kernel, threads)
+            assert launch["shared"] in shared
+            for (kind, parameter), (size, value) in zip(parameters, launch["arguments"], strict=True):
+                assert size == (_INT if kind == "int" else _POINTER)
+                if kind == "int":
+                    assert value == 2 or parameter.startswith("cse"), parameter
+                elif parameter != "part":
+                    assert value == call["places"][parameter], parameter
+                    pointers.add(parameter)
+        assert pointers == set(call["places"])
 
 
 def test_conv_dw_is_two_launches(called: Ran) -> None:

@@ -18,7 +18,7 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors paths taps",
+            "errors paths taps served",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "

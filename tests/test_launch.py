@@ -265,7 +265,7 @@ def test_no_runtime_library(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
         with pytest.raises(to.EnvironmentProblem, match=r"libtvm_runtime.so of apache-tvm, which is not installed: pip install"):
-            launch._load_runtime("cpu")
+            launch.load_runtime("cpu")
     finally:
         sys.modules["tvm"] = real
 

@@ -89,9 +89,9 @@ def test_a_tool_that_does_not_end(tmp_path: Path) -> None:
 def test_it_is_looked_for_in_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert sanitize.find(None) is None or not str(sanitize.find(None)).startswith(str(tmp_path))
+    assert sanitize.sanitizer.find(None) is None or not str(sanitize.find(None)).startswith(str(tmp_path))
     (tmp_path / "compute-sanitizer").mkdir()
     program = tmp_path / "compute-sanitizer" / "compute-sanitizer"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert sanitize.find(None) == str(program)
+    assert sanitize.sanitizer.find(None) == str(program)

@@ -141,6 +141,8 @@ def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
         missing = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
         assert missing.median is None
         assert missing.error
+        assert worker._process is None, "what another candidate would meet is a fresh process"
+        assert worker.copy_seconds(1 << 20) > 0
         worker._process.kill()  # type: ignore[union-attr]
         worker._process.wait()  # type: ignore[union-attr]
         crashed = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)

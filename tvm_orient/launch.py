@@ -201,7 +201,7 @@ def _loaded(path: str, kind: str) -> tuple[Any, Any]:
     """(module, function) of a kernel library, loaded once: specs share the generic one."""
     import tvm_ffi
 
-    _load_runtime(kind)
+    load_runtime(kind)
     module = tvm_ffi.load_module(path)
     if kind == "cpu":
         pool.adopt(Path(path))
@@ -215,7 +215,7 @@ def _find(facts: Any, name: str) -> Any:
     return next((value[name] for value in facts.values() if isinstance(value, dict) and name in value), None)
 
 
-def _load_runtime(kind: str) -> None:
+def load_runtime(kind: str) -> None:
     """Make TVM's runtime symbols visible without importing tvm, which costs 3 s."""
     check_ffi()
     if "tvm" in sys.modules or len(_runtimes) > (kind == "cuda"):

@@ -1,16 +1,13 @@
 """Measure kernels in a process of their own: a candidate that crashes takes its worker along, not the tuner.
 
 The worker (`python -m tvm_orient.measure`) reads one JSON request a line and answers one JSON line. It runs a kernel on
-rotating operands, larger than the caches together, so that no candidate is ranked on a hot cache.
+rotating operands, larger than the caches together, so that no candidate is ranked on a hot cache. One in which a candidate failed
+is replaced: whatever ran after it in the same CUDA context would fail for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from typing import Any
 
 from .device import Device
 from .errors import TuningFailed
+from .served import Died, Served, serve
 from .spec import ConvSpec, image_shape, part_shape
 
 _TARGET_SECONDS = 0.03  # of runs per candidate
@@ -36,83 +34,50 @@ class Timing:
     error: str = ""
 
 
-class Worker:
-    """A worker process for one device; restarted when a candidate kills it or takes too long."""
+class Worker(Served):
+    """A worker process for one device; replaced when a candidate kills it, fails in it or takes too long."""
 
     module = "tvm_orient.measure"
 
     def __init__(self, device: Device, timeout: float = 30.0) -> None:
-        self.device, self.timeout = device, timeout
-        self._process: subprocess.Popen[str] | None = None
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
+        super().__init__([sys.executable, "-m", self.module], timeout, environment)
+        self.device = device
 
     def time(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> Timing:
         """Time a kernel on fresh random operands."""
-        request = {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
         try:
-            answer = self._ask(request)
-        except (BrokenPipeError, EOFError):
-            self.close()
-            return Timing(None, error="the kernel crashed the worker")
+            answer = self.ask(self._request(spec, batch, kernel, workspace))
+        except Died as problem:
+            return Timing(None, error=f"the kernel crashed the worker: {problem}")
         except TimeoutError:
-            self.close()
             return Timing(None, error=f"no answer within {self.timeout:.0f} s")
         return Timing(answer.get("median"), answer.get("spread", 0.0), answer.get("error", ""))
 
     def verify(self, spec: ConvSpec, kernel: Path, workspace: tuple[int, int] | None) -> tuple[float | None, str]:
         """(largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
-        request = {
-            "verify": True,
-            "spec": spec.key,
-            "batch": 2,
-            "kernel": str(kernel),
-            "workspace": workspace,
-            "device": self.device.kind,
-            "index": self.device.index,
-        }
         try:
-            answer = self._ask(request)
-        except (BrokenPipeError, EOFError, TimeoutError) as problem:
-            self.close()
+            answer = self.ask(self._request(spec, 2, kernel, workspace) | {"verify": True})
+        except (Died, TimeoutError) as problem:
             return None, f"the check did not finish ({type(problem).__name__})"
         return answer.get("relative"), answer.get("error", "")
 
+    def _request(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> dict[str, Any]:
+        return {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": self.device.kind, "index": self.device.index}
+
     def copy_seconds(self, size: int) -> float:
-        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors."""
-        answer = self._ask({"copy": size, "device": self.device.kind, "index": self.device.index})
+        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors.
+
+        Raises:
+            TuningFailed: it does not run.
+        """
+        try:
+            answer = self.ask({"copy": size, "device": self.device.kind, "index": self.device.index})
+        except (Died, TimeoutError) as problem:
+            answer = {"error": str(problem) or f"no answer within {self.timeout:.0f} s"}
         if "median" not in answer:
             raise TuningFailed(f"the copy that the floor is measured by failed: {answer.get('error')}")
         return float(answer["median"])
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._process is None:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-            )  # a session of its own, so that Ctrl-C reaches only the tuner
-        process = self._process
-        if process.stdin is None or process.stdout is None:
-            raise TuningFailed("the measuring process has no pipes: start the tuner again")
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], self.timeout)
-        if not ready:
-            raise TimeoutError
-        line = process.stdout.readline()
-        if not line:
-            raise EOFError
-        return dict(json.loads(line))
-
-    def close(self) -> None:
-        """End the worker process."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process = None
 
     def __enter__(self) -> Worker:
         return self
@@ -155,7 +120,8 @@ def _function(request: dict[str, Any]) -> Any:
     return function
 
 
-def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
+def median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
+    """{"median", "spread"} in seconds of a function that is called with one set of operands after another; device: a torch.device."""
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     clock(function, sets[0])
     once = min(clock(function, operands) for operands in sets[:3])
@@ -163,34 +129,38 @@ def _median(function: Any, sets: list[Any], device: Any) -> dict[str, Any]:
     return {"median": times[len(times) // 2], "spread": (times[(len(times) * 4) // 5] - times[len(times) // 5]) / 2}
 
 
-def _copies(size: int, kind: str) -> int:
+def copies(size: int, kind: str) -> int:
+    """How many sets of operands of so many bytes in all rotate, so that none is met again in a cache."""
     return max(2, min(_MOST_BYTES // max(1, size), -(-_COLD_BYTES[kind] // max(1, size)), 64))
 
 
-def _time(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+def timed(request: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+    """{"median", "spread"} of a kernel on operands that cache keeps for the next kernel of the same problem."""
     import torch
 
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
-    copies = _copies(sum(spec.itemsize * _product(shape) for shape in shapes), device.type)
-    key = (str(shapes), spec.dtype, copies)
+    count = copies(sum(spec.itemsize * _product(shape) for shape in shapes), device.type)
+    key = (str(shapes), spec.dtype, count)
     if key not in cache:
         cache.clear()
         torch.manual_seed(0)
         dtypes = [getattr(torch, spec.sums if spec.op == "conv_dw" and i > 1 else spec.dtype) for i in range(len(shapes))]
-        cache[key] = [[torch.randn(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)] for _ in range(copies)]
-    return _median(_function(request), cache[key], device)
+        cache[key] = [[torch.randn(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)] for _ in range(count)]
+    return median(_function(request), cache[key], device)
 
 
-def _copy(request: dict[str, Any]) -> dict[str, Any]:
+def copied(request: dict[str, Any]) -> dict[str, Any]:
+    """{"median", "spread"} of a copy that moves request["copy"] bytes."""
     import torch
 
     device, count = _device(request), max(1, request["copy"] // 8)
-    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(_copies(8 * count, device.type))]
-    return _median(lambda x, y: y.copy_(x), sets, device)
+    sets = [[torch.ones(count, device=device), torch.ones(count, device=device)] for _ in range(copies(8 * count, device.type))]
+    return median(lambda x, y: y.copy_(x), sets, device)
 
 
-def _verify(request: dict[str, Any]) -> dict[str, Any]:
+def verified(request: dict[str, Any]) -> dict[str, Any]:
+    """{"relative": largest error over the largest value} of a kernel that is right, else {"error": how far it is off}."""
     import torch
 
     from . import reference
@@ -198,13 +168,13 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     spec, device = ConvSpec.from_key(request["spec"]), _device(request)
     shapes = operand_shapes(spec, request["batch"], tuple(request["workspace"]) if request["workspace"] else None)
     torch.manual_seed(1)
-    first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype)) for shape in shapes[:2])
+    first, second = (torch.randn(shape, dtype=getattr(torch, spec.dtype), device=device) for shape in shapes[:2])
     kind = getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
     outputs = [torch.full(shape, float("nan"), dtype=kind, device=device) for shape in shapes[2:]]
-    _function(request)(first.to(device), second.to(device), *outputs)
+    _function(request)(first, second, *outputs)
     first, second = _as_nchw(spec, first), _as_nchw(spec, second)
     want = reference.run(spec, first, second)
-    error = float((_as_nchw(spec, outputs[-1]).cpu().to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
+    error = float((_as_nchw(spec, outputs[-1]).to(first.dtype).double() - want).abs().max()) if want.numel() else 0.0
     bound = reference.tolerance(spec, request["batch"], first, second)
     if not error <= bound:  # NaN fails too
         return {"error": f"differs from the reference by {error:.3g}, at most {bound:.3g}"}
@@ -236,22 +206,23 @@ def _cuda_clock(function: Any, operands: list[Any]) -> float:
     return float(start.elapsed_time(stop)) * 1e-3
 
 
-def _serve() -> None:
+def _main() -> None:
     """Answer requests until standard input ends."""
-    import torch  # noqa: F401  (before tvm: it brings libcudart)
+    import torch  # (before tvm: it brings libcudart)
 
     from .tvmkit import load_tvm
 
     load_tvm()
     cache: dict[Any, Any] = {}
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            answer = _verify(request) if request.get("verify") else _copy(request) if "copy" in request else _time(request, cache)
-        except Exception as problem:  # the tuner decides what a failure means
-            answer = {"error": f"{type(problem).__name__}: {str(problem)[:300]}"}
-        print(json.dumps(answer), flush=True)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        found = verified(request) if request.get("verify") else copied(request) if "copy" in request else timed(request, cache)
+        if request["device"] == "cuda":
+            torch.cuda.synchronize(request["index"])  # a fault comes to light when it is waited for: here, and not in the next candidate
+        return found
+
+    serve(answer)
 
 
 if __name__ == "__main__":
-    _serve()
+    _main()

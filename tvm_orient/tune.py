@@ -35,7 +35,7 @@ from .workshop import Workshop, Workspace
 MARGIN = 0.02  # a tuned choice must beat the default by this share in the same run
 _ROUND = 8  # candidates between two fits of the cost model
 _BUSY = 0.15  # share of the cores that others may use before what a CPU measures is noise
-_FINAL_RUNS = 5  # of the default and the winner, in turn
+FINAL_RUNS = 5  # of the default and the winner, in turn
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ class _Run:
         theirs: list[float] = []
         spreads: list[float] = []
         with self._stage("measure"):
-            for _ in range(_FINAL_RUNS):
+            for _ in range(FINAL_RUNS):
                 for kept, library, space in ((theirs, base_kernel, base_workspace), (ours, kernel, workspace)):
                     timing = self.shop.worker.time(self.part, self.batch, library, space)
                     if timing.median is not None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from .device import Device
 from .errors import BuildFailed, OrientError
 from .lower import Choice, compile_library, scheduled, workspace_shape
 from .measure import Worker
+from .served import Died, serve
 from .spec import ConvSpec
 
 Workspace = tuple[int, int] | None
@@ -48,17 +47,15 @@ def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspa
 
 
 class _Builder(Worker):
-    module = "tvm_orient.workshop"
+    module, lasting = "tvm_orient.workshop", True
 
     def build(self, part: ConvSpec, choice: Choice, path: Path) -> Workspace:
         request = {"spec": part.key, "choice": dataclasses.astuple(choice), "device": dataclasses.asdict(self.device), "path": str(path)}
         try:
-            answer = self._ask(request)
-        except (BrokenPipeError, EOFError) as problem:
-            self.close()
-            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} crashed the compiler") from problem
+            answer = self.ask(request)
+        except Died as problem:
+            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} crashed the compiler: {problem}") from problem
         except TimeoutError as problem:
-            self.close()
             raise BuildFailed(f"{choice.template} {dict(choice.decisions)} did not compile within {self.timeout:.0f} s") from problem
         if "error" in answer:
             raise BuildFailed(answer["error"])
@@ -146,17 +143,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"workspace": build(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choice, Path(request["path"]))}
 
 
-def _serve() -> None:
+def _main() -> None:
     """Answers requests until standard input ends."""
     import torch  # noqa: F401  (before tvm: it brings libcudart)
 
-    for line in sys.stdin:
-        try:
-            answer = _answer(json.loads(line))
-        except Exception as problem:  # the tuner decides what a failure means
-            answer = {"error": str(problem)[:500] or type(problem).__name__}
-        print(json.dumps(answer), flush=True)
+    serve(_answer)
 
 
 if __name__ == "__main__":
-    _serve()
+    _main()

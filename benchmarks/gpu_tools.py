@@ -1,0 +1,111 @@
+"""The steps of a GPU run that need a tool of CUDA's: hardware counters by Nsight Compute, memcheck and racecheck by compute-sanitizer.
+
+A tool runs several jobs in one process. One that ends it before its time is recorded as the fault, and those behind it get another process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import sanitizer
+from gpu_results import Results, write
+
+from tvm_orient.served import bind
+
+SECTIONS = (
+    "SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables", "Occupancy", "LaunchStats",
+    "InstructionStats", "ComputeWorkloadAnalysis",
+)  # fmt: skip
+_AT_ONCE = {"counters": 6, "sanitizer": 40}  # jobs of one process
+_MOST_S = {"counters": 90.0, "sanitizer": 150.0}  # seconds of one process
+_LEAST_S = 20.0  # with less left no process is begun
+_Job = dict[str, Any]
+
+
+class Running(Protocol):
+    """What a step needs of the run that it is part of."""
+
+    results: Results
+    environment: dict[str, str]
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+
+    def say(self, text: str) -> None:
+        """Says a line."""
+
+    def record(self, name: str, job: _Job, answer: dict[str, Any]) -> None:
+        """Keeps a result."""
+
+
+def counters(run: Running, jobs: Sequence[_Job]) -> None:
+    """Hardware counters of the second launch of each job's kernels, in files that counters.py reads."""
+    program = sanitizer.program("ncu", ("bin", "nsight-compute", "."))
+    if program is None:
+        run.say("counters: skipped: ncu is neither on PATH nor in a folder of CUDA")
+        return
+    sections = [word for name in SECTIONS for word in ("--section", name)]
+    how = ["--clock-control", "none", "--kernel-name", "regex:main_kernel", "--csv", "--page", "raw", "--print-units", "base", *sections]
+
+    def profile(number: int, once: list[str], seconds: float) -> str:
+        log, report = run.results.place("ncu.log"), run.results.place(f"ncu-{number}.csv")
+        status = sanitizer.limited([program, *how, "--log-file", str(report), *once], log, seconds, run.environment, bind)
+        return "" if status == 0 else f"no end within {seconds:.0f} s" if status is None else f"ncu ended with {status}: {_last(log, report)}"
+
+    _in_turns(run, "counters", jobs, "ncu", profile)
+
+
+def sanitize(run: Running, jobs: Sequence[_Job]) -> None:
+    """Accesses out of bounds and hazards in shared memory, of every case."""
+    program = sanitizer.find(None)
+    if program is None:
+        run.say("sanitizer: skipped: compute-sanitizer is neither on PATH nor in a folder of CUDA")
+        return
+    for tool in sanitizer.TOOLS:
+
+        def check(number: int, once: list[str], seconds: float, tool: str = tool) -> str:
+            clean, said = sanitizer.under(program, tool, once, run.results.place(f"{tool}-{number}.log"), seconds, run.environment, bind)
+            run.say(f"{tool}: {said}")
+            return "" if clean else said
+
+        _in_turns(run, "sanitizer", jobs, tool, check)
+
+
+def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: Any) -> None:
+    """Runs jobs under a tool, several in a process; begin(number, command, seconds) does it and says what went wrong, or ""."""
+    waiting = [job for job in jobs if f"{tool}/{job['name']}/{job['entry']}" not in run.results.found]
+    run.say(f"--- {step}: {len(waiting)} of {len(jobs)} jobs under {tool}")
+    while waiting:
+        if run.left < _LEAST_S:
+            run.say(f"{step}: {len(waiting)} jobs left under {tool}: the time is over")
+            return
+        some = waiting[: _AT_ONCE[step]]
+        number = sum(name.startswith(f"{tool}/") for name in run.results.found)
+        listed, done = run.results.place(f"{tool}-{number}.json"), run.results.place(f"{tool}-{number}.jsonl")
+        done.unlink(missing_ok=True)
+        write(listed, json.dumps(some))
+        seconds = min(_MOST_S[step], run.left - 5)
+        once = [sys.executable, str(Path(__file__).with_name("gpu_work.py")), "--once", str(listed), str(done)]
+        problem = begin(number, once, seconds)
+        launched = len(done.read_text().splitlines()) if done.exists() else 0
+        for job in some[:launched]:
+            run.record(f"{tool}/{job['name']}/{job['entry']}", job, {"tool": tool, "file": number, **({"found": problem} if problem else {})})
+        if launched < len(some):
+            if problem.startswith("no end") and run.left < _LEAST_S:
+                continue  # the run's own end, not the job's
+            job = some[launched]
+            run.record(f"{tool}/{job['name']}/{job['entry']}", job, {"tool": tool, "file": number, "error": problem or "its process ended"})
+            launched += 1
+        waiting = waiting[launched:]
+        run.say(f"{step}: {launched} jobs, {problem or 'nothing found'}")
+
+
+def _last(*paths: Path) -> str:
+    """The last line that one of these files has."""
+    said = [line for path in paths if path.exists() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return said[-1].strip()[-200:] if said else "it said nothing"

@@ -1,0 +1,207 @@
+"""What a GPU run does with one kernel, in a process of its own: check it, time it, bench its cell. gpu_run.py asks, line by line.
+
+    python gpu_work.py                     answers requests on standard input
+    python gpu_work.py --once LIST DONE    launches each job of LIST once, for a profiler or a sanitizer, and notes in DONE which were launched
+
+It needs torch and what a kit carries: neither TVM's compiler nor nvcc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm_ffi  # noqa: F401  (TVM's runtime is linked to its library, and loaded by itself)
+from gpu_jobs import choices_of
+
+from tvm_orient import cache, launch, measure, peers, reference
+from tvm_orient.bench import bench, provenance, sample
+from tvm_orient.build import build_key
+from tvm_orient.device import Device, device_for
+from tvm_orient.errors import Unsupported
+from tvm_orient.lower import is_generic
+from tvm_orient.served import serve
+from tvm_orient.spec import ConvSpec
+from tvm_orient.timers import finish, on_device
+from tvm_orient.tune import FINAL_RUNS
+
+KIT = Path(__file__).resolve().parent.parent
+TARGET = "TVM_ORIENT_RUN_TARGET"  # cuda or cpu
+_REPEATS = 12  # timed calls of each method in a cell
+_SMOKE_CALLS = 5  # timed calls of a small problem
+_Request = dict[str, Any]
+_kept: dict[Any, Any] = {}  # operands of the problem that was timed last
+
+
+@functools.cache
+def device() -> Device:
+    """The device of this run."""
+    return device_for(os.environ.get(TARGET, "cuda"))
+
+
+def _where() -> torch.device:
+    return torch.device("cuda", device().index) if device().kind == "cuda" else torch.device("cpu")
+
+
+def _entry(name: str) -> Path:
+    return KIT / "kernels" / name
+
+
+def _kernel(request: _Request) -> launch.Kernel | launch.Converted:
+    """The first kernel of a job, from the kit."""
+    spec, path, generic = ConvSpec.from_key(request["spec"]), _entry(request["entry"]) / cache.KERNEL, is_generic(choices_of(request))
+    if generic and (spec.layout != "nchw" or spec != spec.plain):
+        return launch.Converted(spec, device(), path)
+    return launch.Kernel(spec, device(), path, generic=generic)
+
+
+def _operands(spec: ConvSpec, batch: int) -> tuple[torch.Tensor, ...]:
+    operands = sample(spec, batch, _where())
+    form = torch.channels_last if spec.layout == "nhwc" else torch.contiguous_format
+    return tuple(t.to(memory_format=form) if t.dim() == 4 else t for t in operands)
+
+
+def facts(_: _Request) -> dict[str, Any]:
+    """What this machine is, and what it has."""
+    found = provenance(device())
+    return {"device": dataclasses.asdict(device()), "torch": found["torch"], "hardware": found["hardware"], "python": sys.version.split()[0]}
+
+
+def smoke(request: _Request) -> dict[str, Any]:
+    """Whether a kernel is right on a small problem, at two batch sizes; and how long a call takes."""
+    spec, kernel, worst = ConvSpec.from_key(request["spec"]), _kernel(request), 0.0
+    for batch in (request["batch"], 3 * request["batch"] + 1):
+        operands = _operands(spec, batch)
+        want, allowed = reference.run(spec, *operands), reference.tolerance(spec, batch, *operands)
+        for _ in range(2):  # what the allocator gives next is no earlier kernel's right result
+            torch.full(tuple(want.shape), float("nan"), dtype=operands[0].dtype, device=_where())
+        error, top = float((kernel(*operands).double() - want).abs().max()), float(want.abs().max()) or 1.0
+        if not error <= allowed:  # NaN is not
+            return {"error": f"wrong at N={batch}: off by {error:.3g}, where rounding allows {allowed:.3g}"}
+        worst = max(worst, error / top)
+    seconds = statistics.median(_seconds(kernel, operands) for _ in range(_SMOKE_CALLS))
+    return {"error_of": worst, "line": f"error {worst:.1e} {1e6 * seconds:8.1f} us {spec.bytes_moved(batch) / seconds / 1e9:6.0f} GB/s"}
+
+
+def _seconds(kernel: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
+    if device().kind == "cuda":
+        return on_device(_where(), kernel, operands)[0]
+    start = time.perf_counter()
+    kernel(*operands)
+    return time.perf_counter() - start
+
+
+def floor(request: _Request) -> dict[str, Any]:
+    """The time of whatever moves a problem's bytes and computes nothing."""
+    spec, batch = ConvSpec.from_key(request["spec"]), request["batch"]
+    (one,) = (peer for peer in peers.FLOORS if peer.applies(spec) is None)
+    sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(measure.copies(spec.bytes_moved(batch), device().kind))]
+    return _spoken(measure.median(lambda call, *operands: call(*operands), sets, _where()), spec, batch)
+
+
+def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]:
+    speed = spec.bytes_moved(batch) / times["median"] / 1e9
+    return {**times, "gbps": speed, "line": f"{1e6 * times['median']:8.1f} us {speed:6.0f} GB/s"}
+
+
+def _measured(request: _Request, entry: str, batch: int) -> dict[str, Any]:
+    """The request of tuning's own measuring process for a kernel of the kit."""
+    facts_of = json.loads((_entry(entry) / cache.HOW).read_text())["facts"]
+    launch.load_runtime(device().kind)
+    where = {"device": device().kind, "index": device().index}
+    return {"spec": request["spec"], "batch": batch, "kernel": str(_entry(entry) / cache.KERNEL), "workspace": facts_of.get("workspace"), **where}
+
+
+def timed(request: _Request) -> dict[str, Any]:
+    """A candidate's time, measured as tuning measures, once it is known to be right."""
+    checked = measure.verified(_measured(request, request["entry"], 2))
+    if "error" in checked:
+        return {"error": f"wrong: {checked['error']}"}
+    times = measure.timed(_measured(request, request["entry"], request["batch"]), _kept)
+    return {"error_of": checked["relative"], **_spoken(times, ConvSpec.from_key(request["spec"]), request["batch"])}
+
+
+def final(request: _Request) -> dict[str, Any]:
+    """The best candidate against the default, in turn, as tuning ends; and the copy, by which a record says its floor."""
+    checked = measure.verified(_measured(request, request["entry"], 2))
+    if "error" in checked:
+        return {"error": f"wrong: {checked['error']}"}
+    found: dict[str, list[dict[str, Any]]] = {request["default_entry"]: [], request["entry"]: []}
+    for _ in range(FINAL_RUNS):
+        for entry, times in found.items():
+            times.append(measure.timed(_measured(request, entry, request["batch"]), _kept))
+    base, ours = (statistics.median(one["median"] for one in times) for times in found.values())
+    spec = ConvSpec.from_key(request["spec"])
+    copy = measure.copied({"copy": spec.bytes_moved(request["batch"]), "device": device().kind, "index": device().index})["median"]
+    spread = statistics.median(one["spread"] for one in found[request["entry"]])
+    line = f"{1e6 * ours:8.1f} us, default {1e6 * base:8.1f} us: {base / ours:.2f}x"
+    return {"median": ours, "spread": spread, "default": base, "floor": copy, "error_of": checked["relative"], "line": line}
+
+
+def cell(request: _Request) -> dict[str, Any]:
+    """Rows of the table for a problem: ours, the floor, the peers that are asked for."""
+    spec, card = ConvSpec.from_key(request["spec"]), request["tuned"].get(device().slug)
+    for kernel in (request, *([card] if card else [])):
+        _adopt(spec, kernel)
+    how = {"batch": request["batch"], "repeats": _REPEATS, "states": ("cold",), "patience": request.get("patience")}
+    rows = bench([spec], device(), peers=request.get("peers") or [], **how)
+    ours = next((row for row in rows if row.ours and row.median_ms), None)
+    if ours is None:
+        return {"error": next((row.note for row in rows if row.ours and row.note.startswith(("wrong", "failed"))), "no time")}
+    under = next((row.method for row in rows if row.floor), "nothing")
+    text = f"{1e3 * (ours.median_ms or 0):8.1f} us {ours.gbps or 0:6.0f} GB/s {ours.floor_ratio or 0:5.2f} of {under}, error {ours.error:.0e}"
+    text += "".join(f", {row.method} {row.vs_ours:.2f}x" for row in rows if not row.ours and not row.floor and row.vs_ours)
+    return {"rows": [dataclasses.asdict(row) for row in rows], "line": text}
+
+
+def _adopt(spec: ConvSpec, kernel: _Request) -> None:
+    """Puts a kernel of the kit into this machine's cache, under the card's own name, where every call finds it."""
+    entry = _entry(kernel["entry"])
+
+    def make(folder: Path) -> dict[str, Any]:
+        shutil.copy(entry / cache.KERNEL, folder / cache.KERNEL)
+        return dict(json.loads((entry / cache.HOW).read_text())["facts"])
+
+    cache.KernelCache().publish(build_key(spec, device(), choices_of(kernel)), make)
+
+
+def once(jobs: Path, done: Path) -> None:
+    """Launches the kernel of each job once; done holds a line for each that was launched to its end."""
+    wanted = json.loads(jobs.read_text())
+    for request in wanted:
+        operands = _operands(ConvSpec.from_key(request["spec"]), request["batch"])
+        with contextlib.suppress(Unsupported):  # not every kernel serves every problem: it launches nothing
+            _kernel(request)(*operands)
+        finish(device())
+        with done.open("a") as file:
+            file.write(json.dumps(request) + "\n")
+    print(f"cases: {len(wanted)} on {device().slug}")
+
+
+def answer(request: _Request) -> dict[str, Any]:
+    """What comes of one request."""
+    found = _DO[request["do"]](request)
+    finish(device())  # a fault comes to light when it is waited for: here, and not in the next kernel
+    return found
+
+
+_DO: dict[str, Callable[[_Request], dict[str, Any]]] = {"facts": facts, "smoke": smoke, "floor": floor, "cell": cell, "time": timed, "final": final}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--once"]:
+        once(*map(Path, sys.argv[2:]))
+    else:
+        serve(answer)
+    sys.stdout.flush()
+    os._exit(0)  # what libraries do at the end of a process says nothing of a kernel

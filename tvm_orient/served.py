@@ -1,0 +1,143 @@
+"""A process that answers one line of JSON for each line of JSON, and is replaced when it dies, is late, or has failed.
+
+What it runs are compiled kernels. After a fault in one of them a CUDA context answers every later call with an error, so no two failures may
+come from one process: the second would be blamed on a kernel that did nothing wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_SAID = 300  # characters of an error that are handed on
+Answer = dict[str, Any]
+
+
+class Died(Exception):
+    """The process ended before it answered; code: its exit status, negative for a signal."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the process died of {signal.Signals(-code).name}" if code < 0 else f"the process ended with status {code}")
+        self.code = code
+
+
+class Served:
+    """The side that asks. The process is started by the first request, and again by the next one after it was closed.
+
+    Args:
+        command: starts it; its end calls `serve`.
+        timeout: seconds that an answer may take.
+        environment: None is this process's.
+        log: the file that its standard error is added to; None leaves it to this process's.
+        bound: the kernel ends it when this process ends, however that comes about. The thread that asks first must then outlive it.
+    """
+
+    lasting = False  #: whether a process that answered an error is kept: what it runs cannot spoil it
+
+    def __init__(
+        self, command: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None, log: Path | None = None, bound: bool = False
+    ) -> None:
+        self.command, self.timeout, self.environment, self.log, self.bound = list(command), timeout, environment, log, bound
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rest = b""
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process that has answered all that it was asked."""
+        return self._process is not None
+
+    def ask(self, request: Any, timeout: float | None = None) -> Answer:
+        """The answer to a request; one with an "error" was the process's last, unless it is lasting.
+
+        Raises:
+            Died: it ended before it answered.
+            TimeoutError: no answer in time.
+        """
+        process = self._process or self._start()
+        try:
+            answer = self._answer(process, request, time.monotonic() + (self.timeout if timeout is None else timeout))
+        except BaseException:  # Ctrl-C too: its answer would be taken for that of the next request
+            self.close()
+            raise
+        if "error" in answer and not self.lasting:
+            self.close()
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        log: IO[bytes] | None = self.log.open("ab") if self.log else None
+        try:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,  # so that Ctrl-C reaches only the process that asks
+                preexec_fn=bind if self.bound else None,
+            )
+        finally:
+            if log:
+                log.close()
+        self._rest = b""
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[bytes], request: Any, end: float) -> Answer:
+        if process.stdin is None or process.stdout is None:
+            raise Died(process.wait())
+        with contextlib.suppress(BrokenPipeError):  # it is dead, which reading says better
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        while b"\n" not in self._rest:
+            if not select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError
+            got = os.read(process.stdout.fileno(), 1 << 20)
+            if not got:
+                raise Died(process.wait())
+            self._rest += got
+        line, _, self._rest = self._rest.partition(b"\n")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """Ends the process and whatever it started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process = None
+
+
+def bind() -> None:
+    """For a process that was just made, before it becomes a command: the kernel ends it when the thread that made it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def serve(answer: Callable[[Any], Answer]) -> None:
+    """The side that answers, until standard input ends; what answer raises becomes {"error": kind and text}.
+
+    Whatever a library prints goes to standard error.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            given = answer(json.loads(line))
+        except Exception as problem:  # who asked decides what a failure means
+            given = {"error": f"{type(problem).__name__}: {str(problem).strip()[:_SAID]}"}
+        answers.write(json.dumps(given) + "\n")
+        answers.flush()
