@@ -184,18 +184,17 @@ def counters(device: Device, size: Size) -> Iterator[Job]:
         yield Job("counters", "counters", called(one), one, default_choices(one, device), size.batch)
 
 
-def sanitizer(device: Device, size: Size) -> Iterator[Job]:
-    """The cases of sanitize.py: first one for each template and op, with and without copying ahead, then the others."""
+def sanitizer(device: Device, size: Size, more: bool = False) -> Iterator[Job]:
+    """The cases of sanitize.py: one for each template and op, with and without copying ahead; more: all others."""
     from sanitize import PROBLEMS, cases
 
-    found = list(cases(device, False, PROBLEMS if size is FULL else ("circular",)))
-    kinds: dict[tuple[str, str], int] = {}
-    for number, (what, one, _) in enumerate(found):
-        kinds.setdefault((what.partition(",")[0], one.op), number)
-    first = set(kinds.values())
-    for number in sorted(range(len(found)), key=lambda number: number not in first):
-        what, one, chosen = found[number]
-        yield Job("sanitizer", "sanitizer", f"{what}, {called(one)}", one, chosen, _SMALL)
+    seen = set()
+    for what, one, chosen in cases(device, False, PROBLEMS if size is FULL else ("circular", "eight angles")):
+        kind = what.partition(",")[0], one.op
+        if (kind in seen) == more:
+            name = "sanitizer-more" if more else "sanitizer"
+            yield Job(name, "sanitizer", f"{what}, {called(one)}", one, chosen, _SMALL)
+        seen.add(kind)
 
 
 def candidates(device: Device, size: Size) -> Iterator[Job]:
@@ -244,4 +243,5 @@ PARTS: dict[str, Callable[[Device, Size], Iterator[Job]]] = {
     "alone-bfloat16": lambda device, size: alone(device, size, "bfloat16"),
     "merged-bfloat16": lambda device, size: merged(device, size, "bfloat16"),
     "mirrored-float32": lambda device, size: alone(device, size, mirrored=True),
+    "sanitizer-more": lambda device, size: sanitizer(device, size, more=True),
 }

@@ -42,6 +42,7 @@ STEPS = {
     "peers": ("peers",),
     "halves": ("alone-float16", "merged-float16", "alone-bfloat16", "merged-bfloat16"),
     "mirrored": ("mirrored-float32",),
+    "sanitizer-more": ("sanitizer-more",),
 }
 # by their name in tvm_orient.peers; those that take a hundred times our time are not among them
 PEERS = ("compiled_shift", "compiled_shift_padded", "native", "native_channels_last", "native_cudnn")
@@ -88,9 +89,7 @@ class Run:
             Stopped: kernels cannot run here, or these results are another card's.
         """
         kit = json.loads((KIT / "kit.json").read_text())
-        answer = self._asked({"do": "facts"}, min(_START_S, self.left))
-        if "error" in answer:
-            raise Stopped(f"no kernel can run here: {answer['error']} {self._last_words()}")
+        answer = self._started()
         self.device = answer["device"]["slug"]
         others = {result.get("device") for result in self.results.found.values()} - {self.device}
         if others:
@@ -115,7 +114,7 @@ class Run:
             self.say(f"--- {name}: the kit has no jobs for it")
         elif name == "counters":
             counters(self, jobs)
-        elif name == "sanitizer":
+        elif name.startswith("sanitizer"):
             sanitize(self, jobs)
         else:
             self._kernels(name, jobs)
@@ -175,12 +174,10 @@ class Run:
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer of the process that runs kernels; {"error", "fault"} where the job fails, is wrong, hangs or kills it."""
+        if not self.worker.running:
+            self._started()
+        seconds = max(0.1, min(seconds, self.left))
         try:
-            if not self.worker.running and request["do"] != "facts":
-                started = self.worker.ask({"do": "facts"}, min(_START_S, self.left))  # its start is not the job's time
-                if "error" in started:
-                    return {"fault": "start", **started}
-            seconds = max(0.1, min(seconds, self.left))
             answer = self.worker.ask(request, seconds)
         except Died as problem:
             return {"error": f"{problem}: {self._last_words()}", "fault": "died"}
@@ -189,6 +186,23 @@ class Run:
         if "error" in answer:
             answer["fault"] = "wrong" if answer["error"].startswith("wrong") else "failed"
         return answer
+
+    def _started(self) -> dict[str, Any]:
+        """What a fresh process says of the machine; its start is not the time of the first job.
+
+        Raises:
+            Stopped: it does not start, or sees no device: what follows is no kernel's fault.
+        """
+        why = ""
+        for _ in range(2):  # the one before may have left the device a moment ago
+            try:
+                answer = self.worker.ask({"do": "facts"}, max(0.1, min(_START_S, self.left)))
+                if "error" not in answer:
+                    return answer
+                why = answer["error"]
+            except (Died, TimeoutError) as problem:
+                why = str(problem) or "its process says nothing"
+        raise Stopped("the time is over" if self.left < _LEAST_S else f"no kernel can run here: {why}: {self._last_words()}")
 
     def _final(self, job: _Job, jobs: list[_Job]) -> None:
         """Times the best candidate of a problem in turn with the default, which is the first of them, where it was faster."""

@@ -146,6 +146,27 @@ def test_packing_alone_compiles_nothing(made: Path, tmp_path: Path) -> None:
     assert "did not fit" in small.stdout, small.stdout
 
 
+def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "kit"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(out), "alone-float32"]
+    for ending in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(2, signal.SIG_DFL))
+        threads = Path(f"/proc/{process.pid}/task")  # each of which has started a compiler
+        before = len(list(out.glob("kernels/conv*")))
+        for _ in range(600):
+            if any(path.read_text() for path in threads.glob("*/children")) and len(list(out.glob("kernels/conv*"))) > before:
+                break
+            time.sleep(0.05)
+        process.send_signal(ending)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode in (130, 0), said
+    packed = subprocess.run([*command, "--pack-only"], capture_output=True, text=True, check=True).stdout
+    with tarfile.open(out / "kit.tar.xz") as archive:
+        kernels = [name for name in archive.getnames() if name.endswith("kernel.so")]
+    assert len(kernels) >= 2, packed
+    assert "6 of    6 jobs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 # ---- faults -------------------------------------------------------------------------------------
 
 POISON = '{ char path[999]; snprintf(path, 999, "%s.%d", getenv("POISON"), getpid()); fclose(fopen(path, "w")); return 0; }'
