@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,9 @@ SECTIONS = (
 _AT_ONCE = {"counters": 6, "sanitizer": 40}  # jobs of one process
 _MOST_S = {"counters": 90.0, "sanitizer": 150.0}  # seconds of one process
 _LEAST_S = 20.0  # with less left no process is begun
+_SPARE_S = 5.0  # that a process must leave to the run for its end
 _Job = dict[str, Any]
+_Begin = Callable[[int, list[str], float], tuple[str, str]]  # (number, command, seconds) -> (what the tool found, why it did not end as it should)
 
 
 class Running(Protocol):
@@ -52,10 +54,10 @@ def counters(run: Running, jobs: Sequence[_Job]) -> None:
     sections = [word for name in SECTIONS for word in ("--section", name)]
     how = ["--clock-control", "none", "--kernel-name", "regex:main_kernel", "--csv", "--page", "raw", "--print-units", "base", *sections]
 
-    def profile(number: int, once: list[str], seconds: float) -> str:
+    def profile(number: int, once: list[str], seconds: float) -> tuple[str, str]:
         log, report = run.results.place("ncu.log"), run.results.place(f"ncu-{number}.csv")
         status = sanitizer.limited([program, *how, "--log-file", str(report), *once], log, seconds, run.environment, bind)
-        return "" if status == 0 else f"no end within {seconds:.0f} s" if status is None else f"ncu ended with {status}: {_last(log, report)}"
+        return "", "" if status == 0 else f"no end within {seconds:.0f} s" if status is None else f"ncu ended with {status}: {_last(log, report)}"
 
     _in_turns(run, "counters", jobs, "ncu", profile)
 
@@ -68,17 +70,18 @@ def sanitize(run: Running, jobs: Sequence[_Job]) -> None:
         return
     for tool in sanitizer.TOOLS:
 
-        def check(number: int, once: list[str], seconds: float, tool: str = tool) -> str:
+        def check(number: int, once: list[str], seconds: float, tool: str = tool) -> tuple[str, str]:
             clean, said = sanitizer.under(program, tool, once, run.results.place(f"{tool}-{number}.log"), seconds, run.environment, bind)
             run.say(f"{tool}: {said}")
-            return "" if clean else said
+            return (said if clean is False else ""), (said if clean is None else "")
 
         _in_turns(run, "sanitizer", jobs, tool, check)
 
 
-def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: Any) -> None:
-    """Runs jobs under a tool, several in a process; begin(number, command, seconds) does it and says what went wrong, or ""."""
-    waiting = [job for job in jobs if f"{tool}/{job['name']}/{job['entry']}" not in run.results.found]
+def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: _Begin) -> None:
+    """Runs jobs under a tool, several in a process."""
+    waiting = [job for job in jobs if _name(tool, job) not in run.results.found]
+    blamed: list[str] = []  # jobs with which a process ended that had launched nothing
     run.say(f"--- {step}: {len(waiting)} of {len(jobs)} jobs under {tool}")
     while waiting:
         if run.left < _LEAST_S:
@@ -89,20 +92,29 @@ def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: A
         listed, done = run.results.place(f"{tool}-{number}.json"), run.results.place(f"{tool}-{number}.jsonl")
         done.unlink(missing_ok=True)
         write(listed, json.dumps(some))
-        seconds = min(_MOST_S[step], run.left - 5)
         once = [sys.executable, str(Path(__file__).with_name("gpu_work.py")), "--once", str(listed), str(done)]
-        problem = begin(number, once, seconds)
+        found, problem = begin(number, once, min(_MOST_S[step], run.left - _SPARE_S))
         launched = len(done.read_text().splitlines()) if done.exists() else 0
+        whole = {"found": found} if found else {"error": problem} if problem and launched == len(some) else {}
         for job in some[:launched]:
-            run.record(f"{tool}/{job['name']}/{job['entry']}", job, {"tool": tool, "file": number, **({"found": problem} if problem else {})})
+            run.record(_name(tool, job), job, {"tool": tool, "file": number, **whole})
         if launched < len(some):
             if problem.startswith("no end") and run.left < _LEAST_S:
                 continue  # the run's own end, not the job's
             job = some[launched]
-            run.record(f"{tool}/{job['name']}/{job['entry']}", job, {"tool": tool, "file": number, "error": problem or "its process ended"})
+            run.record(_name(tool, job), job, {"tool": tool, "file": number, "error": found or problem or "its process ended"})
+            blamed = [] if launched else [*blamed, _name(tool, job)]
             launched += 1
+            if len(blamed) == 2:
+                run.results.take_back(blamed)
+                run.say(f"{step}: left: nothing runs under {tool} here: {problem}")
+                return
         waiting = waiting[launched:]
-        run.say(f"{step}: {launched} jobs, {problem or 'nothing found'}")
+        run.say(f"{step}: {launched} jobs under {tool}, {found or problem or 'nothing found'}")
+
+
+def _name(tool: str, job: _Job) -> str:
+    return f"{tool}/{job['name']}/{job['entry']}"
 
 
 def _last(*paths: Path) -> str:

@@ -179,6 +179,7 @@ def _adopt(spec: ConvSpec, kernel: _Request) -> None:
 def once(jobs: Path, done: Path) -> None:
     """Launches the kernel of each job once; done holds a line for each that was launched to its end."""
     wanted = json.loads(jobs.read_text())
+    done.write_text("")
     for request in wanted:
         operands = _operands(ConvSpec.from_key(request["spec"]), request["batch"])
         with contextlib.suppress(Unsupported):  # not every kernel serves every problem: it launches nothing

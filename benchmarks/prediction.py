@@ -8,11 +8,11 @@ A prediction is a bound, so that a share above 1 says that the model is wrong, a
 
 from __future__ import annotations
 
-import csv
 import statistics
 import sys
 from pathlib import Path
 
+import sheets
 from rich.table import Table
 from terminal import console, say
 
@@ -66,10 +66,7 @@ def main(path: str, arch: str = "sm_90a") -> int:
         say(f"error: {problem}")
         return 1
     target = Path(path).with_name(f"{Path(path).stem}-prediction.csv")
-    with target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    sheets.write(target, COLUMNS, lines)
     table = Table(*COLUMNS)
     for line in sorted(lines, key=lambda line: float(line["share"])):
         table.add_row(*(str(line[name]) for name in COLUMNS))

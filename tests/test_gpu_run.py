@@ -88,6 +88,7 @@ def kit(made: Path, tmp_path: Path) -> Path:
 # ---- a whole run --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*jobs_of(kit, "floors"), *jobs_of(kit, "alone")[:2], *jobs_of(kit, "candidates")[:4]]
     keep(kit, [*few, *jobs_of(kit, "counters"), *({**job, "part": "sanitizer", "do": "sanitizer"} for job in few[2:4])])
@@ -186,6 +187,7 @@ def bad_kernel(folder: Path, body: str, like: Path) -> None:
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "kernel.so"), str(source)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the kernels that are at fault")
 def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON", str(tmp_path / "poisoned"))
@@ -252,6 +254,7 @@ def instant(kit: Path) -> Callable[[float], Path]:
     return make
 
 
+@pytest.mark.slow
 def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> None:
     kit, out, chance = instant(0.05), tmp_path / "out", random.Random(0)
     whole = run_kit(kit, "--minutes", "2", "--steps", "candidates")
@@ -353,6 +356,12 @@ def test_tools(kit: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     again = run_kit(kit, "--minutes", "1", "--steps", "counters", path=f"{tmp_path}:{os.environ['PATH']}")
     assert "--- counters: 0 of 2 jobs under ncu" in again.stdout
+    shutil.rmtree(kit / "results")
+    (tmp_path / "ncu").write_text("#!/bin/sh\necho no permission\nexit 7\n")
+    broken = run_kit(kit, "--minutes", "2", "--steps", "counters", path=f"{tmp_path}:{os.environ['PATH']}")
+    assert broken.returncode == 0
+    assert "counters: left: nothing runs under ncu here: ncu ended with 7: no permission" in broken.stdout
+    assert gpu_results.read(kit / "results") == {}
 
 
 # ---- records ------------------------------------------------------------------------------------
