@@ -156,6 +156,15 @@ def merged(device: Device, size: Size, dtype: str = "float32") -> Iterator[Job]:
         yield _cell(f"merged-{dtype}", spec(op, (size.channels, side, side), taps, dtype=dtype), device, size)
 
 
+def apart(device: Device, size: Size) -> Iterator[Job]:
+    """The table's layers of eight angles, each chosen as if it were alone: what choosing them together gains, or loses."""
+    for taps, side, op in itertools.product(size.taps, size.sides, OPS):
+        one = spec(op, (size.channels, side, side), taps)
+        chosen = tuple(Choice.of(*schedules.default(part, device)) for _, _, part in one.parts())
+        if chosen != default_choices(one, device):
+            yield Job("apart-float32", "time", f"{called(one)} apart", one, chosen, size.batch)
+
+
 def peers(device: Device, size: Size) -> Iterator[Job]:
     """A few cells in which whatever PyTorch offers is timed too."""
     for op, side, taps, degrees in _CONTESTED if size is FULL else ((OPS[0], size.sides[0], size.taps[0], EIGHT),):
@@ -235,6 +244,7 @@ PARTS: dict[str, Callable[[Device, Size], Iterator[Job]]] = {
     "alone-float32": alone,
     "merged-float32": merged,
     "counters": counters,
+    "apart-float32": apart,
     "sanitizer": sanitizer,
     "candidates-float32": candidates,
     "peers": peers,

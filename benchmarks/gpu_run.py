@@ -37,6 +37,7 @@ STEPS = {
     "floors": ("floors",),
     "table": ("alone-float32", "merged-float32"),
     "counters": ("counters",),
+    "apart": ("apart-float32",),
     "sanitizer": ("sanitizer",),
     "candidates": ("candidates-float32",),
     "peers": ("peers",),
