@@ -254,10 +254,11 @@ def test_angles_of_which_one_has_a_single_offset_lower_together(op: str) -> None
         assert "main_kernel" in lower.cuda_source(lower.scheduled(spec, GPU, choices), GPU), template.name
 
 
-def test_a_plane_of_one_thread_gains_nothing_by_the_pass_that_is_left_out() -> None:
-    spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), schedules.find("two_pass_dw")
-    choice = Choice.of(template, {**template.default(spec, GPU), "whole": 1})
-    module = lower.scheduled(spec, GPU, [choice])
+@pytest.mark.parametrize(("name", "chosen"), [("two_pass_dw", {"whole": 1}), ("strips_dw", {})])
+def test_long_sums_gain_nothing_by_the_pass_that_is_left_out(name: str, chosen: dict[str, int]) -> None:
+    spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), schedules.find(name)
+    module = lower.scheduled(spec, GPU, [Choice.of(template, {**template.default(spec, GPU), **chosen})])
+    assert "tvm_orient.settled" in module["main"].attrs
     with_it = type(module)({"main": module["main"].without_attr("tvm_orient.settled")})
     assert lower.cuda_source(module, GPU) == lower.cuda_source(with_it, GPU)
 
