@@ -269,7 +269,7 @@ def test_a_launch_is_on_the_stream_of_the_call(called: Ran) -> None:
 
 _CACHE, _EXPLAIN = "run `tvm-orient cache clear` and call again", "`tvm-orient explain` says where its choice comes from"
 _DEAD = "this kernel or one before it failed while it ran, and no other runs on this GPU in this process"
-_SHAPE = ", grid 4,1,1, block 40,1,1,"
+_SHAPE = ", grid 8,1,1, block 70,1,1,"
 _TOO_MANY = "a block of it asks for more registers or threads than this GPU has"
 # (what was not done, op, how, the driver's answer, what that means, what to do)
 REFUSALS = {
