@@ -15,6 +15,7 @@ import prediction
 import sheets
 from gpu_jobs import choices_of
 from gpu_results import FACTS, RESULTS, read
+from plot import draw
 from verdict import joined, lines, notes, report
 
 from tvm_orient import build, cache, logs
@@ -51,8 +52,11 @@ def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False
     rows = [row for cell in fresh.values() for row in cell]
     if rows:
         kept = cells(read_csv(table) if table.exists() else []) | fresh
-        write_csv([row for cell in kept.values() for row in cell], table)
+        every = [row for cell in kept.values() for row in cell]
+        write_csv(every, table)
         yield f"{table}: {len(fresh)} cells of this run, {len(kept)} in all"
+        if any(row.floor and row.median_ms for row in every):
+            yield f"{draw(every, table.with_suffix('.png'))}: the layers among them"
     if tried := [row for result in found if (row := _trial(result, device)) is not None]:
         path = results / f"{device}-trials.csv"
         yield f"{path}: {len(tried)} trials of this run, {sheets.add(path, TRIALS, tried, _TRIAL_KEY)} in all"

@@ -117,9 +117,10 @@ def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pyte
         assert (trial["spec"], trial["template"], int(trial["version"])) == (job["spec"], *job["choices"][0][:2])
         assert json.loads(trial["decisions"]) == dict(job["choices"][0][2])
         assert float(trial["median_us"]) > 0
-    before = {path: path.read_text() for path in places[0].iterdir()}
+    assert (places[0] / f"{SLUG}.png").stat().st_size > 1000
+    before = {path: path.read_bytes() for path in places[0].iterdir()}
     list(gpu_collect.collect(out, *places))
-    assert {path: path.read_text() for path in places[0].iterdir()} == before, "collecting twice changes nothing"
+    assert {path: path.read_bytes() for path in places[0].iterdir()} == before, "collecting twice changes nothing"
 
 
 def test_what_the_archive_holds(made: Path) -> None:
