@@ -221,7 +221,7 @@ def rivals(one: ConvSpec, device: Device, most: int) -> list[Choice]:
     best: list[tuple[float, Template, Decisions]] = []
     for template in schedules.candidates(one, device)[0]:
         own = template.default(one, device)
-        trials = [own, *(trial for trial in getattr(template, "_candidates", lambda *_: ())(one, device) if template.invalid(one, device, trial) is None)]
+        trials = [own, *template.worth_estimating(one, device)]
         scored = [(soft_maximum(estimate) if (estimate := template.estimate(one, device, trial)) else math.inf, trial) for trial in trials]
         for place, (score, trial) in enumerate([scored[0], *sorted(scored[1:], key=lambda pair: pair[0])[:4]]):
             found.setdefault(Choice.of(template, trial), score * (1 + 0.02 * place))

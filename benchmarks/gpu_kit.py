@@ -34,6 +34,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, choices_of, job_of
+from gpu_results import write
 from terminal import say
 
 from tvm_orient import cache
@@ -99,7 +100,7 @@ class Kit:
             if head == self.follows_from:
                 return [job_of(json.loads(line)) for line in lines]
         jobs = list(PARTS[name](self.device, self.size))
-        _write(place, "\n".join([self.follows_from, *(job.line(lambda _: "") for job in jobs)]))
+        write(place, "\n".join([self.follows_from, *(job.line(lambda _: "") for job in jobs)]))
         return jobs
 
     @functools.cached_property
@@ -164,7 +165,7 @@ class Kit:
         path = self.folder / "parts.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         known |= {name: {"seconds": round(part.seconds, 1), "failed": part.failed} for name, part in self.parts.items()}
-        _write(path, json.dumps(known, indent=1))
+        write(path, json.dumps(known, indent=1))
 
     def pack(self, most: float) -> list[str]:
         """Writes the archive of the code, the runtime and as many jobs' kernels as fit, in order; says what is in it."""
@@ -190,7 +191,7 @@ class Kit:
                         lines.append(job.line(lambda choices, found=found: found[choices].name))  # type: ignore[misc]
                         counts[name] += 1
                 for name, text in (("jobs.jsonl", "\n".join(lines) + "\n"), ("kit.json", json.dumps(self.facts(counts), indent=1))):
-                    _write(self.folder / name, text)
+                    write(self.folder / name, text)
                     archive.add(self.folder / name, name)
             file.flush()
             os.fsync(file.fileno())
@@ -251,12 +252,6 @@ def _code() -> Iterator[tuple[Path, str]]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".jsonl") and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
                 yield path, place + path.relative_to(ROOT).as_posix()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _version(package: str) -> str:

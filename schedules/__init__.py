@@ -11,7 +11,7 @@ from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.estimate import ALONE, BLOCK, CODE_CACHE, FETCH, Clocks, soft_maximum
-from tvm_orient.figures import BATCH, figures, has_figures
+from tvm_orient.figures import BATCH, nearest
 from tvm_orient.spec import ConvSpec
 
 from .base import CLOSE, Decisions, Generic, Template
@@ -84,7 +84,7 @@ def together(parts: Sequence[ConvSpec], device: Device) -> list[tuple[Template, 
         for _ in range(3):  # where each is chosen beside the largest block of all, the largest may be another
             chosen = [_chosen(part, device, weight, block) for part in parts]
             block = _largest(chosen)
-            if (needed := _of_all(parts, device, chosen)) < fewest:
+            if (needed := _of_all(parts, device, chosen, block)) < fewest:
                 best, fewest = chosen, needed
     return [_named(choice) for choice in best]
 
@@ -99,17 +99,17 @@ def _largest(chosen: Sequence[_Estimate]) -> tuple[int, int, int]:
     return threads, registers, shared
 
 
-def _of_all(parts: Sequence[ConvSpec], device: Device, chosen: Sequence[_Estimate]) -> float:
-    """Clocks of an SM for 32 outputs of a layer whose angles are so chosen: the mean of its angles, and the wait for its code."""
+def _of_all(parts: Sequence[ConvSpec], device: Device, chosen: Sequence[_Estimate], block: tuple[int, int, int]) -> float:
+    """Clocks of an SM for 32 outputs of a layer whose angles are so chosen, with this block: the mean of its angles, and the wait for its code."""
     every = [clocks for _, _, clocks in chosen if isinstance(clocks, Clocks)]
     code = [clocks.code for clocks in every]
     waited = FETCH * (sum(code) if sum(code) > CODE_CACHE else max(code))
-    return sum(soft_maximum(clocks.among(_largest(chosen))) for clocks in every) / len(every) + waited / _units(parts[0], device)
+    return sum(soft_maximum(clocks.among(block)) for clocks in every) / len(every) + waited / _units(parts[0], device)
 
 
 def _units(spec: ConvSpec, device: Device) -> float:
     """Warps' worth of outputs that an SM computes of a layer for BATCH images."""
-    return spec.outputs * BATCH / WARP / figures(device.arch if has_figures(device.arch) else "sm_90a").sms
+    return spec.outputs * BATCH / WARP / nearest(device.arch).sms
 
 
 @functools.lru_cache(maxsize=4096)

@@ -63,6 +63,11 @@ def figures(arch: str) -> Figures:
     return found
 
 
+def nearest(arch: str) -> Figures:
+    """Of the GPU that stands for an arch; of an H200 where none does."""
+    return figures(arch if has_figures(arch) else "sm_90a")
+
+
 def resident_blocks(figures: Figures, threads: int, registers: int, shared: int) -> int:
     """Blocks that an SM holds at once (CUDA programming guide, "hardware multithreading"); 0 where one does not fit.
 

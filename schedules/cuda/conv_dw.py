@@ -18,7 +18,7 @@ from tvm_orient import whole
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import ALONE, Patch, cells, clocks, passes, patch
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
@@ -136,7 +136,7 @@ class ConvDw(TwoPass):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         if d["whole"]:
             return whole.estimate(spec, figure, d["planes"])
         height, width = g.output

@@ -14,7 +14,7 @@ import numpy as np
 
 from tvm_orient.device import Device
 from tvm_orient.estimate import clocks, passes, soft_maximum
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import gather
 from tvm_orient.spec import ConvSpec
@@ -105,7 +105,7 @@ class Direct(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         (height, width), area, threads = g.output, d["patch_h"] * d["patch_w"], self._threads(spec, d)
         shape = (d["planes"], d["row_patches"], -(-width // d["patch_w"]))
         plane, row, column = np.indices(shape).reshape(3, -1)

@@ -16,7 +16,7 @@ import numpy as np
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import clocks, passes, soft_maximum
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, round_up, slope_of
 from tvm_orient.spec import DTYPES, ConvSpec
@@ -90,7 +90,7 @@ class Lines(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, planes = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions["planes"]
+        g, figure, planes = gather(spec), nearest(device.arch), decisions["planes"]
         pixels, threads = spec.height * spec.width, planes * spec.width
         plane, column = np.indices((planes, spec.width)).reshape(2, -1)
         warps, live = -(-threads // WARP), len([s for t in g.every for s in t.taps])

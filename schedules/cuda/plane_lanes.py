@@ -18,7 +18,7 @@ import numpy as np
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import clocks, held
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import gather, lean_of, round_up
 from tvm_orient.spec import ConvSpec
@@ -110,7 +110,7 @@ class PlaneLanes(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         planes, parts, threads, work = self._planes(spec, d), d["parts"], self._threads(spec, d), _work(spec, d["parts"])
         size, warps, live = math.prod(g.output), threads // parts // WARP, len({s for t in g.every for s in t.taps})
         weights = live * (1 if d["weights_shared"] else min(WARP, planes))

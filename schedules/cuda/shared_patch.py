@@ -19,7 +19,7 @@ import numpy as np
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import Patch, cells, clocks, passes, patch
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
@@ -193,7 +193,7 @@ class SharedPatch(Patches):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         height, width = g.output
         stage, rows = self._stage(spec, d), self._staged_rows(spec, d)
         most = d["row_patches"] * d["patch_h"]

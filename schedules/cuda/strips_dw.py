@@ -16,7 +16,7 @@ import numpy as np
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import ALONE, Patch, clocks, held, passes
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, Stage, gather, round_up
 from tvm_orient.spec import DTYPES, ConvSpec
@@ -107,7 +107,7 @@ class StripsDw(TwoPass):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         (height, width), pruned, run, lanes, planes = g.output, self._pruned(spec, d), self._run(spec, d), self._lanes(spec, d), d["planes"]
         own, taps, threads, stage = _strip(spec, pruned, run)[0], max(1, len(g.every)), planes * lanes, self._stage(spec, d)
         warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]

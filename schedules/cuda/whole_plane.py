@@ -13,7 +13,7 @@ from typing import Any
 from tvm_orient.banks import WARP
 from tvm_orient.device import Device
 from tvm_orient.estimate import clocks
-from tvm_orient.figures import figures, has_figures
+from tvm_orient.figures import nearest
 from tvm_orient.form import Form
 from tvm_orient.gather import Gather, gather
 from tvm_orient.spec import DTYPES, ConvSpec
@@ -80,7 +80,7 @@ class WholePlane(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), figures(device.arch if has_figures(device.arch) else "sm_90a"), decisions
+        g, figure, d = gather(spec), nearest(device.arch), decisions
         source, size, taps, threads = math.prod(g.source), math.prod(g.output), spec.kernel_size, self._threads(spec, d["planes"])
         live = len({s for t in g.every for s in t.taps})
         ways, products, warps = math.gcd(source, WARP), _products(g), -(-threads // WARP)
