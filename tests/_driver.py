@@ -63,7 +63,7 @@ class Machine:
     def _run(self, scenario: str, environment: dict[str, str]) -> Ran:
         log = self.folder / f"{scenario}.jsonl"
         given = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
-            "LD_LIBRARY_PATH": str(self._stand_in),
+            "LD_LIBRARY_PATH": str(self.stand_in),
             "PATH": os.environ["PATH"],
             "STAND_IN_GPUS": "2",
             "STAND_IN_LOG": str(log),
@@ -83,8 +83,8 @@ class Machine:
         return self.folder / "kernels"
 
     @functools.cached_property
-    def _stand_in(self) -> Path:
-        """The folder of libcuda.so.1, libcudart.so.13 and libtorch_gpu.so, built where it is missing."""
+    def stand_in(self) -> Path:
+        """The folder of libcuda.so.1, libcudart.so.13 and libtorch_gpu.so, built where it is missing; for LD_LIBRARY_PATH."""
         folder, root = self.folder / "driver", Path(torch.__file__).parent
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 from typing import Any
 
 ctypes.CDLL("libtorch_gpu.so")  # torch looks once for the hooks in it
@@ -17,6 +18,7 @@ from torch.utils import _pytree, dlpack  # noqa: E402
 
 from tvm_orient.views import View  # noqa: E402
 
+spent = [0.0]  # seconds in what a GPU would do
 _CODES = {torch.bool: 6, torch.bfloat16: 4}  # DLPack's kinds of numbers; others are integers or plain floats
 _runtime = ctypes.CDLL("libcudart.so.13")
 _capsule = ctypes.pythonapi.PyCapsule_New
@@ -64,11 +66,18 @@ def _by_the_host(op: Any, *given: Any, **named: Any) -> Any:
     def up(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        given_already = [seen for lower, seen in pairs if lower is value]  # an op in place
-        return given_already[0] if given_already else on(value, where or 0)
+        seen = next((seen for lower, seen in pairs if lower is value), None)  # of an op in place, or of one that is told where its result goes
+        if seen is None:
+            return on(value, where or 0)
+        if seen.shape != value.shape:  # that place had no size of its own
+            seen.data = on(value, where or 0)
+        return seen
 
+    begin = time.perf_counter()
     given, named = _pytree.tree_map(down, (given, named))
-    return _pytree.tree_map(up, op(*given, **(named if device is None else {**named, "device": torch.device("cpu")})))
+    result = _pytree.tree_map(up, op(*given, **(named if device is None else {**named, "device": torch.device("cpu")})))
+    spent[0] += time.perf_counter() - begin
+    return result
 
 
 def _current() -> int:
