@@ -167,12 +167,12 @@ def test_stale_record_is_refused_with_a_reason() -> None:
     assert "version" in (build.accepts(part, cpu_device(), record) or "")
 
 
-def test_openmp_pool_is_adopted_and_right(tmp_path: Path) -> None:
+def test_torch_threads_are_adopted_and_right(tmp_path: Path) -> None:
     script = (
         "import torch\nfrom tvm_orient import launch, pool, reference\nfrom tvm_orient.spec import ConvSpec\nfrom tvm_orient.taps import Taps\n"
         "from tvm_orient.device import cpu_device\n"
         "spec = ConvSpec('conv', 16, 14, 14, Taps.oriented([0.0, 0.4, 1.2], 7))\nk = launch.kernel(spec, cpu_device())\n"
-        "assert pool.adopt(k.path), 'no OpenMP runtime was found beside torch'\n"
+        "assert pool.adopt(k.path)\n"
         "x, w = torch.randn(3, 16, 14, 14), torch.randn(16, 7)\n"
         "for threads in (1, 2, 3):\n    torch.set_num_threads(threads)\n    y = k(x, w)\n"
         "    assert float((y.double() - reference.run(spec, x, w)).abs().max()) < 1e-4\nprint('fine')\n"
