@@ -23,9 +23,10 @@ from terminal import UNFINISHED, console, say
 from tvm_orient import logs, schedules
 from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
+from tvm_orient.served import cores
 from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.tune import Interrupted, Outcome, Progress, tune
-from tvm_orient.workshop import Workshop, cores
+from tvm_orient.workshop import Workshop
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
 DONE = "all problems are done"

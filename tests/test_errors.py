@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,6 +178,7 @@ def test_no_ffi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _OTHER_FFI = """
 import importlib.metadata
+import os
 real = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.1.15" if name == "apache-tvm-ffi" else real(name)
 import sys, torch, tvm_orient as to
@@ -197,16 +199,12 @@ def test_an_ffi_that_would_crash_is_refused_before_it_can(tmp_path: Any) -> None
 
 def run(code: str, **environment: str) -> str:
     """What a fresh process prints; fails with its error where it fails."""
-    import os
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 _NO_TVM = """
-import sys
-sys.modules["tvm"] = None
 import tvm_orient as to, torch
 assert to.Taps.from_key("k3a0").kernel_size == 3
 try:
@@ -218,7 +216,10 @@ except to.EnvironmentProblem as problem:
 
 def test_no_compiler_at_hand(tmp_path: Any) -> None:
     """Where tvm is missing: what to install; keys work all the same."""
-    assert "pip install 'tvm-orient[compile]'" in run(_NO_TVM, TVM_ORIENT_CACHE_DIR=str(tmp_path / "kernels"))
+    (tmp_path / "tvm").mkdir()
+    (tmp_path / "tvm" / "__init__.py").write_text("raise ImportError('not here')\n")
+    found = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert "pip install 'tvm-orient[compile]'" in run(_NO_TVM, TVM_ORIENT_CACHE_DIR=str(tmp_path / "kernels"), PYTHONPATH=found)
 
 
 def test_no_linker_at_hand(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,12 +267,12 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest
     from tvm_orient import cache
 
     store, spec = cache.KernelCache(tmp_path / "kernels"), spec_of("conv", 1, 3, 3, line(0, k=3))
-    real = build.compile_library
-    monkeypatch.setattr(build, "compile_library", lambda *_: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
+    real = build.compiled
+    monkeypatch.setattr(build, "compiled", lambda *_: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
     with pytest.raises(to.BuildFailed, match="on fire"):
         build.build(spec, cpu_device(), store=store)
     assert store.entries() == []
-    monkeypatch.setattr(build, "compile_library", real)
+    monkeypatch.setattr(build, "compiled", real)
     assert build.build(spec, cpu_device(), store=store).is_file()
 
 

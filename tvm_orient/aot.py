@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from . import sass
-from .build import build_key, explain, make
+from .build import build_key, explain
+from .compiler import make
 from .device import Device
 from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import anysize, cache, logs, schedules
+from . import anysize, cache, logs, schedules, shared
+from .compiler import compiled
 from .device import Device
 from .errors import EnvironmentProblem, Unsupported
-from .lower import Choice, compile_library, generic_choices, is_generic, scheduled, workspace_shape
-from .spec import ConvSpec
+from .lower import Choice, generic_choices, is_generic
+from .spec import LIMIT, ConvSpec
 
 # environment variables that change what TVM's CUDA compiler does
 _FLAGS = ("TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS", "TVM_CUDA_PTXAS_REG_LEVEL")
+_SPARE_ROWS = 256  # that a kernel may stage or fetch beyond a plane
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "nvidia-cuda-nvrtc")
 
 
@@ -100,56 +100,60 @@ def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> cach
     return cache.BuildKey(anysize.key(spec) if one else spec.key, chosen, device.slug, device.arch, toolchain(), cache.source_hash(), flags)
 
 
-def build(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None, store: cache.KernelCache | None = None, *, compiling: bool = True) -> Path:
-    """The path of the kernel.so of a spec: found in the cache, or compiled and published there, with how.json beside it.
+def build(
+    spec: ConvSpec,
+    device: Device,
+    choices: Sequence[Choice] | None = None,
+    store: cache.KernelCache | None = None,
+    *,
+    compiling: bool = True,
+    limit: float | None = None,
+    instead_of: Path | None = None,
+) -> Path:
+    """The path of the kernel.so of a spec: found in a cache, or compiled and published in the user's, with how.json beside it.
+
+    It is compiled in a process of its own (`tvm_orient.compiler`): a compiler that dies takes nothing along.
 
     Args:
         choices: one for each part of the spec; None asks the logs, as `explain`.
-        store: the cache; None is that of TVM_ORIENT_CACHE_DIR.
+        store: the cache; None is that of TVM_ORIENT_CACHE_DIR, after those that are shared.
         compiling: False forbids compiling.
+        limit: seconds that compiling may take; None waits for it, and for another process that is at it.
+        instead_of: a path that was answered before and cannot be loaded: it counts as a miss, and is replaced once another is there.
 
     Raises:
-        Unsupported: no template serves it.
-        BuildFailed: the compiler refused.
-        EnvironmentProblem: not in the cache, and compiling
-            is forbidden (TVM_ORIENT_BUILD=0) or impossible here.
+        Unsupported: no template serves it, or an image is too large for 32 bits.
+        BuildFailed: the compiler refused, or took longer than the limit.
+        EnvironmentProblem: not in the cache, and compiling is forbidden (TVM_ORIENT_BUILD=0) or impossible here.
+        Busy: with a limit only: another process is compiling it.
     """
     chosen = tuple(choices) if choices is not None else tuple(e.choice for e in explain(spec, device))
     if not chosen:
         raise Unsupported(f"{spec} has no channels to compute")
-    store = store or cache.KernelCache()
     key = build_key(spec, device, chosen)
+    found = shared.find(key) if store is None else None
+    if found is not None and found != instead_of:
+        return found
+    store = store or cache.KernelCache()
     found = store.find(key)
-    if found is not None:
+    if found is not None and found != instead_of:
         return found
     if not compiling:
         raise EnvironmentProblem(
             f"no kernel for {spec} on {device.slug} in {store.directory}, and compiling is off (TVM_ORIENT_BUILD=0): "
             "run `tvm-orient build --specs FILE`, or unset it"
         )
-    return store.publish(key, lambda folder: make(spec, device, chosen, folder))
+    if not is_generic(chosen):
+        _refuse_large(spec)
+    return store.publish(key, lambda folder: compiled(spec, device, chosen, folder, limit), waiting=limit is None, instead_of=instead_of)
 
 
-def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False) -> dict[str, Any]:
-    """Compile a spec into folder/kernel.so; returns the facts that launching needs (workspace) and that people ask for.
-
-    Args:
-        sources: for CUDA, write kernel.cu and kernel.cubin beside it.
-
-    Raises:
-        BuildFailed, EnvironmentProblem: as `lower.compile_library`.
-    """
-    start = time.perf_counter()
-    module = scheduled(spec, device, choices)
-    lowered = time.perf_counter()
-    cubins = compile_library(module, device, folder / cache.KERNEL)
-    for source, cubin in cubins.items() if sources else ():  # one: a layer is one module
-        (folder / "kernel.cu").write_text(source)
-        (folder / "kernel.cubin").write_bytes(cubin)
-    facts: dict[str, Any] = {
-        "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
-        "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
-    }
-    if spec.op == "conv_dw" and not is_generic(choices):
-        facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
-    return facts
+def _refuse_large(spec: ConvSpec) -> None:
+    """Kernels of their own hold places in a padded image as numbers of 32 bits, of which TVM says only that a literal is too large."""
+    row = max(spec.width, spec.out_width) * (spec.channels if spec.layout == "nhwc" else 1)
+    image, spare = spec.channels * spec.height * spec.width, _SPARE_ROWS * row
+    if image + spare > LIMIT:
+        raise Unsupported(
+            f"a kernel of its own needs images of at most {LIMIT - spare} elements, C * H * W, so that 32 bits count {_SPARE_ROWS} rows more, "
+            f"got {image} in {spec}: cut the plane into tiles, or leave it to the generic kernel"
+        )

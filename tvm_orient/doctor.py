@@ -301,7 +301,7 @@ def _kernel(device: Device) -> Finding:
     import torch
 
     from . import launch, lower, reference
-    from .build import make
+    from .compiler import make
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -1,234 +1,43 @@
-"""Launch: the one place where torch tensors and tvm-ffi meet."""
+"""Launch: which kernel answers a call. A problem's own, where it is tuned, built or asked for; for its first calls the generic one."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import dataclasses
-import functools
-import importlib.util
-import json
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import anysize, cache, paths, pool
+from . import cost, paths
 from .build import build, explain
+from .cache import Busy
 from .device import Device, cpu_device, cuda_devices
-from .errors import EnvironmentProblem, OrientError, Unsupported
+from .errors import BuildFailed, EnvironmentProblem, OrientError, Unsupported
+from .forks import Lock
+from .kernels import Call, Converted, Kernel, NotLoaded, activate, forget_libraries, load_runtime
 from .lower import Choice, generic_choices, is_generic
-from .refusal import refuse
-from .spec import DTYPES, ConvSpec, part_shape
-from .tvmkit import check_ffi
-from .views import Images, Pair, allocator, strides_of
+from .spec import ConvSpec
 
-_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
-_LIMIT = 2**31 - 1  # kernels index with 32 bits
+__all__ = [
+    "Call", "Converted", "Kernel", "NotLoaded", "Provisional", "activate", "compiling_at_once", "device_of", "forget", "kernel", "load", "load_runtime",
+    "on_forget", "serving",
+]  # fmt: skip
+
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
-Call = Callable[..., torch.Tensor]
-_kernels: dict[tuple[ConvSpec, str, int], Kernel | Converted | Provisional] = {}
-_at_once: list[bool] = []  # one entry for each compiling_at_once that is entered
-_lock = threading.Lock()
-_runtimes: list[ctypes.CDLL] = []
+_UNASKED_S = 15.0  # CPU seconds that compiling may take, as `cost` foresees, where nobody asked for it
+_UNASKED_LIMIT_S = 300.0  # after so many seconds it is given up: the machine is busy, or the estimate wrong
+_WAIT_S = 20.0  # that the call which has it compiled waits for it
+_NEVER = sys.maxsize
+_Key = tuple[ConvSpec, str, int]
+_kernels: dict[_Key, Kernel | Converted | Provisional] = {}
+_locks: dict[_Key, Lock] = {}  # of each problem; whoever holds it loads or compiles the problem's kernel
+_at_once: list[int] = []  # threads that have entered compiling_at_once
+_replaced: set[str] = set()  # paths of kernels that did not load and were built again, once in each process
+_callbacks: list[Callable[[], None]] = []
 _log = logging.getLogger(__name__)
-
-
-class Kernel:
-    """A loaded kernel of one spec on one device; call it with the operands, get the result.
-
-    Args:
-        path: of its kernel.so.
-        generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
-
-    Raises:
-        EnvironmentProblem: TVM's runtime library is missing.
-    """
-
-    def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
-        self.spec, self.device, self.path, self.generic = spec, device, path, generic
-        self.module, self.function = _loaded(str(path), device.kind)
-        self.tables: tuple[torch.Tensor, ...] = ()
-        self.numbers: tuple[int, ...] = ()
-        if generic:
-            plan = anysize.plan(spec, device.kind, device.vector_bytes // DTYPES[spec.sums])
-            where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
-            self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
-            bands, taps = plan.workspace
-        else:
-            facts = json.loads((path.parent / cache.HOW).read_text()) if spec.op == "conv_dw" else {}
-            bands, taps = _find(facts, "workspace") or (0, 0)
-        self.workspace = part_shape(spec, 1, (bands, taps))[1:]
-        self.alignment = _ALIGNMENT[device.kind]
-        self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
-        self.last = spec.layout == "nhwc"
-        self._empty, self.images = allocator(device), Images(spec, device)
-        self.plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)  # of the result, if it is an image
-        self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
-
-    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Operands of spec.op, in its shapes and dtype, on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx, (x, dy) -> dw.
-
-        Images are (N, C, H, W) of any strides; those of the result are of spec.layout.
-
-        Raises:
-            Unsupported: a tensor has 2**31 elements or more.
-        """
-        return self.prepared(first, second)(first, second, bias)
-
-    def prepared(self, first: torch.Tensor, second: torch.Tensor) -> Call:
-        """The kernel for operands of these shapes and strides: as __call__, but of its operands nothing is looked at again but their addresses.
-
-        Raises:
-            Unsupported: a tensor has 2**31 elements or more.
-        """
-        n = first.shape[0]
-        if n * self.each > _LIMIT:
-            raise Unsupported(f"a tensor must have at most {_LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
-        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
-        lay_first, lay_second = (not tensor.is_contiguous(memory_format=self._form(tensor)) for tensor in (first, second))
-        last, dtype, sums_dtype = self.last, first.dtype, self.sums
-        if last:
-            self.images.refuse_others(first, second)
-        spare: dict[None, Pair | None] = {}  # views that no call holds: who finds none makes some, so that threads never share them
-
-        def sums(first: torch.Tensor, second: torch.Tensor, _: None = None) -> torch.Tensor:
-            if lay_first or first.data_ptr() % alignment:
-                first = lay(first)
-            if lay_second or second.data_ptr() % alignment:
-                second = lay(second)
-            out = empty(result, strides, sums_dtype)
-            if not n:
-                return out.zero_().to(dtype)
-            part = empty(workspace, workspace_strides, sums_dtype)
-            if not last:
-                run(first, second, *tables, part, out, *numbers)
-            else:
-                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
-                one.data, other.data = first.data_ptr(), second.data_ptr()
-                run(one_seen, other_seen, part, out)
-                spare[None] = pair
-            return out.to(dtype)
-
-        def image(first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            source = first.data_ptr()
-            if lay_first or source % alignment:
-                first = lay(first)
-                source = first.data_ptr()
-            if lay_second or second.data_ptr() % alignment:
-                second = lay(second)
-            out = empty(result, strides, dtype)  # no view of what the kernel wrote: autograd treats views apart
-            if not n:
-                return out
-            added = () if bias is None else (lay(bias) if bias.data_ptr() % alignment or not bias.is_contiguous() else bias,)
-            if not last:
-                run(first, second, *added, *tables, out, *numbers)
-            else:
-                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
-                one.data, other.data = source, out.data_ptr()
-                run(one_seen, second, *added, other_seen)
-                spare[None] = pair
-            return out
-
-        result: tuple[int, ...]
-        if self.sums_up:
-            result, workspace = (self.spec.channels, self.spec.kernel_size), (n, *self.workspace)
-            strides, workspace_strides = strides_of(result), strides_of(workspace)
-            return sums
-        channels, (height, width) = self.spec.channels, self.plane
-        result, area = (n, channels, height, width), height * width
-        strides = (area * channels, 1, width * channels, channels) if self.last else (area * channels, area, width, 1)
-        return image
-
-    def _form(self, tensor: torch.Tensor) -> torch.memory_format:
-        """The memory format in which the kernel reads an operand."""
-        return torch.channels_last if self.last and tensor.dim() == 4 else torch.contiguous_format
-
-    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The operand as the kernel reads it: in its format, and aligned for its vector loads."""
-        tensor = tensor.contiguous(memory_format=self._form(tensor))
-        return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
-
-    def _runner(self) -> Callable[..., object]:
-        """The kernel's function. On CUDA with its device made current: TVM's host stub sets the device and does not restore it."""
-        if self.device.kind == "cpu":
-            return self.function  # type: ignore[no-any-return]
-
-        def run(*arguments: torch.Tensor | int) -> None:
-            try:
-                if torch.cuda.current_device() == self.device.index:
-                    self.function(*arguments)
-                else:
-                    with torch.cuda.device(self.device.index):
-                        self.function(*arguments)
-            except Exception as problem:
-                refuse(problem, self.spec, self.device, self.path)
-                raise
-
-        return run
-
-
-class Converted:
-    """The generic kernel in the place of one that it cannot be: it knows neither layout nor epilogue, so torch adds both."""
-
-    def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
-        self.spec, self.device, self.path = spec, device, path
-        self.kernel = Kernel(dataclasses.replace(spec.plain, layout="nchw"), device, path, generic=True)
-
-    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """As Kernel."""
-        out = self.kernel(first, second)
-        out = out if bias is None else out.add_(bias.view(-1, 1, 1))
-        out = activate(self.spec.activation, out)
-        return out.contiguous(memory_format=torch.channels_last) if self.spec.layout == "nhwc" and out.dim() == 4 else out
-
-    def prepared(self, *_: torch.Tensor) -> Call:
-        """As Kernel.prepared; nothing is known before the call."""
-        return self
-
-
-def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """torch's activation of that name (spec.ACTIVATIONS)."""
-    return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)
-
-
-@functools.lru_cache(maxsize=4096)
-def _loaded(path: str, kind: str) -> tuple[Any, Any]:
-    """(module, function) of a kernel library, loaded once: specs share the generic one."""
-    import tvm_ffi
-
-    load_runtime(kind)
-    module = tvm_ffi.load_module(path)
-    if kind == "cpu":
-        pool.adopt(Path(path))
-    return module, module.get_function("main")
-
-
-def _find(facts: Any, name: str) -> Any:
-    """A fact of how.json, at the top or one level down."""
-    if name in facts:
-        return facts[name]
-    return next((value[name] for value in facts.values() if isinstance(value, dict) and name in value), None)
-
-
-def load_runtime(kind: str) -> None:
-    """Make TVM's runtime symbols visible without importing tvm, which costs 3 s."""
-    check_ffi()
-    if "tvm" in sys.modules or len(_runtimes) > (kind == "cuda"):
-        return
-    found = importlib.util.find_spec("tvm")
-    if found is None or not found.submodule_search_locations:
-        raise EnvironmentProblem("running a kernel needs libtvm_runtime.so of apache-tvm, which is not installed: pip install 'tvm-orient[compile]'")
-    folder = Path(found.submodule_search_locations[0]) / "lib"
-    for name in ["libtvm_runtime.so", "libtvm_runtime_cuda.so"][len(_runtimes) : 1 + (kind == "cuda")]:
-        try:
-            _runtimes.append(ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL))
-        except OSError as problem:
-            raise EnvironmentProblem(f"{name} does not load ({problem}): `tvm-orient doctor` says what is missing") from problem
 
 
 def device_of(tensor: torch.Tensor) -> Device:
@@ -245,30 +54,61 @@ def device_of(tensor: torch.Tensor) -> Device:
 
 
 class Provisional:
-    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own."""
+    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own.
+
+    The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
+    """
 
     def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | Converted, calls: int) -> None:
-        self.spec, self.device, self.kernel, self.left = spec, device, generic, calls
+        self.spec, self.device, self.kernel, self.left, self.calls = spec, device, generic, calls, calls
+        self._maker: threading.Thread | None = None
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """As Kernel."""
         self.left -= 1
-        if (self.left <= 0 or _at_once) and not _capturing(self.device):
-            self.kernel = self._own()
+        if (self.left <= 0 or (_at_once and _asked())) and not _capturing(self.device):
+            self._replace()
         return self.kernel(first, second, bias)
 
     def prepared(self, *_: torch.Tensor) -> Call:
         """As Kernel.prepared: every call counts, so each comes here."""
         return self
 
-    def _own(self) -> Kernel | Converted:
-        _log.info("%s: compiling its own kernel", self.spec)
+    def _replace(self) -> None:
+        if _asked():
+            self._make(asked=True)
+            return
+        maker = self._maker
+        if maker is None:
+            maker = self._maker = threading.Thread(target=self._make, kwargs={"asked": False}, name="tvm_orient compiles", daemon=True)
+            maker.start()
+            maker.join(_WAIT_S)
+        if not maker.is_alive():
+            self._maker = None
+
+    def _make(self, *, asked: bool) -> None:
+        """The problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
+        left = self.calls  # until it is looked for again
         try:
-            return kernel(self.spec, self.device)
+            found = _own(self.spec, self.device, asked=asked)
+            if found is not None:
+                self.kernel, left = found, _NEVER
+        except Busy:  # another process is at it
+            pass
+        except _TooLong as problem:
+            left = _NEVER
+            _log.info("%s stays on the generic kernel: %s", self.spec, problem)
         except OrientError as problem:
+            left = _NEVER
             _log.warning("%s stays on the generic kernel: %s", self.spec, problem)
-            self.left = sys.maxsize
-            return self.kernel
+        except Exception:  # a fault of the package, which must not come up in a call that the generic kernel answers
+            left = _NEVER
+            _log.warning("%s stays on the generic kernel", self.spec, exc_info=True)
+        self.left = left
+
+
+class _TooLong(Exception):
+    """Nobody asked for a kernel, and compiling it would take long; says what asks for it."""
 
 
 def kernel(spec: ConvSpec, device: Device) -> Kernel | Converted:
@@ -277,18 +117,38 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel | Converted:
     Raises:
         Unsupported: as `tvm_orient.build.build`.
         BuildFailed: as `tvm_orient.build.build`.
-        EnvironmentProblem: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`; or it does not load on this machine, not even built again.
+    """
+    found = None
+    while found is None:
+        found = _own(spec, device, asked=True)
+    return found
+
+
+def _own(spec: ConvSpec, device: Device, *, asked: bool) -> Kernel | Converted | None:
+    """As kernel. Where it is not asked for: None while another thread makes it.
+
+    Raises:
+        Busy: not asked for, and another process makes it.
+        _TooLong: not asked for, and it would take too long.
     """
     key = (spec, device.slug, device.index)
     found = _kernels.get(key)
-    if found is None or isinstance(found, Provisional):
-        with _lock:
-            found = _kernels.get(key)
-            if found is None or isinstance(found, Provisional):
-                held, found = found, _made(spec, device, [part.choice for part in explain(spec, device)])
-                _kernels[key] = found
-                if held is not None:
-                    _forget_callbacks()  # tables that hold the provisional one
+    if found is not None and not isinstance(found, Provisional):
+        return found
+    lock = _locks.setdefault(key, Lock())
+    if not lock.acquire(blocking=asked):
+        return None
+    try:
+        held = _kernels.get(key)
+        if held is not None and not isinstance(held, Provisional):
+            return held
+        found = _made(spec, device, [part.choice for part in explain(spec, device)], asked)
+        _kernels[key] = found
+    finally:
+        lock.release()
+    if held is not None:
+        _forget_callbacks()  # tables that hold the provisional one
     return found
 
 
@@ -300,49 +160,80 @@ def serving(spec: ConvSpec, device: Device) -> Kernel | Converted | Provisional:
     Raises:
         Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
     """
-    found = _kernels.get((spec, device.slug, device.index))
+    key = (spec, device.slug, device.index)
+    found = _kernels.get(key)
     if found is not None:
         return found
     _refuse_capture(spec, device)
-    calls = 1 if _at_once else paths.building_call()
+    calls = 1 if _asked() else paths.building_call()
     choices = [part.choice for part in explain(spec, device)]
-    tuned = any(choice.step in _EXACT for choice in choices)
-    if calls <= 1 or tuned or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
+    if calls <= 1 or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
         return kernel(spec, device)
-    with _lock:
-        found = _kernels.get((spec, device.slug, device.index))
+    if any(choice.step in _EXACT for choice in choices) and cost.seconds(spec, device) <= _UNASKED_S:
+        try:
+            return kernel(spec, device)
+        except (BuildFailed, EnvironmentProblem) as problem:
+            _log.warning("%s stays on the generic kernel: %s", spec, problem)
+            calls = _NEVER
+    with _locks.setdefault(key, Lock()):
+        found = _kernels.get(key)
         if found is None:
-            try:
-                found = load(spec, device, choices, compiling=False)
-            except EnvironmentProblem:
-                found = Provisional(spec, device, _generic(spec, device), calls)
-                _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
-            _kernels[spec, device.slug, device.index] = found
+            found = _kernels[key] = _ready_or_provisional(spec, device, choices, calls)
     return found
+
+
+def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int) -> Kernel | Converted | Provisional:
+    """A problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
+    try:
+        return load(spec, device, choices, compiling=False)
+    except NotLoaded as problem:
+        _log.info("%s will be built again: %s", spec, problem)
+    except EnvironmentProblem:  # no cache has it
+        pass
+    generic = _generic(spec, device)
+    if calls < _NEVER:
+        _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
+    return Provisional(spec, device, generic, calls)
 
 
 @contextlib.contextmanager
 def compiling_at_once() -> Iterator[None]:
-    """While it is entered, every call of the process compiles the kernel that it lacks."""
-    _at_once.append(True)
+    """While it is entered, every call of this thread, and of the threads that autograd runs for it, compiles the kernel that it lacks."""
+    _at_once.append(threading.get_ident())
     try:
         yield
     finally:
-        _at_once.pop()
+        _at_once.remove(threading.get_ident())
 
 
-def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True) -> Kernel | Converted:
-    """The kernel that the choices make: from the cache, or compiled now.
+def _asked() -> bool:
+    """Whether a call of this thread is to compile what it lacks. Autograd's threads are none of Python's, which calls them dummies."""
+    return bool(_at_once) and (threading.get_ident() in _at_once or isinstance(threading.current_thread(), threading._DummyThread))
+
+
+def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True, limit: float | None = None) -> Kernel | Converted:
+    """The kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
+
+    Args:
+        limit: as of `tvm_orient.build.build`.
 
     Raises:
         Unsupported: as `tvm_orient.build.build`.
         BuildFailed: as `tvm_orient.build.build`.
-        EnvironmentProblem: as `tvm_orient.build.build`.
+        EnvironmentProblem: as `tvm_orient.build.build`; or it does not load.
     """
-    path = build(spec, device, choices, compiling=compiling)
-    if is_generic(choices):
-        return Converted(spec, device, path) if spec.layout != "nchw" or spec != spec.plain else Kernel(spec, device, path, generic=True)
-    return Kernel(spec, device, path)
+    path = build(spec, device, choices, compiling=compiling, limit=limit)
+    generic = is_generic(choices)
+    made: Callable[..., Kernel | Converted] = Converted if generic and (spec.layout != "nchw" or spec != spec.plain) else Kernel
+    known: dict[str, Any] = {"generic": True} if generic and made is Kernel else {}
+    try:
+        return made(spec, device, path, **known)
+    except NotLoaded as problem:
+        if not compiling or problem.forbidden or str(path) in _replaced:
+            raise
+        _log.warning("a kernel is built again: %s", problem)
+    _replaced.add(str(path))
+    return made(spec, device, build(spec, device, choices, limit=limit, instead_of=path), **known)
 
 
 def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kernel | Converted:
@@ -358,9 +249,11 @@ def _refuse_capture(spec: ConvSpec, device: Device) -> None:
         raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
 
 
-def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | Converted:
+def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bool = True) -> Kernel | Converted:
     """The kernel of these choices; the generic one where there is no other and none may be compiled."""
     _refuse_capture(spec, device)
+    if not asked:
+        return _made_unasked(spec, device, choices)
     compiling = paths.building_call() > 0
     try:
         found = load(spec, device, choices, compiling=compiling)
@@ -378,20 +271,39 @@ def _made(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel |
     return found
 
 
+def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | Converted:
+    """A problem's own kernel, for which a call waits that did not ask for it.
+
+    Raises:
+        Busy: another process makes it.
+        _TooLong: no cache has it, and compiling it would take too long.
+    """
+    foreseen = cost.seconds(spec, device)
+    if foreseen <= _UNASKED_S:
+        _log.info("%s: compiling its own kernel, about %.0f s", spec, foreseen)
+        return load(spec, device, choices, limit=_UNASKED_LIMIT_S)
+    try:
+        return load(spec, device, choices, compiling=False)  # another process may have made it since
+    except NotLoaded:
+        raise
+    except EnvironmentProblem as problem:
+        raise _TooLong(
+            f"its own, of {cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about {foreseen:.0f} s to compile, and unasked it may "
+            f"take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` compile it, `tvm-orient tune` tunes it"
+        ) from problem
+
+
 def forget() -> None:
     """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
-    with _lock:
-        _kernels.clear()
-        _loaded.cache_clear()
+    _kernels.clear()
+    forget_libraries()
+    _replaced.clear()
     _forget_callbacks()
 
 
-def on_forget(callback: Any) -> None:
+def on_forget(callback: Callable[[], None]) -> None:
     """Register a table that must be emptied with ours."""
     _callbacks.append(callback)
-
-
-_callbacks: list[Any] = []
 
 
 def _forget_callbacks() -> None:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from . import paths
 from .device import Device
 from .errors import InvalidArgument, LogFileError
+from .forks import kept
 from .spec import OPS, ConvSpec
 from .taps import Taps
 
@@ -101,7 +102,7 @@ class LogFile:
     blank: int = 0
     foreign: int = 0
 
-    @functools.cached_property
+    @kept
     def by_spec(self) -> dict[str, list[Record]]:
         """The records by spec key, best first."""
         groups: dict[str, list[Record]] = {}
@@ -324,9 +325,10 @@ def lookup(
         raise InvalidArgument(f"mode must be one of {', '.join(paths.LOOKUP_MODES)}, got {mode!r}")
     if spec.taps.groups != 1:
         raise InvalidArgument(f"lookup takes a spec of one angle group, got {spec.taps.groups} groups in {spec.key[:120]!r}: look up each of spec.parts()")
-    folders = [Path(folder) for folder in directories] if directories is not None else [paths.user_log_dir(), paths.shipped_log_dir()]
+    given = None if directories is None else [Path(folder) for folder in directories]
+    user, shipped = (paths.user_log_dirs(), [paths.shipped_log_dir()]) if given is None else (given[:1], given[1:])
     tried: list[tuple[str, str]] = []
-    for step, candidates, note in itertools.islice(_steps(spec, device, folders), 2 if mode == "strict" else None):
+    for step, candidates, note in itertools.islice(_steps(spec, device, user, shipped), 2 if mode == "strict" else None):
         refusals = []
         for record, path in candidates:
             reason = accepts(record)
@@ -340,7 +342,7 @@ def lookup(
     return Found(None, "none", None, (*tried, ("default", f"mode {mode} forbids an untuned choice")))
 
 
-def _steps(spec: ConvSpec, device: Device, folders: Sequence[Path]) -> Iterator[tuple[str, list[tuple[Record, Path]], str]]:
+def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequence[Path]) -> Iterator[tuple[str, list[tuple[Record, Path]], str]]:
     """Each step's name, its candidates best first, and what to say where there are none; worked out only when asked for."""
 
     def own(record: Record) -> bool:
@@ -352,10 +354,10 @@ def _steps(spec: ConvSpec, device: Device, folders: Sequence[Path]) -> Iterator[
     def twin(record: Record) -> bool:
         return sibling(record) and record.provenance.get("units") == device.units
 
-    for step, part in (("user", folders[:1]), ("shipped", folders[1:])):
+    for step, part in (("user", user), ("shipped", shipped)):
         opened = [_open(log_path(folder, device.slug, spec.op)) for folder in part]
         yield step, _pick(spec.key, [file for file, _ in opened], own), "; ".join(note for _, note in opened) or "no folder to look in"
-    files = [_open(path)[0] for folder in folders for path in sorted(folder.glob(f"*/{spec.op}.jsonl"))]
+    files = [_open(path)[0] for folder in (*user, *shipped) for path in sorted(folder.glob(f"*/{spec.op}.jsonl"))]
     yield "alias", _pick(spec.key, files, twin), f"no record of this spec from another device of {device.arch} with {device.units} units"
     key = dataclasses.replace(spec, taps=Taps(tuple(tuple((h, -w) for h, w in line) for line in spec.taps.table))).key
     mirrors = [] if key == spec.key else _pick(key, files, own) + _pick(key, files, twin)

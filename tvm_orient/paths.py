@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import platformdirs
 
-from .errors import InvalidArgument
+from .errors import EnvironmentProblem, InvalidArgument
 
 # every variable the package reads, with its meaning; `tvm-orient doctor` prints this table
 VARIABLES = {
     "TVM_ORIENT_LOG_DIR": "folder of the user's tuning logs (default: the user data folder)",
     "TVM_ORIENT_CACHE_DIR": "folder of compiled kernels (default: the user cache folder)",
+    "TVM_ORIENT_SHARED_CACHE": "folders of kernels that are only read, before those of TVM_ORIENT_CACHE_DIR, parted by colons (default: one below sys.prefix)",
     "TVM_ORIENT_LOOKUP": "which records may answer: strict (exact only), nearest or default (default: default)",
     "TVM_ORIENT_BUILD": "which call of a problem that is neither tuned nor built compiles its kernel; the generic one runs before (default: 8; 0: none)",
 }
@@ -21,15 +24,58 @@ LOOKUP_MODES = ("strict", "nearest", "default")
 
 
 def user_log_dir() -> Path:
-    """Folder that tuning writes to and lookup reads first."""
-    chosen = os.environ.get("TVM_ORIENT_LOG_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("tvm_orient")) / "tuning_logs"
+    """Folder that tuning writes to and lookup reads first.
+
+    Raises:
+        EnvironmentProblem: the variable is not set, and this user has no home.
+    """
+    return _own("TVM_ORIENT_LOG_DIR", platformdirs.user_data_dir, "tuning_logs")
+
+
+def user_log_dirs() -> list[Path]:
+    """`user_log_dir` alone; empty where there is none, for those who only read it."""
+    return _if_any(user_log_dir)
 
 
 def cache_dir() -> Path:
-    """Folder of compiled kernels."""
-    chosen = os.environ.get("TVM_ORIENT_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tvm_orient")) / "kernels"
+    """Folder of compiled kernels.
+
+    Raises:
+        EnvironmentProblem: the variable is not set, and this user has no home.
+    """
+    return _own("TVM_ORIENT_CACHE_DIR", platformdirs.user_cache_dir, "kernels")
+
+
+def cache_dirs() -> list[Path]:
+    """`cache_dir` alone; empty where there is none, for those who only read it."""
+    return _if_any(cache_dir)
+
+
+def shared_cache_dirs() -> list[Path]:
+    """Folders of compiled kernels that are only read, in the order in which they are asked; they need not exist."""
+    chosen = os.environ.get("TVM_ORIENT_SHARED_CACHE")
+    if chosen is None:
+        return [Path(sys.prefix) / "share" / "tvm_orient" / "kernels"]
+    return [Path(folder) for folder in chosen.split(os.pathsep) if folder]
+
+
+def _own(variable: str, usual: Callable[[str], str], name: str) -> Path:
+    """The folder that a variable names, or the one of that name below the user's usual folder."""
+    chosen = os.environ.get(variable)
+    try:
+        folder = Path(chosen).expanduser() if chosen else Path(usual("tvm_orient")) / name
+        if chosen or folder.is_absolute():  # some versions of platformdirs leave the ~ where there is no home
+            return folder
+    except RuntimeError:  # no HOME, and no entry for this user in the system's table
+        pass
+    raise EnvironmentProblem(f"a folder is needed to write to, and user {os.geteuid()} has no home: set {variable} to a folder of yours, or HOME")
+
+
+def _if_any(folder: Callable[[], Path]) -> list[Path]:
+    try:
+        return [folder()]
+    except EnvironmentProblem:
+        return []
 
 
 def shipped_log_dir() -> Path:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,14 +39,14 @@ class Served:
         command: starts it; its end calls `serve`.
         timeout: seconds that an answer may take.
         environment: None is this process's.
-        log: the file that its standard error is added to; None leaves it to this process's.
+        log: the file that its standard error is added to, by its path or its descriptor; None leaves it to this process's.
         bound: the kernel ends it when this process ends, however that comes about. The thread that asks first must then outlive it.
     """
 
     lasting = False  #: whether a process that answered an error is kept: what it runs cannot spoil it
 
     def __init__(
-        self, command: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None, log: Path | None = None, bound: bool = False
+        self, command: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None, log: Path | int | None = None, bound: bool = False
     ) -> None:
         self.command, self.timeout, self.environment, self.log, self.bound = list(command), timeout, environment, log, bound
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,7 +75,7 @@ class Served:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        log: IO[bytes] | None = self.log.open("ab") if self.log else None
+        log: IO[bytes] | int | None = self.log.open("ab") if isinstance(self.log, Path) else self.log
         try:
             self._process = subprocess.Popen(
                 self.command,
@@ -87,7 +87,7 @@ class Served:
                 preexec_fn=bind if self.bound else None,
             )
         finally:
-            if log:
+            if log is not None and not isinstance(log, int):
                 log.close()
         self._rest = b""
         return self._process
@@ -127,17 +127,31 @@ def bind() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def serve(answer: Callable[[Any], Answer]) -> None:
-    """The side that answers, until standard input ends; what answer raises becomes {"error": kind and text}.
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
+    """The side that answers, until standard input ends, or nothing was asked for so many seconds; what answer raises becomes {"error": kind and text}.
 
     Whatever a library prints goes to standard error.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    for line in _asked(idle):
         try:
             given = answer(json.loads(line))
         except Exception as problem:  # who asked decides what a failure means
             given = {"error": f"{type(problem).__name__}: {str(problem).strip()[:_SAID]}"}
         answers.write(json.dumps(given) + "\n")
         answers.flush()
+
+
+def _asked(idle: float | None) -> Iterator[str]:
+    """The lines of standard input: one is written when the one before it was answered, so none waits in a buffer."""
+    while idle is None or select.select([sys.stdin], [], [], idle)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line

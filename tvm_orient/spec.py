@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import InvalidArgument
+from .forks import kept
 from .taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PADDING_MODES = ("zeros", "circular")
 LAYOUTS = ("nchw", "nhwc")
+LIMIT = 2**31 - 1  # elements of a tensor: kernels index with 32 bits
 ACTIVATIONS = ("none", "relu", "silu", "gelu")
 _KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
 
@@ -116,7 +117,7 @@ class ConvSpec:
         """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
         return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
 
-    @functools.cached_property
+    @kept
     def key(self) -> str:
         """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
 

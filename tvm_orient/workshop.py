@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,6 @@ from .spec import ConvSpec
 
 Workspace = tuple[int, int] | None
 _BUILD_S = 180.0  # most for one candidate; the slowest known takes a tenth of it
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspace:

@@ -1,0 +1,54 @@
+"""CPU seconds that compiling a kernel takes, by its distinct offsets: what `tvm_orient.cost` is fitted to.
+
+Usage: python benchmarks/compile_cost.py [--target cpu]. Prints a line a kernel: op, dtype, layout, K, angles, distinct offsets, CPU seconds, and their ratio.
+Kernels are compiled one after the other in this process, which takes some minutes; a busy machine changes CPU seconds by a third or so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch  # noqa: F401  (before tvm: it brings libcudart)
+import typer
+
+from tvm_orient.build import make
+from tvm_orient.cost import offsets
+from tvm_orient.device import device_for
+from tvm_orient.lower import default_choices
+from tvm_orient.spec import OPS, ConvSpec
+from tvm_orient.taps import Taps
+
+_CASES = [(7, 1), (7, 8), (15, 4), (15, 16), (31, 1), (31, 8), (31, 16), (63, 4)]  # (K, angles)
+_FORMS = [("float32", "nchw"), ("float32", "nhwc"), ("bfloat16", "nchw")]
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for, such as the linker."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def main(target: Annotated[str, typer.Option(help="cpu, cuda or an arch")] = "cpu", plane: Annotated[int, typer.Option(help="height and width")] = 28) -> None:
+    """Print the table."""
+    device, channels = device_for(target), 64
+    for first, (op, (dtype, layout), (size, count)) in enumerate(itertools.product(OPS, _FORMS, _CASES)):
+        spec = ConvSpec(op, channels, plane, plane, Taps.oriented([math.pi * (i + 0.3) / count for i in range(count)], size), dtype=dtype, layout=layout)
+        with tempfile.TemporaryDirectory() as folder:
+            if not first:
+                make(spec, device, default_choices(spec, device), Path(folder))  # imports TVM, and compiles the launcher
+            start = cpu_seconds()
+            make(spec, device, default_choices(spec, device), Path(folder))
+            took = cpu_seconds() - start
+        print(
+            f"{op:8}{dtype:9}{layout:5} K={size:<3} angles={count:<3} offsets={offsets(spec):<5} {took:6.2f} s {1000 * took / offsets(spec):6.1f} ms an offset",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
