@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import anysize, cache, paths, pool
+from . import anysize, cache, foreign, paths, pool
 from .build import build, explain
 from .device import Device, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, OrientError, Unsupported
@@ -46,7 +46,7 @@ class Kernel:
         generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
 
     Raises:
-        EnvironmentProblem: TVM's runtime library is missing.
+        EnvironmentProblem: TVM's runtime library is missing, or path was made for instructions that this CPU lacks.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -202,6 +202,7 @@ def _loaded(path: str, kind: str) -> tuple[Any, Any]:
     import tvm_ffi
 
     load_runtime(kind)
+    foreign.refuse_foreign(Path(path))
     module = tvm_ffi.load_module(path)
     if kind == "cpu":
         pool.adopt(Path(path))
