@@ -60,6 +60,8 @@ OTHER_VALUES = {
     "toolchain": (*KEY.toolchain[:-1], ("mode", "nvcc")),
     "source": "1" * 64,
     "flags": (),
+    "model": "GenuineIntel family 6 model 143",
+    "features": "avx avx2",
 }
 
 
@@ -97,7 +99,7 @@ def test_the_order_of_decisions_does_not_count_but_that_of_groups_does():
 
 def test_a_digest_is_the_same_in_every_process():
     """Golden: a change here makes every cache cold, so raise FORMAT with it."""
-    assert KEY.name == "conv-2436f7a556d2a666f366"
+    assert KEY.name == "conv-7d358dfd823ac658d8d5"
 
 
 def test_an_entry_has_a_short_name_however_long_the_spec():
@@ -172,7 +174,7 @@ def test_every_module_that_generates_code_is_hashed():
     reached = set().union(*(imported(path) for path in (Path(__file__).parents[1] / "schedules").rglob("*.py")), {"lower"}) & modules
     while more := set().union(*(imported(package / f"{name}.py") for name in reached)) & modules - reached:
         reached |= more
-    assert reached - {"errors", "device", "forks"} == set(cache.GENERATORS)
+    assert reached - {"errors", "device", "forks", "paths"} == set(cache.GENERATORS)
 
 
 def test_source_hash_imports_neither_tvm_nor_torch():

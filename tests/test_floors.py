@@ -18,11 +18,11 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors forks paths taps served",
+            "errors forks paths taps served cpus",
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless cost",
+            "unrolled_dw views refusal driverless foreign cost",
             "schedules",
             "logs lower search",
             "tune build compiler cache shared measure workshop journal predict",

@@ -92,7 +92,7 @@ def test_every_entry_says_how_it_was_made() -> None:
         how = json.loads((path.parent / cache.HOW).read_text())
         assert path.name == cache.KERNEL
         assert how["key"]["spec"] == f"{op}-c3h6w7-s1-zeros-float32-nchw-k5a0_45"
-        assert how["key"]["device"] == CPU.slug
+        assert (how["key"]["device"], how["key"]["model"], how["key"]["features"]) == (CPU.kin, CPU.model, CPU.features)
         assert [choice[0] for choice in how["key"]["choices"]] == [c.template for c in lower.default_choices(ConvSpec.from_key(how["key"]["spec"]), CPU)]
         assert how["facts"]["steps"] == ["default", "default"]
         assert set(how["facts"]["seconds"]) == {"schedule", "compile"}

@@ -638,6 +638,25 @@ def test_an_alias_needs_the_same_capability_and_units(store, provenance, step):
     assert store.lookup().step == step
 
 
+def test_records_of_a_cpu_answer_at_another_number_of_cores(store):
+    """Before those of another CPU with as many cores; and they are no other model's."""
+    cpu = Device("cpu", "AMD EPYC 9654", "cpu-amd-epyc-9654-avx512f-4c", "avx512f", 4, 0, 64)
+    kin, other, far = (
+        record(device=slug, median_us=time, provenance={"cc": "avx512f", "units": units})
+        for slug, time, units in (("cpu-amd-epyc-9654-avx512f-96c", 9.0, 96), ("cpu-intel-xeon-avx512f-4c", 1.0, 4), ("cpu-intel-xeon-avx512f-96c", 1.0, 96))
+    )
+    store.put("shipped", kin, other, far)
+    found = store.lookup(device=cpu)
+    assert (found.step, found.record) == ("alias", kin)
+    assert store.lookup(device=cpu, accepts=lambda r: "refused" if r == kin else None).record == other
+    found = store.lookup(device=cpu, accepts=lambda r: None if r == far else "refused")
+    assert (found.step, found.record) == ("nearest", far)
+    assert "another number of cores" in dict(Logs(store.folders["user"] / "empty").lookup(device=cpu).tried)["alias"]
+    store.put("shipped", record(device=kin.device, spec=MIRROR, provenance=kin.provenance))
+    found = store.lookup(device=cpu, accepts=lambda r: None if r.spec == MIRROR else "refused")
+    assert found.step == "mirror"
+
+
 @pytest.mark.parametrize("cc", ["9.0", "90", "sm_90", "sm_90a", 9.0])
 def test_capabilities_are_compared_by_value(store, cc):
     store.put("user", h100(provenance={"cc": cc, "units": 132}))

@@ -55,8 +55,8 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
         facts = _make_cuda(spec, device, choices, folder) if device.kind == "cuda" else make(spec, device, choices, folder)
         chosen = [{"template": c.template, "version": c.version, "decisions": dict(c.decisions), "step": c.step} for c in choices]
         how = {
-            "spec": spec.key, "device": device.slug, "arch": device.arch, "choices": chosen, "toolchain": dict(key.toolchain),
-            "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **facts,
+            "spec": spec.key, "device": device.slug, "arch": device.arch, "model": device.model, "features": device.features, "choices": chosen,
+            "toolchain": dict(key.toolchain), "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **facts,
         }  # fmt: skip
         (folder / "how.json").write_text(json.dumps(how, indent=2) + "\n")
         folder.chmod(0o755)

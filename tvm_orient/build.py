@@ -97,7 +97,8 @@ def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> cach
     flags = tuple((name, os.environ[name]) for name in _FLAGS if name in os.environ)
     one = is_generic(choices)  # whatever the layer
     chosen = tuple((c.template, c.version, c.decisions) for c in (choices[:1] if one else choices))
-    return cache.BuildKey(anysize.key(spec) if one else spec.key, chosen, device.slug, device.arch, toolchain(), cache.source_hash(), flags)
+    layer = anysize.key(spec) if one else spec.key
+    return cache.BuildKey(layer, chosen, device.kin, device.arch, toolchain(), cache.source_hash(), flags, device.model, device.features)
 
 
 def build(

@@ -32,14 +32,14 @@ from .errors import BuildFailed, EnvironmentProblem, InvalidArgument
 from .forks import kept
 from .spec import OPS
 
-FORMAT = 1  # of an entry; part of every digest
+FORMAT = 2  # of an entry; part of every digest
 _PYC_HEADER = 16  # bytes before the code of a compiled file: among them when its source was changed
 KERNEL, HOW = "kernel.so", "how.json"
 # what decides the bytes of a kernel, beside the schedules: an edit makes every entry a miss (a test follows the imports)
 GENERATORS = (
     "taps", "spec", "form", "gather", "epilogue", "expressions", "compute", "image_sums", "unrolled_dw", "channels_last", "lines", "leaning", "merge",
     "rewrite", "pipeline", "staging", "batches", "halves", "guarded", "predicated", "figures", "banks", "estimate", "whole", "anysize", "tvmkit", "lower",
-    "pool", "nvrtc",
+    "pool", "nvrtc", "cpus",
 )  # fmt: skip
 Choice = tuple[str, int, tuple[tuple[str, int | str], ...]]
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")
@@ -57,11 +57,13 @@ class BuildKey:
 
     spec: str  #: ConvSpec.key of the layer: the problem
     choices: tuple[Choice, ...]  #: one for each group, in order: see `choice`
-    device: str  #: slug: two devices of one arch may be given different choices
+    device: str  #: `device.Device.kin`: two devices of one arch may be given different choices
     arch: str  #: sm_90a, avx2...: the instructions
     toolchain: tuple[tuple[str, str], ...]  #: (name, version) of tvm, tvm_ffi, cuda, and the compile mode
     source: str  #: `source_hash` of the code that generated it
     flags: tuple[tuple[str, str], ...]  #: (environment variable, value) of each that changes how TVM compiles
+    model: str = ""  #: of a CPU, see `device.Device`: two of one name may be different models
+    features: str = ""  #: of a CPU: the instruction sets that its kernels may use
 
     @kept
     def digest(self) -> str:

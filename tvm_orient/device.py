@@ -7,9 +7,10 @@ import functools
 import os
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from . import cpus, paths
 from .errors import EnvironmentProblem, InvalidArgument
 
 # opt-in shared memory per block in bytes and SMs of the usual card, by compute capability (CUDA programming guide)
@@ -32,6 +33,18 @@ class Device:
     shared_memory: int  #: opt-in bytes per block; 0 on a CPU
     vector_bytes: int  #: width of a CPU's SIMD registers, or of the widest GPU load
     index: int = 0  #: of the GPU in this machine
+    model: str = ""  #: of a CPU: vendor, family and model, or the level of x86-64 that it stands for; kernels of others are not its own
+    features: str = ""  #: of a CPU: the instruction sets that its kernels may use, in the words of Linux's cpuinfo, sorted
+
+    @property
+    def kin(self) -> str:
+        """The slug without the number of cores: CPUs of one kin differ in that alone, and run the same kernels."""
+        return kin_of(self.slug)
+
+
+def kin_of(slug: str) -> str:
+    """A slug without the number of cores, which those of CPUs end with."""
+    return re.sub(r"^(cpu-.*)-\d+c$", r"\1", slug)
 
 
 def slugify(name: str) -> str:
@@ -41,20 +54,47 @@ def slugify(name: str) -> str:
 
 @functools.cache
 def cpu_device() -> Device:
-    """This machine's CPU."""
-    name, flags = platform.processor() or platform.machine(), set()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-            elif line.startswith("flags"):
-                flags = set(line.split(":", 1)[1].split())
-                break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    isa, width = next(((isa, width) for isa, width in (("avx512f", 64), ("avx2", 32)) if isa in flags), (platform.machine(), 16))
-    short = re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", name, flags=re.I)
-    return Device("cpu", name, f"cpu-{slugify(short)}-{isa}-{cores}c", isa, cores, 0, width)
+    """This machine's CPU; where TVM_ORIENT_CPU names a level of x86-64, a CPU that has that level and no more.
+
+    Raises:
+        InvalidArgument: TVM_ORIENT_CPU names no level.
+        EnvironmentProblem: this CPU lacks instructions of that level.
+    """
+    cpu, level = own_cpu(), paths.cpu_level()
+    if level is None:
+        isa, width = _simd(cpu.features)
+        slug = f"cpu-{slugify(cpus.short(cpu.name))}-{isa}-{_cores()}c"
+        return Device("cpu", cpu.name, slug, isa, _cores(), 0, width, model=cpu.model, features=" ".join(cpu.features))
+    device = _level_device(level)
+    lacking = sorted(set(device.features.split()).difference(cpu.features))
+    if lacking:
+        raise EnvironmentProblem(f"TVM_ORIENT_CPU asks for {level}, and {cpu.name} lacks {', '.join(lacking)} of it: unset it, or choose a lower level")
+    return device
+
+
+@functools.cache
+def own_cpu() -> cpus.Cpu:
+    """What this machine's CPU is and can do, whatever TVM_ORIENT_CPU says; read once."""
+    return cpus.this_cpu()
+
+
+def _level_device(level: str) -> Device:
+    if level not in cpus.LEVELS:
+        raise InvalidArgument(f"a level of x86-64 must be one of {', '.join(cpus.LEVELS)}, got {level!r}")
+    if not cpus.is_x86():
+        raise EnvironmentProblem(f"kernels are linked for the architecture of this machine, {platform.machine()}, got {level}: build them on an x86-64")
+    features = cpus.LEVELS[level]
+    isa, width = _simd(features)
+    return Device("cpu", level, f"cpu-{level}-{_cores()}c", isa, _cores(), 0, width, model=level, features=" ".join(features))
+
+
+def _simd(features: Iterable[str]) -> tuple[str, int]:
+    """The SIMD set of a CPU and the bytes of its registers."""
+    return next(((isa, width) for isa, width in (("avx512f", 64), ("avx2", 32)) if isa in features), (platform.machine(), 16))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -85,13 +125,16 @@ def cuda_devices() -> tuple[Device, ...]:
 
 
 def arch_device(arch: str) -> Device:
-    """A GPU of that architecture that need not be here, for cross-building.
+    """A GPU of that architecture, or a CPU of that level of x86-64 (x86-64-v3), that need not be here, for cross-building.
 
     Raises:
         InvalidArgument: an unknown arch.
+        EnvironmentProblem: a level of x86-64, and this machine is none.
     """
+    if arch in cpus.LEVELS:
+        return _level_device(arch)
     if arch not in _ARCHS:
-        raise InvalidArgument(f"unknown arch {arch!r}: choose one of {', '.join(_ARCHS)}")
+        raise InvalidArgument(f"unknown arch {arch!r}: choose one of {', '.join((*_ARCHS, *cpus.LEVELS))}")
     shared, sms = _ARCHS[arch]
     return Device("cuda", arch, arch.replace("_", "-"), arch, sms, shared, 16)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from . import cache, logs, nvrtc, paths, pool, sass, tvmkit
-from .device import Device, cpu_device, cuda_devices
+from .device import Device, cpu_device, cuda_devices, own_cpu
 from .errors import EnvironmentProblem, LogFileError, OrientError
 from .spec import ConvSpec
 from .taps import Taps
@@ -71,7 +71,7 @@ def examine() -> list[Check]:
     ]
     checks += [_check("packages", name, functools.partial(_package, name)) for name in _PACKAGES]
     checks += [
-        Check("devices", "CPU", "ok", f"{cpu_device().name}, {cpu_device().arch}, {cpu_device().units} cores"),
+        _check("devices", "CPU", _cpu),
         _check("devices", "libcuda", _libcuda),
         *_gpus(),
         _check("devices", "torch CUDA", _torch_cuda),
@@ -207,6 +207,16 @@ def _libcuda() -> Finding:
     if version.value < 13000:
         return "broken", f"the driver serves CUDA {name}, kernels need 13", "install NVIDIA's driver r580 or later to run on a GPU"
     return "ok", f"the driver serves CUDA {name}", ""
+
+
+def _cpu() -> Finding:
+    cpu = own_cpu()
+    try:
+        device = cpu_device()
+    except OrientError as problem:
+        return "broken", f"{cpu.name}: {problem}", "unset TVM_ORIENT_CPU"
+    whose = "" if device.model == cpu.model else f", kernels for {device.model}"
+    return "ok", f"{cpu.name} ({cpu.model}), {device.arch}, {device.units} cores{whose}", ""
 
 
 def _gpus() -> list[Check]:

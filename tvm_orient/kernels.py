@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import anysize, cache, pool
+from . import anysize, cache, foreign, pool
 from .device import Device
 from .errors import EnvironmentProblem, Unsupported
 from .refusal import refuse
@@ -36,7 +36,7 @@ class Kernel:
         generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
 
     Raises:
-        EnvironmentProblem: TVM's runtime library is missing, or this machine cannot load the file.
+        EnvironmentProblem: TVM's runtime library is missing, path was made for instructions that this CPU lacks, or this machine cannot load it.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -192,6 +192,7 @@ def _loaded(path: str, kind: str) -> tuple[Any, Any]:
     import tvm_ffi
 
     load_runtime(kind)
+    foreign.refuse_foreign(Path(path))
     try:
         module = tvm_ffi.load_module(path)
         function = module.get_function("main")

@@ -23,7 +23,7 @@ import filelock
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from . import paths
-from .device import Device
+from .device import Device, kin_of
 from .errors import InvalidArgument, LogFileError
 from .forks import kept
 from .spec import OPS, ConvSpec
@@ -351,16 +351,18 @@ def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequen
     def sibling(record: Record) -> bool:
         return not own(record) and _capability(record.provenance.get("cc")) == _capability(device.arch)
 
-    def twin(record: Record) -> bool:
-        return sibling(record) and record.provenance.get("units") == device.units
+    def twins(key: str) -> list[tuple[Record, Path]]:
+        alike = _pick(key, files, lambda record: sibling(record) and (kin_of(record.device) == device.kin or record.provenance.get("units") == device.units))
+        return sorted(alike, key=lambda found: kin_of(found[0].device) != device.kin)
 
     for step, part in (("user", user), ("shipped", shipped)):
         opened = [_open(log_path(folder, device.slug, spec.op)) for folder in part]
         yield step, _pick(spec.key, [file for file, _ in opened], own), "; ".join(note for _, note in opened) or "no folder to look in"
     files = [_open(path)[0] for folder in (*user, *shipped) for path in sorted(folder.glob(f"*/{spec.op}.jsonl"))]
-    yield "alias", _pick(spec.key, files, twin), f"no record of this spec from another device of {device.arch} with {device.units} units"
+    cores = " nor from this CPU with another number of cores" if device.kind == "cpu" else ""
+    yield "alias", twins(spec.key), f"no record of this spec from another device of {device.arch} with {device.units} units{cores}"
     key = dataclasses.replace(spec, taps=Taps(tuple(tuple((h, -w) for h, w in line) for line in spec.taps.table))).key
-    mirrors = [] if key == spec.key else _pick(key, files, own) + _pick(key, files, twin)
+    mirrors = [] if key == spec.key else _pick(key, files, own) + twins(key)
     yield "mirror", mirrors, "the taps are their own mirror" if key == spec.key else f"no record of {key[:120]}"
     keys = sorted({(_distance(spec, other), other) for file in files for other in file.by_spec if _kind(other) == _kind(spec.key)})
     nearest = [candidate for _, other in keys for candidate in _pick(other, files, own) + _pick(other, files, sibling)]

@@ -19,6 +19,7 @@ VARIABLES = {
     "TVM_ORIENT_SHARED_CACHE": "folders of kernels that are only read, before those of TVM_ORIENT_CACHE_DIR, parted by colons (default: one below sys.prefix)",
     "TVM_ORIENT_LOOKUP": "which records may answer: strict (exact only), nearest or default (default: default)",
     "TVM_ORIENT_BUILD": "which call of a problem that is neither tuned nor built compiles its kernel; the generic one runs before (default: 8; 0: none)",
+    "TVM_ORIENT_CPU": "the level of x86-64 that CPU kernels are made for, such as x86-64-v3, so that several CPUs share them (default: this very CPU)",
 }
 LOOKUP_MODES = ("strict", "nearest", "default")
 
@@ -105,3 +106,8 @@ def building_call() -> int:
     if not (text.isascii() and text.isdigit()):
         raise InvalidArgument(f"TVM_ORIENT_BUILD must be a whole number >= 0, got {text!r}: 0 forbids compiling, 1 compiles in the first call")
     return int(text)
+
+
+def cpu_level() -> str | None:
+    """TVM_ORIENT_CPU, unchecked: `tvm_orient.device.cpu_device` knows the levels; None where it is not set."""
+    return os.environ.get("TVM_ORIENT_CPU") or None

@@ -9,10 +9,12 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from .device import Device
+from . import cpus
+from .device import Device, own_cpu
 from .errors import EnvironmentProblem
 
 TVM_VERSION = "0.27.0.post1"
+_LEVEL_OF = {"avx2": "x86-64-v3", "avx512f": "x86-64-v4"}  # what a CPU of that arch has at least, where nothing else is known of it
 
 
 def check_ffi() -> None:
@@ -81,10 +83,31 @@ def target(device: Device) -> Any:
     """The TVM target of a device: a dict of its properties, since option strings are refused and tags are incomplete."""
     tvm = load_tvm()
     if device.kind == "cpu":
-        cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
-        return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": device.units})
+        model, attributes = _cpu(device)
+        return tvm.target.Target({"kind": "llvm", "mcpu": model, "mattr": attributes, "num-cores": device.units})
     properties = {
         "kind": "cuda", "arch": device.arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
         "max_shared_memory_per_block": device.shared_memory,
     }  # fmt: skip
     return tvm.target.Target(properties, host="llvm")
+
+
+def _cpu(device: Device) -> tuple[str, list[str]]:
+    """LLVM's name for a CPU, and its attributes: every instruction set that it has, and every one that it lacks, whatever such a model usually has.
+
+    The name of this machine's is what LLVM makes of its vendor, family, model and instructions, of which the attributes leave out what is hidden.
+    Of one elsewhere the instructions count alone.
+    """
+    here = own_cpu()
+    if (device.model, device.features) != (here.model, " ".join(here.features)):
+        model = device.model if device.model in cpus.LEVELS else _LEVEL_OF.get(device.arch, "x86-64" if cpus.is_x86() else "generic")
+        return model, cpus.attributes(device.features.split() or cpus.LEVELS.get(model, ()))
+    if here.features:
+        return host_name(), cpus.attributes(here.features)
+    found = load_tvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()  # the system does not tell: what LLVM asked the CPU itself
+    return host_name(), sorted((f"{'+' if has else '-'}{name}" for name, has in found.items()), key=lambda word: (word[0] == "-", word))
+
+
+def host_name() -> str:
+    """LLVM's name for the CPU of this machine (mcpu)."""
+    return str(load_tvm().get_global_func("target.llvm_get_system_cpu")())
