@@ -26,7 +26,7 @@ FLOORS = {
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
-            "checks launch ops speeds",
+            "checks launch ops speeds compiling",
             "functional nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
         )
@@ -97,6 +97,7 @@ SAME_FLOOR = {
     ("lines", "tvmkit"),
     ("bound", "sass"),
     ("launch", "checks"),
+    ("compiling", "checks"),
     ("driverless", "pool"),
     ("ops", "checks"),
     ("ops", "launch"),
