@@ -26,7 +26,7 @@ FLOORS = {
             "schedules",
             "logs lower search",
             "tune build compiler cache shared measure workshop journal predict",
-            "checks kernels launch ops speeds",
+            "checks kernels launch ops speeds compiling",
             "functional nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
         )
@@ -102,6 +102,7 @@ SAME_FLOOR = {
     ("bound", "sass"),
     ("launch", "checks"),
     ("launch", "kernels"),
+    ("compiling", "checks"),
     ("driverless", "pool"),
     ("ops", "checks"),
     ("ops", "launch"),

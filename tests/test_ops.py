@@ -371,13 +371,6 @@ def test_one_graph_for_every_batch() -> None:
     assert len(graphs) == 1
 
 
-def test_theta_as_a_tensor_under_compile_says_what_to_do() -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x, w, theta: to.oriented_conv2d(x, w, theta), fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="theta must be numbers, not a tensor, under torch"):
-        compiled(torch.randn(2, 6, 8, 9), torch.randn(6, 5), torch.tensor(THREE))
-
-
 def test_export(tmp_path: Any) -> None:
     module = to.nn.OrientedConv2d(6, 5, 3, stride=2).eval()
     x = torch.randn(2, 6, 8, 9)

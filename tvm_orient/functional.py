@@ -67,17 +67,19 @@ def oriented_conv2d(
     matrix = checks.weight_matrix(weight)
     if not isinstance(x, torch.Tensor) or x.dim() != 4:
         raise InvalidArgument(f"x must be a tensor of shape (N, C, H, W), got {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}")
-    if isinstance(theta, torch.Tensor):
-        if torch.compiler.is_compiling():
-            raise InvalidArgument(
-                "theta must be numbers, not a tensor, under torch.compile (offsets are compile-time constants): "
-                "call theta.tolist() outside, or use tvm_orient.nn.OrientedConv2d, or Taps with tap_conv2d"
-            )
-        theta = checks.angles(theta, x.shape[1])
-    key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
+    if torch.compiler.is_compiling():
+        from . import compiling  # loads Dynamo, which is loaded by now
+
+        found = compiling.line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
+        if found is None:
+            options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
+            return compiling.uncompiled(oriented_conv2d, x, weight, theta, bias, **options, residual=residual, activation=activation)
+        key = found
+    else:
+        key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
     if not residual:
         return _apply(x, matrix, key, bias, stride, padding_mode, activation)
-    return with_residual(x, matrix, Taps.from_key(key), bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0, activation)
+    return with_residual(x, matrix, key, bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0, activation)
 
 
 def tap_conv2d(
@@ -116,24 +118,27 @@ def tap_conv2d(
 def with_residual(
     x: torch.Tensor,
     weight: torch.Tensor,
-    taps: Taps,
+    key: str,
     bias: torch.Tensor | None,
     stride: int | tuple[int, int],
     padding_mode: str,
     centre: int,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """activation(tap_conv2d(x) + x), whose tap `centre` has offset (0, 0): by a weight where adding one to it is exact enough, else by a sum."""
-    if weight.dtype.itemsize >= 4 and not _autocast(x.device.type, x):
-        one = (torch.arange(weight.shape[-1], device=weight.device) == centre).to(weight.dtype)
-        return tap_conv2d(x, weight + one, taps, bias, stride=stride, padding_mode=padding_mode, activation=activation)
+    """activation(tap_conv2d(x) + x), for the taps of a key whose tap `centre` has offset (0, 0).
+
+    By a weight where adding one to it is exact enough, else by a sum.
+    """
+    matrix = checks.weight_matrix(weight)
+    if matrix.dtype.itemsize >= 4 and not _autocast(x.device.type, x):
+        one = (torch.arange(matrix.shape[1], device=matrix.device) == centre).to(matrix.dtype)
+        return _apply(x, matrix + one, key, bias, stride, padding_mode, activation)
     name = checks.activation_name(activation)
-    y = tap_conv2d(x, weight, taps, bias, stride=stride, padding_mode=padding_mode)
+    y = _apply(x, matrix, key, bias, stride, padding_mode, None)
     down, across = checks.options(stride, padding_mode)
     return launch.activate(name, y + x[:, :, ::down, ::across].to(y.dtype))
 
 
-@torch.compiler.assume_constant_result
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
     given = tuple(theta) if isinstance(theta, list | tuple) else (theta,)
     if not all(type(angle) is float for angle in given):  # what may change in place, or is no angle at all

@@ -93,7 +93,7 @@ class OrientedConv2d(torch.nn.Module):
         """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`."""
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
-            return with_residual(x, self.weight, self.taps, self.bias, self.stride, self.padding_mode, centre, self.activation)
+            return with_residual(x, self.weight, self.taps.key, self.bias, self.stride, self.padding_mode, centre, self.activation)
         return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
 
     def extra_repr(self) -> str:
