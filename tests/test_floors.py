@@ -18,16 +18,16 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors paths taps served",
-            "spec device form figures banks",
+            "errors paths taps served notices labels",
+            "spec device form figures banks habits",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless",
+            "unrolled_dw views refusal driverless rounding",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
             "checks launch ops speeds",
-            "functional nn aot bench plots demo doctor transforms __init__",
+            "functional angled published_module nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
         )
     )
@@ -37,6 +37,7 @@ FLOORS = {
 SAME_FLOOR = {
     ("paths", "errors"),
     ("taps", "errors"),
+    ("taps", "notices"),
     ("compute", "tvmkit"),
     ("compute", "gather"),
     ("compute", "epilogue"),
@@ -101,6 +102,10 @@ SAME_FLOOR = {
     ("ops", "checks"),
     ("ops", "launch"),
     ("nn", "functional"),
+    ("nn", "angled"),
+    ("nn", "published_module"),
+    ("published_module", "angled"),
+    ("published_module", "functional"),
     ("functional", "transforms"),
     ("demo", "functional"),
     ("demo", "nn"),
