@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = OrientedConv2d(channels, 15, theta=8)
+        self.depthwise = OrientedConv2d(channels, 15, directions=8)
         self.norm = nn.GroupNorm(1, channels)
         self.wide, self.narrow = nn.Conv2d(channels, 4 * channels, 1), nn.Conv2d(4 * channels, channels, 1)
 
@@ -52,7 +52,7 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 3, padding=1)
         self.first, self.second = Block(channels), Block(channels)
-        self.down = OrientedConv2d(channels, 15, theta=8, stride=2)
+        self.down = OrientedConv2d(channels, 15, directions=8, stride=2)
         self.head = nn.Linear(channels, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:

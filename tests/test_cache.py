@@ -174,7 +174,7 @@ def test_every_module_that_generates_code_is_hashed():
     reached = set().union(*(imported(path) for path in (Path(__file__).parents[1] / "schedules").rglob("*.py")), {"lower"}) & modules
     while more := set().union(*(imported(package / f"{name}.py") for name in reached)) & modules - reached:
         reached |= more
-    assert reached - {"errors", "device", "forks", "paths"} == set(cache.GENERATORS)
+    assert reached - {"errors", "device", "forks", "paths", "notices"} == set(cache.GENERATORS)  # these decide no byte of a kernel
 
 
 def test_source_hash_imports_neither_tvm_nor_torch():

@@ -91,7 +91,7 @@ def test_the_kernel_is_the_native_one() -> None:
 def test_gradients() -> None:
     """Of a module, against the same in the other format; gradients of images keep the format too."""
     results = []
-    module = to.nn.OrientedConv2d(24, 7, 8, stride=2)
+    module = to.nn.OrientedConv2d(24, 7, directions=8, stride=2)
     x, dy = torch.randn(3, 24, 9, 10), torch.randn(3, 24, 5, 5)
     for form in (torch.contiguous_format, LAST):
         given = x.contiguous(memory_format=form).requires_grad_()

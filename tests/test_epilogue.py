@@ -128,8 +128,8 @@ def test_residual_comes_before_the_activation(dtype: torch.dtype) -> None:
 
 
 def test_modules() -> None:
-    module = to.nn.OrientedConv2d(8, 5, 4, activation="relu")
-    plain = to.nn.OrientedConv2d(8, 5, 4)
+    module = to.nn.OrientedConv2d(8, 5, directions=4, activation="relu")
+    plain = to.nn.OrientedConv2d(8, 5, directions=4)
     plain.load_state_dict(module.state_dict())
     x = torch.randn(2, 8, 6, 7)
     torch.testing.assert_close(module(x), plain(x).relu())

@@ -18,16 +18,16 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors forks paths taps served cpus",
-            "spec device form figures banks",
+            "errors forks paths taps served cpus notices labels",
+            "spec device form figures banks habits",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless foreign cost",
+            "unrolled_dw views refusal driverless foreign cost rounding",
             "schedules",
             "logs lower search",
             "tune build compiler cache shared measure workshop journal predict",
             "checks kernels launch ops speeds compiling",
-            "functional nn aot bench plots demo doctor transforms __init__",
+            "functional angled published_module nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
         )
     )
@@ -37,6 +37,7 @@ FLOORS = {
 SAME_FLOOR = {
     ("paths", "errors"),
     ("taps", "errors"),
+    ("taps", "notices"),
     ("compute", "tvmkit"),
     ("compute", "gather"),
     ("compute", "epilogue"),
@@ -107,6 +108,10 @@ SAME_FLOOR = {
     ("ops", "checks"),
     ("ops", "launch"),
     ("nn", "functional"),
+    ("nn", "angled"),
+    ("nn", "published_module"),
+    ("published_module", "angled"),
+    ("published_module", "functional"),
     ("functional", "transforms"),
     ("demo", "functional"),
     ("demo", "nn"),

@@ -221,7 +221,9 @@ def test_what_the_variable_may_hold(monkeypatch: pytest.MonkeyPatch, text: str) 
 
 def test_warmup_of_a_model(fourth: Path) -> None:
     """Forward and backward once, every kernel built, and nothing of the model changed."""
-    model = torch.nn.Sequential(to.nn.OrientedConv2d(4, 3, 2), torch.nn.BatchNorm2d(4), torch.nn.Dropout(), to.nn.OrientedConv2d(4, 3, 2, stride=2))
+    model = torch.nn.Sequential(
+        to.nn.OrientedConv2d(4, 3, directions=2), torch.nn.BatchNorm2d(4), torch.nn.Dropout(), to.nn.OrientedConv2d(4, 3, directions=2, stride=2)
+    )
     x, before = torch.randn(2, 4, 5, 6), {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     to.warmup(model, x)

@@ -32,35 +32,36 @@ def test_parameters_and_buffers() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 6])
 def test_a_count_spreads_directions_over_180_degrees(count: int) -> None:
-    module = OrientedConv2d(6, 5, count)
+    module = OrientedConv2d(6, 5, directions=count)
     assert module.theta.tolist() == angles_between(count).tolist()
     assert module.taps.for_channels(6) == Taps.oriented(angles_between(count), 5).for_channels(6)
 
 
-def test_a_float_is_an_angle_and_an_int_is_a_count() -> None:
-    assert OrientedConv2d(6, 5, 1.0).theta.tolist() == [1.0]
-    assert OrientedConv2d(6, 5, 1).theta.tolist() == [0.0]
+def test_an_angle_is_not_a_count() -> None:
+    assert OrientedConv2d(6, 5, theta=1.0).theta.tolist() == [1.0]
+    assert OrientedConv2d(6, 5, directions=1).theta.tolist() == [0.0]
+    assert OrientedConv2d(6, 5, theta=0).theta.tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
     "theta", [[0.3, 1.2], (0.3, 1.2), torch.tensor([0.3, 1.2]), [0.3] * 3 + [1.2] * 3, torch.tensor([0.3] * 3 + [1.2] * 3)[:, None]], ids=str
 )
 def test_theta(theta: Any) -> None:
-    module = OrientedConv2d(6, 5, theta)
+    module = OrientedConv2d(6, 5, theta=theta)
     x = image()
     assert torch.equal(module(x), to.oriented_conv2d(x, module.weight, [0.3, 1.2], module.bias))
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (2, 1)}, {"dilation": 2}, {"padding_mode": "circular"}, {"anchor": "start"}], ids=str)
 def test_options(options: dict[str, Any]) -> None:
-    module = OrientedConv2d(6, 5, 3, **options)
+    module = OrientedConv2d(6, 5, directions=3, **options)
     x = image()
     assert torch.equal(module(x), to.oriented_conv2d(x, module.weight, angles_between(3).tolist(), module.bias, **options))
 
 
 def test_casting_moves_weights_and_no_tap() -> None:
     for cast in (lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double(), lambda m: m.to("cpu", torch.float64)):
-        module = OrientedConv2d(6, 31, 8 / 3)
+        module = OrientedConv2d(6, 31, theta=8 / 3)
         before, taps = module.theta.clone(), module.taps
         cast(module)
         assert module.theta.dtype == torch.float32
@@ -70,31 +71,31 @@ def test_casting_moves_weights_and_no_tap() -> None:
 
 
 def test_float64_runs() -> None:
-    module = OrientedConv2d(6, 5, 3).double()
+    module = OrientedConv2d(6, 5, directions=3).double()
     assert module(image().double()).dtype == torch.float64
 
 
 def test_built_in_a_low_precision_the_angles_are_exact() -> None:
-    assert torch.equal(OrientedConv2d(6, 31, 6, dtype=torch.float16).theta, OrientedConv2d(6, 31, 6).theta)
+    assert torch.equal(OrientedConv2d(6, 31, directions=6, dtype=torch.float16).theta, OrientedConv2d(6, 31, directions=6).theta)
 
 
 def test_loading_moves_the_taps() -> None:
-    source, module = OrientedConv2d(6, 5, [0.3, 1.2]), OrientedConv2d(6, 5, [2.0, 2.5])
+    source, module = OrientedConv2d(6, 5, theta=[0.3, 1.2]), OrientedConv2d(6, 5, theta=[2.0, 2.5])
     module.load_state_dict(source.state_dict())
     assert module.taps == source.taps
     assert torch.equal(module(image()[:1] * 0 + 1), source(image()[:1] * 0 + 1))
 
 
 def test_loading_into_a_parent_moves_the_taps() -> None:
-    source, module = (torch.nn.Sequential(torch.nn.ReLU(), OrientedConv2d(6, 5, theta)) for theta in ([0.3], [2.0]))
+    source, module = (torch.nn.Sequential(torch.nn.ReLU(), OrientedConv2d(6, 5, theta=theta)) for theta in ([0.3], [2.0]))
     module.load_state_dict(source.state_dict())
     x = image()
     assert torch.equal(module(x), source(x))
 
 
 def test_loading_by_assignment_moves_the_taps() -> None:
-    source = OrientedConv2d(6, 5, [0.3, 1.2])
-    module = OrientedConv2d(6, 5, [2.0, 2.5])
+    source = OrientedConv2d(6, 5, theta=[0.3, 1.2])
+    module = OrientedConv2d(6, 5, theta=[2.0, 2.5])
     module.load_state_dict(source.state_dict(), assign=True)
     x = image()
     assert torch.equal(module(x), source(x))
@@ -102,21 +103,21 @@ def test_loading_by_assignment_moves_the_taps() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies(duplicate: Any) -> None:
-    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    module = OrientedConv2d(6, 5, theta=[0.3, 1.2])
     twin = duplicate(module)
     x = image()
     assert torch.equal(twin(x), module(x))
-    twin.load_state_dict(OrientedConv2d(6, 5, [2.0, 2.5]).state_dict())
+    twin.load_state_dict(OrientedConv2d(6, 5, theta=[2.0, 2.5]).state_dict())
     assert twin.taps == Taps.oriented([2.0, 2.5], 5), "the copy follows its own state dict"
     assert module.taps == Taps.oriented([0.3, 1.2], 5), "and leaves the original alone"
 
 
 def test_saved_and_loaded() -> None:
-    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    module = OrientedConv2d(6, 5, theta=[0.3, 1.2])
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    twin = OrientedConv2d(6, 5, 2)
+    twin = OrientedConv2d(6, 5, directions=2)
     twin.load_state_dict(torch.load(file, weights_only=True))
     assert twin.taps == module.taps
 
@@ -131,9 +132,9 @@ def test_initial_weights_are_those_of_a_conv2d() -> None:
 
 
 def test_training_finds_the_kernel_that_made_the_picture() -> None:
-    x, target = torch.randn(4, 6, 8, 9), OrientedConv2d(6, 5, [0.3, 1.2])
+    x, target = torch.randn(4, 6, 8, 9), OrientedConv2d(6, 5, theta=[0.3, 1.2])
     wanted = target(x).detach()
-    module = OrientedConv2d(6, 5, [0.3, 1.2])
+    module = OrientedConv2d(6, 5, theta=[0.3, 1.2])
     optimizer = torch.optim.Adam(module.parameters(), 0.05)
     for _ in range(150):
         optimizer.zero_grad()
@@ -144,8 +145,8 @@ def test_training_finds_the_kernel_that_made_the_picture() -> None:
 
 
 def test_it_prints_what_it_is() -> None:
-    text = str(OrientedConv2d(6, 5, [0.0, math.pi / 4], stride=2, padding_mode="circular"))
-    assert text == "OrientedConv2d(6, kernel_size=5, taps=k5a0_45, stride=(2, 2), padding_mode='circular', bias=True, residual=False)"
+    text = str(OrientedConv2d(6, 5, theta=[0.0, math.pi / 4], stride=2, padding_mode="circular"))
+    assert text == "OrientedConv2d(6, kernel_size=5, degrees=[0, 45], taps=k5a0_45, stride=(2, 2), padding_mode='circular', bias=True, residual=False)"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,11 @@ def test_it_prints_what_it_is() -> None:
         ({"channels": 2.5}, "got 2.5"),
         ({"kernel_size": 4}, "kernel_size must be odd.* got 4"),
         ({"kernel_size": -1}, "kernel_size must be a whole number >= 1, got -1"),
-        ({"theta": 0}, "number of angles must be a whole number >= 1, got 0"),
+        ({"directions": 0}, "number of angles must be a whole number >= 1, got 0"),
+        ({"directions": 2.5}, "number of angles must be a whole number >= 1, got 2.5"),
+        ({"directions": 7}, "every direction needs a channel, got directions=7 for 6 channels"),
+        ({"directions": 2, "theta": 0.3}, r"got both \(0.3 and 2\): drop one"),
+        ({"theta": 8}, r"got the whole number 8: directions=8 .*from_degrees\(8\) for degrees, or 8.0 for radians"),
         ({"theta": [0.0] * 7}, r"1 <= G <= C = 6.*got shape \(7,\)"),
         ({"theta": [math.nan]}, "theta must be finite.*nan"),
         ({"theta": "up"}, "theta must be a number or a sequence of numbers in radians, got 'up'"),
@@ -174,21 +179,21 @@ def test_what_is_refused(given: dict[str, Any], said: str) -> None:
 def test_the_default_works_with_few_channels() -> None:
     module = OrientedConv2d(3, 5)
     x = image()[:, :3]
-    assert torch.equal(module(x), to.tap_conv2d(x, module.weight, Taps.oriented(angles_between(8), 5), module.bias))
+    assert torch.equal(module(x), to.tap_conv2d(x, module.weight, Taps.oriented(angles_between(3), 5), module.bias))
 
 
 def test_on_the_meta_device() -> None:
-    module = OrientedConv2d(6, 5, 3, device="meta")
+    module = OrientedConv2d(6, 5, directions=3, device="meta")
     assert module(torch.empty(2, 6, 8, 9, device="meta")).shape == (2, 6, 8, 9)
-    real = OrientedConv2d(6, 5, 3)
+    real = OrientedConv2d(6, 5, directions=3)
     module.load_state_dict(real.state_dict(), assign=True)
     x = image()
     assert torch.equal(module(x), real(x))
 
 
 def test_meta_to_empty() -> None:
-    module = OrientedConv2d(6, 5, 3, device="meta").to_empty(device="cpu")
-    real = OrientedConv2d(6, 5, 3)
+    module = OrientedConv2d(6, 5, directions=3, device="meta").to_empty(device="cpu")
+    real = OrientedConv2d(6, 5, directions=3)
     module.load_state_dict(real.state_dict())
     assert module.taps == real.taps
 
@@ -200,8 +205,8 @@ def test_meta_to_empty() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("anchor", ["center", "start"])
 def test_residual_adds_the_image(stride: Any, dtype: torch.dtype, anchor: Any) -> None:
-    plain = OrientedConv2d(6, 5, 3, stride=stride, anchor=anchor, dtype=dtype)
-    module = OrientedConv2d(6, 5, 3, stride=stride, anchor=anchor, dtype=dtype, residual=True)
+    plain = OrientedConv2d(6, 5, directions=3, stride=stride, anchor=anchor, dtype=dtype)
+    module = OrientedConv2d(6, 5, directions=3, stride=stride, anchor=anchor, dtype=dtype, residual=True)
     module.load_state_dict(plain.state_dict())
     x = image().to(dtype)
     down, across = module.stride
@@ -211,7 +216,7 @@ def test_residual_adds_the_image(stride: Any, dtype: torch.dtype, anchor: Any) -
 
 
 def test_residual_gradients_are_those_of_the_sum() -> None:
-    module, x = OrientedConv2d(6, 5, 3, stride=2, dtype=torch.float64, residual=True), image().double().requires_grad_()
+    module, x = OrientedConv2d(6, 5, directions=3, stride=2, dtype=torch.float64, residual=True), image().double().requires_grad_()
     dy = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     dx, dw = torch.autograd.grad(module(x), (x, module.weight), dy)
     module.residual = False
@@ -252,6 +257,7 @@ def test_published_state_dicts_load(shape: tuple[int, ...], angle: Any) -> None:
 def test_one_angle_is_one_group() -> None:
     assert DepthwiseOrientedConv1d(6, 6, 5, angle=0.7).taps == Taps.oriented(0.7, 5)
     assert DepthwiseOrientedConv1d(6, 6, 5, angle=0.7).theta.shape == (6, 1)
+    assert DepthwiseOrientedConv1d(6, 6, 5, angle=0).theta.tolist() == [[0.0]] * 6
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_compiled_whole(function: str, backend: str) -> None:
 
 
 def test_compiled_module() -> None:
-    module = to.nn.OrientedConv2d(6, 5, 3)
+    module = to.nn.OrientedConv2d(6, 5, directions=3)
     x = torch.randn(2, 6, 8, 9)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -372,7 +372,7 @@ def test_one_graph_for_every_batch() -> None:
 
 
 def test_export(tmp_path: Any) -> None:
-    module = to.nn.OrientedConv2d(6, 5, 3, stride=2).eval()
+    module = to.nn.OrientedConv2d(6, 5, directions=3, stride=2).eval()
     x = torch.randn(2, 6, 8, 9)
     batch = torch.export.Dim("batch", min=1)
     torch.export.save(torch.export.export(module, (x,), dynamic_shapes=({0: batch},)), tmp_path / "layer.pt2")

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.taps import Taps, angles_between
 
-pytestmark = pytest.mark.timeout(120, method="thread")  # naming a table must never become a long search; thread: no shrinking afterwards
+pytestmark = [
+    pytest.mark.timeout(120, method="thread"),  # naming a table must never become a long search; thread: no shrinking afterwards
+    pytest.mark.filterwarnings("ignore:theta is in radians"),  # the laws hold beyond a turn too
+]
 GRID = [22.5 * n for n in range(8)]
 
 

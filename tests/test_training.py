@@ -27,7 +27,7 @@ REPLICAS = 2
 def network() -> torch.nn.Module:
     """An oriented layer with a bias, a stride and a residual between pointwise ones, the same in every process."""
     torch.manual_seed(3)
-    oriented = to.nn.OrientedConv2d(4, 5, THETA, stride=2, residual=True)
+    oriented = to.nn.OrientedConv2d(4, 5, theta=THETA, stride=2, residual=True)
     return torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), oriented, torch.nn.GELU(), torch.nn.Conv2d(4, 4, 1)).double()
 
 
@@ -140,7 +140,7 @@ def test_saved_tensors_hooks() -> None:
 
 
 def test_export_with_every_size_free(tmp_path: Path) -> None:
-    module = to.nn.OrientedConv2d(4, 5, THETA, stride=2).eval()
+    module = to.nn.OrientedConv2d(4, 5, theta=THETA, stride=2).eval()
     sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)}
     torch.export.save(torch.export.export(module, (torch.randn(2, 4, 9, 11),), dynamic_shapes=(sizes,)), tmp_path / "layer.pt2")
     loaded = torch.export.load(tmp_path / "layer.pt2").module()
@@ -166,17 +166,21 @@ def test_jacobian_and_hessian_in_reverse_mode() -> None:
 
 
 def test_an_ensemble_of_one_geometry() -> None:
-    modules = [to.nn.OrientedConv2d(4, 5, THETA) for _ in range(3)]
+    modules = [to.nn.OrientedConv2d(4, 5, theta=THETA) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(modules)  # type: ignore[arg-type]
     x = torch.randn(2, 4, 7, 8)
     got = torch.vmap(lambda p, b: torch.func.functional_call(modules[0], (p, b), (x,)))(parameters, buffers)
     torch.testing.assert_close(got, torch.stack([module(x) for module in modules]))
 
 
-def test_functional_call_does_not_move_the_taps() -> None:
-    """Taps follow theta when a state dict is loaded; a theta that is only lent for a call is not read."""
-    module, x = to.nn.OrientedConv2d(4, 5, THETA), torch.randn(2, 4, 7, 8)
-    assert torch.equal(torch.func.functional_call(module, {"theta": torch.tensor([1.0, 2.0])}, (x,)), module(x))
+def test_functional_call_takes_the_angles_that_it_lends() -> None:
+    """For that call; what a transform maps over has no numbers to read, and changes nothing."""
+    module, x = to.nn.OrientedConv2d(4, 5, theta=THETA), torch.randn(2, 4, 7, 8)
+    before, lent = module(x), torch.tensor([1.0, 2.0])
+    assert torch.equal(torch.func.functional_call(module, {"theta": lent}, (x,)), to.oriented_conv2d(x, module.weight, lent, module.bias))
+    assert torch.equal(module(x), before)
+    mapped = torch.vmap(lambda theta: torch.func.functional_call(module, {"theta": theta}, (x,)))(torch.stack([lent, lent]))
+    assert torch.equal(mapped, before.expand_as(mapped))
 
 
 def test_vmap_and_grad_of_a_compiled_function() -> None:

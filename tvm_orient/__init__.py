@@ -13,7 +13,7 @@ if not (_here / "schedules").is_dir() and (_here.parent / "pyproject.toml").is_f
 
 from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LaunchFailed, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
 from .spec import ConvSpec  # noqa: E402
-from .taps import Taps, angles_between  # noqa: E402
+from .taps import Taps, angles_between, from_degrees  # noqa: E402
 
 if TYPE_CHECKING:
     from . import nn
@@ -26,7 +26,7 @@ except PackageNotFoundError:  # a bare checkout
 
 __all__ = [
     "BuildFailed", "ConvSpec", "EnvironmentProblem", "InvalidArgument", "LaunchFailed", "LogFileError", "OrientError", "Taps", "TuningFailed",
-    "Unsupported", "angles_between", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
+    "Unsupported", "angles_between", "from_degrees", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
 ]  # fmt: skip
 _NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
 

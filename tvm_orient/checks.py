@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from .errors import InvalidArgument
 from .spec import ACTIVATIONS, DTYPES, PADDING_MODES, stride_pair
-from .taps import Anchor, Taps
+from .taps import Anchor, Taps, in_radians
 
 _NAMES = {getattr(torch, name): name for name in DTYPES}
 
@@ -143,12 +142,16 @@ def angles(theta: Any, channels: int) -> tuple[float, ...]:
     """theta (a number, (G,), (C,) or (C,1), radians) as numbers; a tensor is read once, on the host.
 
     Raises:
-        InvalidArgument: another shape.
+        InvalidArgument: another shape, whole numbers, or a tensor that asks for a gradient.
     """
-    try:
-        values = theta.detach().to("cpu", torch.float64).numpy() if isinstance(theta, torch.Tensor) else np.asarray(theta, dtype=np.float64)
-    except (TypeError, ValueError) as problem:
-        raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
+    if isinstance(theta, torch.Tensor):
+        if theta.requires_grad:
+            raise InvalidArgument(
+                "theta has no gradient, since it only chooses integer offsets, got a tensor with requires_grad=True: "
+                "give theta.detach(), and train the weights, of several directions, instead"
+            )
+        theta = theta.detach().to("cpu", torch.float64 if theta.is_floating_point() else theta.dtype).numpy()
+    values = in_radians(theta)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     values = values.reshape(1) if values.ndim == 0 else values

@@ -187,7 +187,7 @@ def _verified(spec: ConvSpec, x: torch.Tensor, weight: torch.Tensor, y: torch.Te
 
 
 def _compiled(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: Console) -> bool:
-    layer = nn.OrientedConv2d(_DIRECTIONS, _TAPS, theta=_DIRECTIONS, bias=False, device=x.device)
+    layer = nn.OrientedConv2d(_DIRECTIONS, _TAPS, directions=_DIRECTIONS, bias=False, device=x.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         start = time.perf_counter()

@@ -43,8 +43,9 @@ def oriented_conv2d(
         x: (N, C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
             operands are cast to its dtype, float64 apart.
         weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
-        theta: radians, counter-clockwise with y up: a number, (G,), (C,) or (C, 1). With G angles channel c takes angle
-            (G*(c+1) - 1) // C. Under torch.compile theta must be numbers, not a tensor.
+        theta: radians, counter-clockwise with y up: a float, or floats (G,), (C,) or (C, 1). With G angles channel c takes angle
+            (G*(c+1) - 1) // C. Whole numbers other than 0 are refused, and beyond 2 pi there is a UserWarning: `tvm_orient.from_degrees`
+            makes radians of degrees. Under torch.compile theta must be numbers, not a tensor. It has no gradient: a tensor that asks for one is refused.
         bias: (C,), dtype and device of x, or None.
         stride: whole number >= 1, or (vertical, horizontal).
         dilation: whole number >= 1; multiplies k before truncation.

@@ -4,45 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from . import checks
+from . import checks, habits
+from .angled import Angled
 from .errors import InvalidArgument
 from .functional import tap_conv2d, with_residual
+from .labels import angle_list
+from .published_module import DepthwiseOrientedConv1d
 from .spec import stride_pair
-from .taps import Anchor, angles_between
+from .taps import Anchor, Taps, angles_between
+
+__all__ = ["DepthwiseOrientedConv1d", "OrientedConv2d"]
+
+_DIRECTIONS = 8  # of a module that is told nothing, or as many as it has channels
 
 
-class OrientedConv2d(torch.nn.Module):
+class OrientedConv2d(Angled):
     """`tvm_orient.oriented_conv2d` as a module: depthwise convolution with 1D kernels along fixed angles.
 
     Args:
         channels: how many, C.
         kernel_size: K; odd unless anchor is "start".
-        theta: an int for that many directions spread over 180 degrees (`tvm_orient.angles_between`), or radians: a float, (G,), (C,) or (C, 1).
+        theta: radians: a float, or floats (G,), (C,) or (C, 1), as `tvm_orient.oriented_conv2d`. `tvm_orient.from_degrees` makes them.
+        directions: instead of theta: G directions spread over 180 degrees (`tvm_orient.angles_between`), at most C. Where neither is given
+            there are 8, or C where that is less.
         stride, dilation, padding_mode, anchor, residual, activation: as `tvm_orient.oriented_conv2d`.
         bias: whether there is one.
         device, dtype: of the parameters.
 
     Attributes:
-        weight: parameter (C, K).
+        weight: parameter (C, K). A state dict may hold it as (C, 1, 1, K).
         bias: parameter (C,), or None.
-        theta: radians, a float32 buffer (G,) or (C,) in the state dict. No cast of the module changes its dtype; it has no gradient.
-        taps: the `tvm_orient.Taps` of theta. They follow theta when a state dict is loaded.
+        theta: radians, a float32 buffer (G,) or (C,) in the state dict. It has no gradient. No cast moves a tap: not one of the module,
+            nor one of the state dict. Angles that are loaded, assigned or written in place are taken unless they are the module's own, rounded.
+            Writing in place is seen in the next call that is not compiled, and when a state dict is made.
+        taps: the `tvm_orient.Taps` of theta.
 
     Raises:
         InvalidArgument: a rule is broken.
     """
 
-    theta: torch.Tensor
-
+    @habits.refused
     def __init__(
         self,
         channels: int,
         kernel_size: int,
-        theta: int | float | Sequence[float] | torch.Tensor = 8,
         *,
+        theta: float | Sequence[float] | torch.Tensor | None = None,
+        directions: int | None = None,
         stride: int | tuple[int, int] = 1,
         dilation: int = 1,
         padding_mode: str = "zeros",
@@ -61,26 +73,13 @@ class OrientedConv2d(torch.nn.Module):
         self.activation = activation
         checks.options(stride, padding_mode)
         checks.activation_name(activation)
-        directions = angles_between(theta).tolist() if isinstance(theta, int) and not isinstance(theta, bool) else checks.angles(theta, channels)
-        self.register_buffer("theta", torch.tensor(directions, dtype=torch.float32, device=device))
-        self.taps = checks.line_taps(directions, kernel_size, dilation, anchor, channels)
+        self._begin(_angles(theta, directions, channels), device)
         self.weight = torch.nn.Parameter(torch.empty(channels, kernel_size, device=device, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
-        self.register_load_state_dict_post_hook(_follow_theta)
 
-    def _read_theta(self) -> None:
-        """Offsets from theta, once on the host: a low-precision or a moved theta must never move a tap."""
-        if self.theta.is_meta:  # no numbers yet: a state dict brings them
-            return
-        self.taps = checks.line_taps(self.theta.detach().cpu().double().flatten().tolist(), self.kernel_size, self.dilation, self.anchor, self.channels)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        exact = self.theta.detach().clone()
-        super()._apply(fn, recurse)
-        if self.theta.dtype != torch.float32:
-            self.theta = exact.to(self.theta.device)
-        return self
+    def _lines(self, angles: Sequence[float]) -> Taps:
+        return checks.line_taps(angles, self.kernel_size, self.dilation, self.anchor, self.channels)
 
     def reset_parameters(self) -> None:
         """Weight and bias uniform in +-1/sqrt(K): what torch.nn.Conv2d gives a depthwise kernel of K taps."""
@@ -91,91 +90,25 @@ class OrientedConv2d(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`."""
+        taps = self.taps if torch.compiler.is_compiling() else self._now()
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
-            return with_residual(x, self.weight, self.taps.key, self.bias, self.stride, self.padding_mode, centre, self.activation)
-        return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
+            return with_residual(x, self.weight, taps.key, self.bias, self.stride, self.padding_mode, centre, self.activation)
+        return tap_conv2d(x, self.weight, taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"
         options += f", activation={self.activation!r}" if self.activation else ""
-        return f"{self.channels}, kernel_size={self.kernel_size}, taps={self.taps.key}, {options}"
+        return f"{self.channels}, kernel_size={self.kernel_size}, degrees={angle_list(self._angles)}, taps={self.taps.key}, {options}"
 
 
-class DepthwiseOrientedConv1d(OrientedConv2d):
-    """The published module (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812): its names, state dict and numbers, on any size, dtype and device.
-
-    Args:
-        in_channels, out_channels, groups: C, three times; groups may be left out.
-        kernel_size: K, odd.
-        stride: the same for both axes, or (vertical, horizontal).
-        padding: accepted and ignored, as published: the output has ceil(H/stride) x ceil(W/stride) pixels.
-        bias: whether there is one.
-        angle: radians: a number for all channels, or one for each.
-        nhwc: operands and results are (N, H, W, C).
-        resid: adds x to the result, as residual of `tvm_orient.oriented_conv2d`.
-        arbitrary_size: accepted and ignored; every size works.
-        device, dtype: of the parameters.
-
-    Attributes:
-        weight: parameter (C, 1, 1, K).
-        bias: parameter (C,), or None.
-        theta: radians, float32, (C,), or (C, 1) where angle is a number; a state dict may hold either. A buffer here, a parameter as published.
-
-    Raises:
-        InvalidArgument: a rule is broken.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        groups: int | None = None,
-        stride: int | tuple[int, int] = 1,
-        padding: object = 0,
-        bias: bool = True,
-        angle: float | Sequence[float] | torch.Tensor = 0.0,
-        nhwc: bool = False,
-        resid: bool = False,
-        arbitrary_size: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if in_channels != out_channels or groups not in (None, in_channels):
-            raise InvalidArgument(
-                f"a depthwise convolution has in_channels = out_channels = groups, got {in_channels}, {out_channels} and {groups}: add a pointwise convolution"
-            )
-        angles = checks.angles(angle, in_channels)
-        if len(angles) not in (1, in_channels):
-            raise InvalidArgument(f"angle must be a number or one for each of {in_channels} channels, got {len(angles)}: OrientedConv2d takes one per group")
-        one = len(angles) == 1
-        super().__init__(
-            in_channels, kernel_size, list(angles) * in_channels if one else angles, stride=stride, bias=bias, residual=resid, device=device, dtype=dtype
-        )
-        self.nhwc = nhwc
-        if one:
-            self.theta = self.theta.view(-1, 1)
-            self._read_theta()
-        self.weight = torch.nn.Parameter(self.weight.detach().view(in_channels, 1, 1, kernel_size))
-
-    def _read_theta(self) -> None:
-        """One group of channels where all angles are the same, so that one kernel serves them."""
-        super()._read_theta()
-        if len(set(self.taps.table)) == 1:
-            self.taps = self.taps.group(0)
-
-    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
-        theta = state_dict.get(f"{prefix}theta")
-        if theta is not None and theta.numel() == self.theta.numel():
-            state_dict[f"{prefix}theta"] = theta.reshape(self.theta.shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else super().forward(x)
-
-
-def _follow_theta(module: OrientedConv2d, _: object) -> None:  # not a lambda, which would not pickle
-    module._read_theta()
+def _angles(theta: Any, directions: int | None, channels: int) -> Sequence[float]:
+    """Radians from the one of the two arguments that was given."""
+    if theta is not None and directions is not None:
+        raise InvalidArgument(f"theta says the angles and directions how many there are, got both ({theta!r} and {directions!r}): drop one")
+    if theta is not None:
+        return checks.angles(theta, channels)
+    found: list[float] = angles_between(min(_DIRECTIONS, channels) if directions is None else directions).tolist()
+    if len(found) > channels:
+        raise InvalidArgument(f"every direction needs a channel, got directions={directions} for {channels} channels: give at most {channels}")
+    return found

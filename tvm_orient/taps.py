@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidArgument
+from .notices import warn
 
 Anchor = Literal["center", "start"]
 Offset = tuple[int, int]
 
 # from the roundest angle to the finest: the first level with a multiple that gives the table names it
 _STEPS = (90.0, 45.0, 22.5, 11.25, 15.0, 5.0, 1.0, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-_LARGEST_OFFSET = 2**15
+_LARGEST_OFFSET = 2**15  # pixels
+_TURN = 2 * math.pi * (1 + 1e-6)  # radians: 2 pi in float32 is not more than a turn
 
 
 def oriented_offsets(theta: NDArray[np.float32], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> NDArray[np.int32]:
@@ -73,7 +75,7 @@ class Taps:
         """Lines of taps at the angles theta, by the rule of `tvm_orient.taps.oriented_offsets`.
 
         Args:
-            theta: radians, counter-clockwise with y up: a number or (G,); rounded to float32 first.
+            theta: radians, counter-clockwise with y up: a float or floats (G,), no whole numbers but 0; rounded to float32 first.
             kernel_size: K >= 1, odd where anchor is "center".
             dilation: whole number >= 1; multiplies k before truncation.
             anchor: "center" (k = s - K//2) or "start" (k = s).
@@ -87,11 +89,8 @@ class Taps:
             raise InvalidArgument(f'anchor must be "center" or "start", got {anchor!r}')
         if anchor == "center" and kernel_size % 2 == 0:
             raise InvalidArgument(f'kernel_size must be odd so that a centre tap exists, got {kernel_size}: use {kernel_size + 1}, or anchor="start"')
-        try:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
-                angles = np.atleast_1d(np.asarray(theta, dtype=np.float64)).astype(np.float32)
-        except (TypeError, ValueError) as problem:
-            raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused as such
+            angles = np.atleast_1d(in_radians(theta)).astype(np.float32)
         if angles.ndim != 1 or angles.size == 0:
             raise InvalidArgument(f"theta must be a number or have shape (G,) with G >= 1, got shape {angles.shape}")
         if not np.isfinite(angles).all():
@@ -191,6 +190,57 @@ def angles_between(count: int) -> NDArray[np.float32]:
     return (np.pi * np.arange(_whole("number of angles", count, 1)) / count).astype(np.float32)
 
 
+def from_degrees(degrees: float | Sequence[float] | NDArray[Any]) -> Any:
+    """Radians, which is what theta takes, of angles in degrees; whole turns are left out.
+
+    Args:
+        degrees: a finite number, or a sequence or array (G,) of them; whole numbers too.
+
+    Returns:
+        A float for a number, a list of floats for a sequence.
+
+    Raises:
+        InvalidArgument: no finite number, or no sequence of them.
+    """
+    try:
+        values = np.asarray(degrees, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise InvalidArgument(f"degrees must be a number or a sequence of numbers, got {degrees!r}: such as 45 or [0, 45, 90, 135]") from problem
+    if values.ndim > 1 or not np.isfinite(values).all():
+        raise InvalidArgument(f"degrees must be a finite number, or finite numbers of shape (G,), got {degrees!r}: such as 45 or [0, 45, 90, 135]")
+    radians = [math.radians(math.fmod(value, 360.0)) for value in np.atleast_1d(values).tolist()]
+    return radians if values.ndim else radians[0]
+
+
+def in_radians(theta: Any) -> NDArray[np.float64]:
+    """theta as float64, after a look at whether it can have been meant otherwise: as degrees, or as a number of directions.
+
+    Beyond 2 pi in magnitude there is a UserWarning.
+
+    Raises:
+        InvalidArgument: no number and no numbers, or a whole number other than 0 where radians have a fraction.
+    """
+    try:
+        values = np.asarray(theta, dtype=np.float64)
+        items = np.asarray(theta, dtype=object).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise InvalidArgument(f"theta must be a number or a sequence of numbers in radians, got {theta!r}") from problem
+    whole = [item for item in items if isinstance(item, bool | np.bool_) or (isinstance(item, int | np.integer) and item != 0)]
+    if whole:
+        number = int(whole[0])
+        raise InvalidArgument(
+            f"theta is in radians and takes floats, got the whole number {whole[0]!r}: directions={number} for that many directions (OrientedConv2d), "
+            f"tvm_orient.from_degrees({number}) for degrees, or {float(number)} for radians"
+        )
+    far = values[np.isfinite(values) & (np.abs(values) > _TURN)]
+    if far.size:
+        warn(
+            f"theta is in radians, and {far[0]:g} is more than a whole turn (2 pi): for degrees write theta=tvm_orient.from_degrees({far[0]:g}); "
+            "to leave this warning out, subtract the turns"
+        )
+    return values
+
+
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidArgument(f"{name} must be a whole number >= {least}, got {value!r}")
@@ -284,6 +334,6 @@ def _from_key(key: str) -> Taps:
             raise problem
         if int(size) > 2 * _LARGEST_OFFSET + 1:  # a key may come from a stranger's log
             raise problem
-        return Taps.oriented(_radians(float(a) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
+        return Taps.oriented(_radians(math.fmod(float(a), 360.0) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
     except (ValueError, OverflowError) as cause:
         raise problem from cause
