@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tvm_orient import doctor, logs, paths, schedules
+from tvm_orient import doctor, logs, nvrtc, paths, schedules
 from tvm_orient.cli import app
 from tvm_orient.cli.output import angle, degrees, duration, microseconds, size, speedup
-from tvm_orient.device import cpu_device
-from tvm_orient.errors import EnvironmentProblem, TuningFailed
+from tvm_orient.device import arch_device, archs, capability, cpu_device
+from tvm_orient.errors import EnvironmentProblem, TuningFailed, Unsupported
 from tvm_orient.journal import Journal
 from tvm_orient.lower import Choice
 from tvm_orient.spec import OPS, ConvSpec
@@ -327,6 +327,92 @@ def test_explain_reads_machine_code_without_a_gpu() -> None:
     assert 0 < kernel["registers"] <= 255
     assert kernel["instructions"] > kernel["multiply_adds"] > 0
     assert "--sass reads CUDA kernels" in orient("explain", "--target", "cpu", *TINY, "--sass", code=2).stderr
+
+
+KEY = "conv-c8h6w5-s1-zeros-float32-nchw-k3a0"
+
+
+def test_a_spec_stands_for_the_options() -> None:
+    dw = KEY.replace("conv", "conv_dw")
+    assert keys(KEY, dw, KEY) == [KEY, dw]
+    assert f"{dw.partition('-')[0]}  8 x 6 x 5  K=3" in orient("explain", dw, "--target", "cpu").stdout
+    assert "stands alone, got --channels, --specs too" in orient("explain", KEY, "--channels", 8, "--specs", "keys.txt", code=2).stderr
+    assert "not a spec key: 'conv'" in orient("explain", "conv", code=2).stderr
+    assert "conv-c8" in orient("build", "conv-c8", code=2).stderr
+
+
+@pytest.mark.parametrize("key", [KEY.replace("h6w5", "h28w28"), "conv_dw-c8h28w28-s1-zeros-float32-nchw-k7a45"])
+def test_explain_compares_what_no_record_decides(key: str, user_logs: Path) -> None:
+    device = arch_device("sm_80")
+    ((part,),) = (answer["parts"] for answer in printed_json("explain", key, "--arch", "sm_80")["specs"])
+    serve, declined = schedules.candidates(ConvSpec.from_key(key), device)
+    assert {row["template"] for row in part["candidates"]} == {template.name for template in serve}
+    assert part["declined"] == {name: why for name, why in declined.items() if not name.startswith("cpu")}
+    (chosen,) = (row for row in part["candidates"] if row["chosen"])
+    assert (chosen["template"], chosen["decisions"]) == (part["template"], part["decisions"])
+    totals = [row["total"] for row in part["candidates"]]
+    assert totals == sorted(totals)
+    assert all(row["total"] >= max(row["clocks"].values()) for row in part["candidates"])
+    said = orient("explain", key, "--arch", "sm_80").stdout
+    assert f"* {chosen['total']:.1f} {max(chosen['clocks'], key=chosen['clocks'].get)}" in said
+    assert all(name in said for name in declined if not name.startswith("cpu"))
+    assert "figures" not in said
+
+
+def test_explain_compares_on_a_cpu_and_not_where_a_record_answers(user_logs: Path) -> None:
+    logs.append(record(KEY))
+    tuned, untuned = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]
+    assert "candidates" not in tuned
+    assert [(row["template"], row["total"], row["chosen"]) for row in untuned["candidates"]] == [("cpu_rows", None, True)]
+    said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,90").stdout
+    assert "none has an estimate: the first is taken" in said
+    assert "* serves" in said
+    assert "for nhwc only" in said
+    assert "none has an estimate" in orient("explain", "conv-c8h28w28-s1-zeros-float32-nhwc-k7a45", "--arch", "sm_80").stdout
+
+
+def test_borrowed_figures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "no figures for sm_120: sm_90a's (H200 SXM) assumed"
+    answer = printed_json("explain", KEY, "--arch", "sm_120", "--sass")
+    assert answer["figures"].startswith(words)
+    assert answer["specs"][0]["parts"][0]["sass"][0]["bound"] is None
+    said = orient("explain", KEY, "--arch", "sm_120", "--sass").stdout
+    assert words in said
+    assert "predicted for sm_80, sm_89, sm_90a only, and need figures that sm_120 has none of" in said
+    assert printed_json("explain", KEY, "--arch", "sm_90")["figures"] == ""
+    fake(monkeypatch, "aot", export=lambda spec, device, out: tmp_path)
+    assert words in orient("build", KEY, "--arch", "sm_120", "-o", tmp_path).stdout
+    assert "no figures for" not in orient("build", KEY, "--arch", "sm_89", "-o", tmp_path).stdout
+    gpu = dataclasses.replace(arch_device("sm_120a"), name="RTX 5090")
+    monkeypatch.setattr(doctor, "cuda_devices", lambda: (gpu,))
+    assert [check.detail for check in doctor._gpus() if "no figures for sm_120a: sm_90a's" in check.detail]
+
+
+def test_sass_of_the_generic_kernel_says_why_nothing_is_predicted() -> None:
+    said = orient("explain", KEY.replace("float32", "float64"), "--arch", "sm_90a", "--sass").stdout
+    assert "the generic kernel learns its sizes when it is called, so nothing is counted per output" in said
+
+
+def test_doctor_and_arch_know_the_same_gpus() -> None:
+    """What this NVRTC compiles for is what --arch takes, and doctor prints just that."""
+    numbers = {capability(arch) for arch in archs()}
+    if nvrtc.version()[0] == 13:
+        assert {capability(arch) for arch in nvrtc.archs()} <= numbers
+    state, detail, _ = doctor._nvrtc()
+    assert state == "ok"
+    listed = detail.partition("--arch ")[2].split(", ")
+    assert listed == [arch for arch in archs() if capability(arch) in set(map(capability, nvrtc.archs()))]
+    for arch in listed:
+        assert arch_device(arch).arch == arch
+        assert capability(arch) >= (7, 5)
+
+
+def test_what_has_no_asynchronous_copies_runs_the_generic_kernel() -> None:
+    (part,) = printed_json("explain", KEY, "--arch", "sm_75")["specs"][0]["parts"]
+    assert part["template"] == "generic"
+    assert "for sm_80 and later, whose copies into shared memory may be asynchronous, got sm_75" in part["declined"]["shared_patch"]
+    with pytest.raises(Unsupported, match="got sm_75"):
+        schedules.default(ConvSpec.from_key(KEY), arch_device("sm_75"))
 
 
 def test_logs_where_and_list(user_logs: Path) -> None:
