@@ -21,6 +21,7 @@ from verdict import joined, lines, notes, report
 from tvm_orient import build, cache, logs
 from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument
+from tvm_orient.plausible import impossible
 from tvm_orient.spec import ConvSpec
 from tvm_orient.speeds import FLOORS, Row, cells, read_csv, write_csv
 from tvm_orient.tune import MARGIN
@@ -134,6 +135,8 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
     floor = result.get("floor") or _floor(spec, result["batch"], rows)
     if floor is None:
         return None, "no copy was timed in this run, by which a record says its floor"
+    if why := impossible(spec, result["batch"], 1e6 * best, 1e6 * floor):
+        return None, f"times that cannot be true: {why}"
     (choice,) = choices_of(result)
     record = logs.Record(
         spec=spec.key, template=choice.template, template_version=choice.version, decisions=dict(choice.decisions), device=device.slug,

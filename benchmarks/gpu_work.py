@@ -28,13 +28,13 @@ from gpu_jobs import choices_of
 from tvm_orient import cache, launch, measure, peers, reference
 from tvm_orient.bench import bench, provenance, sample
 from tvm_orient.build import build_key
+from tvm_orient.contest import RUNS
 from tvm_orient.device import Device, device_for
 from tvm_orient.errors import Unsupported
 from tvm_orient.lower import is_generic
 from tvm_orient.served import serve
 from tvm_orient.spec import ConvSpec
 from tvm_orient.timers import finish, on_device
-from tvm_orient.tune import FINAL_RUNS
 
 KIT = Path(__file__).resolve().parent.parent
 TARGET = "TVM_ORIENT_RUN_TARGET"  # cuda or cpu
@@ -138,7 +138,7 @@ def final(request: _Request) -> dict[str, Any]:
     if "error" in checked:
         return {"error": f"wrong: {checked['error']}"}
     found: dict[str, list[dict[str, Any]]] = {request["default_entry"]: [], request["entry"]: []}
-    for _ in range(FINAL_RUNS):
+    for _ in range(RUNS):
         for entry, times in found.items():
             times.append(measure.timed(_measured(request, entry, request["batch"]), _kept))
     base, ours = (statistics.median(one["median"] for one in times) for times in found.values())

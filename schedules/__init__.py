@@ -44,6 +44,31 @@ def candidates(spec: ConvSpec, device: Device) -> tuple[list[Template], dict[str
     return serve, declined
 
 
+def compare(
+    spec: ConvSpec, device: Device, chosen: tuple[str, Decisions] | None = None
+) -> tuple[list[tuple[Template, Decisions, Mapping[str, float]]], dict[str, str]]:
+    """The least choice of each template that serves a single-group spec as a layer of its own, least first, with its estimate; and why others decline.
+
+    Args:
+        chosen: template and decisions that stand for that template's least, such as those taken in a layer of several angles.
+
+    An estimate is in clocks of an SM for 32 outputs by resource, and empty where a template has none. Templates for another kind of device are left out.
+    """
+    serve, declined = candidates(spec, device)
+    found: dict[str, tuple[Template, Decisions, Mapping[str, float]]] = {}
+    for template in serve:
+        trials = template.worth_estimating(spec, device) or [template.default(spec, device)]
+        if chosen is not None and chosen[0] == template.name:
+            trials = [chosen[1]]
+        for trial in trials:
+            clocks = template.estimate(spec, device, trial)
+            if template.name not in found or (clocks and soft_maximum(clocks) < soft_maximum(found[template.name][2])):
+                found[template.name] = template, trial, clocks
+    near = {template.name for template in TEMPLATES if template.kind == device.kind}
+    ordered = sorted(found.values(), key=lambda one: soft_maximum(one[2]) if one[2] else 0.0)
+    return ordered, {name: why for name, why in declined.items() if name in near}
+
+
 def find(name: str) -> Template:
     """The template of that name.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tvm_orient.banks import WARP
 from tvm_orient.batches import MOST_UNROLLED, batches
-from tvm_orient.device import Device
+from tvm_orient.device import Device, capability
 from tvm_orient.estimate import soft_maximum
 from tvm_orient.form import Form
 from tvm_orient.gather import gather
@@ -20,6 +20,7 @@ Decisions = Mapping[str, int]
 _BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
 CLOSE = 1.035  # estimates that differ by less than this are equal: a second resource at 0.87 of the first makes that much
 _SMALL = 4  # values that a lane moves at once
+ASYNCHRONOUS = (8, 0)  # least compute capability with cp.async
 _NARROW = 64  # columns of a plane whose rows are never cut
 
 
@@ -57,6 +58,8 @@ class Template(ABC):
             return f"for {', '.join(self.layouts)} only"
         if spec.sums not in self.sums:
             return f"for sums in {', '.join(self.sums)}, got {spec.dtype}"
+        if device.kind == "cuda" and capability(device.arch) < ASYNCHRONOUS:
+            return f"for sm_80 and later, whose copies into shared memory may be asynchronous, got {device.arch}"
         return self._declines(spec, device) if spec.taps.groups == 1 else None
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:

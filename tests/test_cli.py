@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tvm_orient import doctor, logs, paths, schedules
+from tvm_orient import doctor, logs, nvrtc, paths, schedules
 from tvm_orient.cli import app
 from tvm_orient.cli.output import angle, degrees, duration, microseconds, size, speedup
-from tvm_orient.device import cpu_device
-from tvm_orient.errors import TuningFailed
+from tvm_orient.device import arch_device, archs, capability, cpu_device
+from tvm_orient.errors import EnvironmentProblem, TuningFailed, Unsupported
+from tvm_orient.journal import Journal
+from tvm_orient.lower import Choice
 from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.taps import Taps
 
@@ -327,6 +329,92 @@ def test_explain_reads_machine_code_without_a_gpu() -> None:
     assert "--sass reads CUDA kernels" in orient("explain", "--target", "cpu", *TINY, "--sass", code=2).stderr
 
 
+KEY = "conv-c8h6w5-s1-zeros-float32-nchw-k3a0"
+
+
+def test_a_spec_stands_for_the_options() -> None:
+    dw = KEY.replace("conv", "conv_dw")
+    assert keys(KEY, dw, KEY) == [KEY, dw]
+    assert f"{dw.partition('-')[0]}  8 x 6 x 5  K=3" in orient("explain", dw, "--target", "cpu").stdout
+    assert "stands alone, got --channels, --specs too" in orient("explain", KEY, "--channels", 8, "--specs", "keys.txt", code=2).stderr
+    assert "not a spec key: 'conv'" in orient("explain", "conv", code=2).stderr
+    assert "conv-c8" in orient("build", "conv-c8", code=2).stderr
+
+
+@pytest.mark.parametrize("key", [KEY.replace("h6w5", "h28w28"), "conv_dw-c8h28w28-s1-zeros-float32-nchw-k7a45"])
+def test_explain_compares_what_no_record_decides(key: str, user_logs: Path) -> None:
+    device = arch_device("sm_80")
+    ((part,),) = (answer["parts"] for answer in printed_json("explain", key, "--arch", "sm_80")["specs"])
+    serve, declined = schedules.candidates(ConvSpec.from_key(key), device)
+    assert {row["template"] for row in part["candidates"]} == {template.name for template in serve}
+    assert part["declined"] == {name: why for name, why in declined.items() if not name.startswith("cpu")}
+    (chosen,) = (row for row in part["candidates"] if row["chosen"])
+    assert (chosen["template"], chosen["decisions"]) == (part["template"], part["decisions"])
+    totals = [row["total"] for row in part["candidates"]]
+    assert totals == sorted(totals)
+    assert all(row["total"] >= max(row["clocks"].values()) for row in part["candidates"])
+    said = orient("explain", key, "--arch", "sm_80").stdout
+    assert f"* {chosen['total']:.1f} {max(chosen['clocks'], key=chosen['clocks'].get)}" in said
+    assert all(name in said for name in declined if not name.startswith("cpu"))
+    assert "figures" not in said
+
+
+def test_explain_compares_on_a_cpu_and_not_where_a_record_answers(user_logs: Path) -> None:
+    logs.append(record(KEY))
+    tuned, untuned = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]
+    assert "candidates" not in tuned
+    assert [(row["template"], row["total"], row["chosen"]) for row in untuned["candidates"]] == [("cpu_rows", None, True)]
+    said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,90").stdout
+    assert "none has an estimate: the first is taken" in said
+    assert "* serves" in said
+    assert "for nhwc only" in said
+    assert "none has an estimate" in orient("explain", "conv-c8h28w28-s1-zeros-float32-nhwc-k7a45", "--arch", "sm_80").stdout
+
+
+def test_borrowed_figures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "no figures for sm_120: sm_90a's (H200 SXM) assumed"
+    answer = printed_json("explain", KEY, "--arch", "sm_120", "--sass")
+    assert answer["figures"].startswith(words)
+    assert answer["specs"][0]["parts"][0]["sass"][0]["bound"] is None
+    said = orient("explain", KEY, "--arch", "sm_120", "--sass").stdout
+    assert words in said
+    assert "predicted for sm_80, sm_89, sm_90a only, and need figures that sm_120 has none of" in said
+    assert printed_json("explain", KEY, "--arch", "sm_90")["figures"] == ""
+    fake(monkeypatch, "aot", export=lambda spec, device, out: tmp_path)
+    assert words in orient("build", KEY, "--arch", "sm_120", "-o", tmp_path).stdout
+    assert "no figures for" not in orient("build", KEY, "--arch", "sm_89", "-o", tmp_path).stdout
+    gpu = dataclasses.replace(arch_device("sm_120a"), name="RTX 5090")
+    monkeypatch.setattr(doctor, "cuda_devices", lambda: (gpu,))
+    assert [check.detail for check in doctor._gpus() if "no figures for sm_120a: sm_90a's" in check.detail]
+
+
+def test_sass_of_the_generic_kernel_says_why_nothing_is_predicted() -> None:
+    said = orient("explain", KEY.replace("float32", "float64"), "--arch", "sm_90a", "--sass").stdout
+    assert "the generic kernel learns its sizes when it is called, so nothing is counted per output" in said
+
+
+def test_doctor_and_arch_know_the_same_gpus() -> None:
+    """What this NVRTC compiles for is what --arch takes, and doctor prints just that."""
+    numbers = {capability(arch) for arch in archs()}
+    if nvrtc.version()[0] == 13:
+        assert {capability(arch) for arch in nvrtc.archs()} <= numbers
+    state, detail, _ = doctor._nvrtc()
+    assert state == "ok"
+    listed = detail.partition("--arch ")[2].split(", ")
+    assert listed == [arch for arch in archs() if capability(arch) in set(map(capability, nvrtc.archs()))]
+    for arch in listed:
+        assert arch_device(arch).arch == arch
+        assert capability(arch) >= (7, 5)
+
+
+def test_what_has_no_asynchronous_copies_runs_the_generic_kernel() -> None:
+    (part,) = printed_json("explain", KEY, "--arch", "sm_75")["specs"][0]["parts"]
+    assert part["template"] == "generic"
+    assert "for sm_80 and later, whose copies into shared memory may be asynchronous, got sm_75" in part["declined"]["shared_patch"]
+    with pytest.raises(Unsupported, match="got sm_75"):
+        schedules.default(ConvSpec.from_key(KEY), arch_device("sm_75"))
+
+
 def test_logs_where_and_list(user_logs: Path) -> None:
     assert printed_json("logs", "where") == {"user": str(user_logs), "shipped": str(paths.shipped_log_dir())}
     assert "not made yet" in orient("logs", "where").stdout
@@ -344,9 +432,30 @@ def test_logs_check_counts_what_is_wrong(tmp_path: Path) -> None:
     assert orient("logs", "check", good).stderr == ""
     assert [row["records"] for row in printed_json("logs", "check", good)] == [1]
     (_, row) = sorted(printed_json("logs", "check", good, bad, code=1), key=lambda row: -row["records"])[::-1]
-    assert row == {"file": str(bad), "records": 3, "bad": 2, "blank": 1, "foreign": 1, "old": 1, "slow": 1, "error": None}
+    assert row == {"file": str(bad), "records": 3, "bad": 2, "blank": 1, "foreign": 1, "old": 1, "slow": 1, "impossible": 0, "reasons": [], "error": None}
     assert len(printed_json("logs", "check", tmp_path, code=1)) == 2
     assert "bad lines" in orient("logs", "check", bad, code=1).stdout
+
+
+def test_logs_check_names_impossible_records(tmp_path: Path) -> None:
+    file = tmp_path / "conv.jsonl"
+    file.write_text(record(floor_us=7863.0, provenance={"batch": 8}).line + "\n" + record().line + "\n")
+    (row,) = printed_json("logs", "check", file, code=1)
+    assert (row["records"], row["impossible"]) == (2, 1)
+    said = orient("logs", "check", file, code=1).stderr
+    assert f"{file}: {record().spec}: its floor, a copy of" in said
+    assert "slower than any machine that has nothing else to do" in said
+
+
+def test_logs_check_of_the_folder_of_logs_skips_the_journals(user_logs: Path) -> None:
+    file = logs.append(record())
+    part = ConvSpec.from_key(record().spec)
+    journal = Journal(user_logs, cpu_device(), part, 8)
+    journal.add(Choice.of(*schedules.default(part, cpu_device())), 1e-3, "")
+    assert journal.path.is_relative_to(user_logs)
+    assert [row["file"] for row in printed_json("logs", "check", user_logs)] == [str(file)]
+    file.unlink()
+    assert f"got none under {user_logs}" in orient("logs", "check", user_logs, code=2).stderr
 
 
 def test_logs_check_unreadable(tmp_path: Path) -> None:
@@ -538,6 +647,7 @@ class Progress:
     default_us: float | None
     seconds: float
     seconds_left: float | None
+    waiting: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -552,45 +662,79 @@ class Outcome:
     seconds: float
     stages: dict[str, float]
     note: str
+    written: Path | None = None
+    journal: Path | None = None
+    doubt: str = ""
+
+
+class Stopped(KeyboardInterrupt):
+    """As tune.Interrupted and tune.TooBusy."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+
+class TooBusy(EnvironmentProblem):
+    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
     return [part for _, _, part in spec.parts()][:2]
 
 
-def searching(stop: str = "") -> Callable[..., list[Outcome]]:
-    """A tune that measures nothing; stop names the op at which it is interrupted or fails."""
+def searching(stop: str = "", **seen: Any) -> Callable[..., list[Outcome]]:
+    """A tune that measures nothing; stop names the op at which it is interrupted or fails, or how; seen is updated with what it was given."""
 
-    def tune(spec: ConvSpec, device: Any, *, trials: int, batch: int, seed: int, report: Callable[[Progress], None], directory: Path | None) -> list[Outcome]:
+    def tune(
+        spec: ConvSpec, device: Any, *, trials: int, batch: int, seed: int, report: Callable[[Progress], None], directory: Path | None, **how: Any
+    ) -> list[Outcome]:  # fmt: skip
+        given.update(how)
         parts = distinct_parts(spec)
+        folder = directory or paths.user_log_dir()
+        stages = {"build": 3.0, "measure": 0.5}
+        doubt = "the copy took 1 to 9 us in 5 turns" if stop == "doubt" else ""
+
+        def outcome(place: int, part: ConvSpec) -> Outcome:
+            row = None if doubt or place else record(part.key)
+            written = None if doubt else folder / device.slug / "conv.jsonl"  # where the default won that is written
+            return Outcome(part, row, 20.0, 10.0, trials, 1, 2, 3.5, stages, f"not recorded: {doubt}" if doubt else "", written, None, doubt)
+
         for place, part in enumerate(parts):
             for trial in range(trials + 1):
                 report(Progress(part, place, len(parts), trial, trials, 1, 10.0 if trial else None, 20.0, trial, None))
-                if stop == "interrupt" and (place, trial) == (1, 2):
-                    raise KeyboardInterrupt
+                if stop in ("first", "interrupt", "busy") and (place, trial) == (0 if stop == "first" else 1, 2):
+                    (folder / ".trials" / device.slug).mkdir(parents=True, exist_ok=True)
+                    done = [outcome(0, parts[0])] if stop != "first" else []
+                    raise TooBusy("other work uses 55% of the cores", done) if stop == "busy" else Stopped(done)
                 if stop == "ctrl-c" and (place, trial) == (1, 2):
                     os.kill(os.getpid(), signal.SIGINT)
         if stop == spec.op:
             raise TuningFailed(f"nothing for {spec.op} builds")
-        stages = {"build": 3.0, "measure": 0.5}
-        kept = [record(part.key) if place == 0 else None for place, part in enumerate(parts)]
-        return [Outcome(part, row, 20.0, 10.0, trials, 1, 2, 3.5, stages, "") for part, row in zip(parts, kept, strict=True)]
+        return [outcome(place, part) for place, part in enumerate(parts)]
 
+    given = seen.get("given", {})
     return tune
 
 
+def fake_tune(monkeypatch: pytest.MonkeyPatch, stop: str = "", **seen: Any) -> None:
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching(stop, **seen), Interrupted=Stopped, TooBusy=TooBusy)
+
+
 def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching())
+    fake_tune(monkeypatch)
     said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5).stdout
     assert "conv 0° (1 of 2): trial 5/5, 1 failed, best 10.0 us, 2.00x as fast as the default" in said
     assert said.count("trial ") == 4  # the first and the last of each angle
-    assert "1 of 2 recorded" in said
+    assert f"2 of 2 angles recorded in {user_logs / cpu_device().slug}: 1 tuned, 1 where the default won" in said
     assert "7.0 s in all: build 6.0 s, measure 1.0 s" in said
     assert "the default stays" in said
 
 
 def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching())
+    fake_tune(monkeypatch)
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json")
     found = json.loads(result.stdout)
     assert [(outcome["degrees"], outcome["record"] is not None) for outcome in found["outcomes"]] == [([0.0], True), ([90.0], False)] * 3
@@ -600,26 +744,64 @@ def test_tune_json_is_pure(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> 
 
 
 def test_tune_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching("interrupt"))
+    fake_tune(monkeypatch, "interrupt")
+    folder, journal = user_logs / cpu_device().slug, user_logs / ".trials" / cpu_device().slug
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1)
-    assert f"interrupted: what was found until then is kept in {user_logs / cpu_device().slug}; the same command goes on from there" in result.stderr
+    assert f"interrupted: 1 record in {folder} and the trials in {journal} are kept, and the same command goes on from there" in result.stderr
     assert "2/5" in result.stdout
-    assert printed_json("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--log-dir", user_logs / "x", code=1)["interrupted"] is True
+    found = printed_json("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--log-dir", user_logs / "x", code=1)
+    assert (found["interrupted"], found["journal"]) == (True, str(user_logs / "x" / ".trials" / cpu_device().slug))
+    assert len(found["outcomes"]) == 1
+
+
+def test_tune_interrupted_names_only_what_exists(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake_tune(monkeypatch, "first")
+    journal = user_logs / ".trials" / cpu_device().slug
+    said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1).stderr
+    assert f"interrupted: no record yet; the trials in {journal} are kept, and the same command goes on from there" in said
+    assert journal.is_dir()
+
+    def at_once(*_: Any, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=at_once, Interrupted=Stopped, TooBusy=TooBusy)
+    said = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--log-dir", user_logs / "y", code=1).stderr
+    assert "interrupted before the first trial: nothing was written" in said
+
+
+def test_tune_on_a_busy_machine_ends_with_what_was_found(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    given: dict[str, Any] = {}
+    fake_tune(monkeypatch, "busy", given=given)
+    args = ("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--wait", 7, "--restart")
+    result = orient(*args, code=1)
+    assert f"error: other work uses 55% of the cores; the trials until then are kept in {user_logs / '.trials' / cpu_device().slug}" in result.stderr
+    assert "1 of 1 angles recorded" in result.stdout
+    assert given == {"restart": True, "wait": 7.0}
+    found = json.loads(orient(*args, "--json", code=1).stdout)
+    assert (found["busy"], len(found["outcomes"])) == ("other work uses 55% of the cores", 1)
+
+
+def test_tune_says_what_it_does_not_believe(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
+    fake_tune(monkeypatch, "doubt")
+    result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1)
+    assert "0 of 2 angles recorded: nothing was written" in result.stdout
+    assert "not recorded: the copy took 1 to 9 us in 5 turns" in " ".join(result.stdout.split())
+    assert "error: 2 of 2 angles are not recorded: what was measured contradicts itself" in result.stderr
 
 
 def test_ctrl_c_waits_for_the_trial_that_is_running(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching("ctrl-c"))
+    fake_tune(monkeypatch, "ctrl-c")
     before = signal.getsignal(signal.SIGINT)
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--trials", 5, code=1)
     assert "error: stopping after this trial; Ctrl-C again stops at once" in result.stderr
-    assert "error: interrupted: what was found" in result.stderr
+    assert "error: interrupted before the first trial: nothing was written" in result.stderr  # by a tune that writes none
     assert "3/5" in result.stdout
     assert "4/5" not in result.stdout
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_tune_goes_on_after_an_op_that_fails(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:
-    fake(monkeypatch, "tune", distinct_parts=distinct_parts, tune=searching("conv_dx"))
+    fake_tune(monkeypatch, "conv_dx")
     result = orient("tune", "--target", "cpu", *TINY, "--angles", "0,90", "--op", "all", "--trials", 5, "--json", code=1)
     found = json.loads(result.stdout)
     assert len(found["outcomes"]) == 4
@@ -640,6 +822,10 @@ def test_tune_board_in_a_terminal() -> None:
         board.report(Progress(parts[0], 0, 3, 3, 4, 1, 10.0, 20.0, 3.0, 0.0))
         board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 8.0, 65.0))
     assert "45°" in out.getvalue()
+    board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 8.0, 65.0, (0.55, 110.0)))
+    printer.print(board.table())
+    assert "other work uses 55% of the cores: waiting for it to end, 1 min 50 s at most" in out.getvalue()
+    board.report(Progress(parts[1], 1, 3, 2, 4, 0, None, 2000.0, 8.0, 65.0))
     out.truncate(0)
     printer.print(board.table())
     assert "about 1 min 05 s left" in out.getvalue()
@@ -653,7 +839,10 @@ def test_tune_board_in_a_terminal() -> None:
 
 def test_tune_for_real(user_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the lock of the device: whoever else tunes here is not waited for
-    said = orient("tune", "--target", "cpu", *TINY, "--kernel-size", 5, "--angles", "45,135", "--trials", 4, "--batch", 1).stdout
+    monkeypatch.setattr("tvm_orient.timers.others_busy", lambda: 0.0)  # other tests are no reason to wait,
+    result = CliRunner(env=PLAIN).invoke(app, ["tune", "--target", "cpu", *TINY, "--kernel-size", "5", "--angles", "45,135", "--trials", "4", "--batch", "1"])
+    said = result.stdout
+    assert result.exit_code == ("not recorded" in said), result.output  # but may be one to record nothing
     assert "conv 45° (1 of 1): trial 4/4, best" in said
     assert re.search(r"45° +4 +0 +0 +[\d.]+ [mu]s +[\d.]+ [mu]s +[\d.]+x ", said), said
     assert "135° use the records of their mirror images" in said

@@ -22,10 +22,10 @@ FLOORS = {
             "spec device form figures banks habits",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless foreign cost rounding",
+            "unrolled_dw views refusal driverless foreign cost rounding plausible",
             "schedules",
             "logs lower search",
-            "tune build compiler cache shared measure workshop journal predict",
+            "tune build compiler cache shared measure workshop journal predict contest quiet",
             "checks kernels launch ops speeds compiling",
             "functional angled published_module nn aot bench plots demo doctor transforms __init__",
             "cli __main__",
@@ -55,6 +55,9 @@ SAME_FLOOR = {
     ("shared", "cache"),
     ("tune", "workshop"),
     ("tune", "journal"),
+    ("tune", "contest"),
+    ("tune", "quiet"),
+    ("contest", "measure"),
     ("workshop", "measure"),
     ("merge", "tvmkit"),
     ("rewrite", "tvmkit"),

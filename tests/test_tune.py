@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tvm_orient import build, launch, logs, reference, schedules, search, timers, tune
+from tvm_orient.contest import contest
 from tvm_orient.device import cpu_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.lower import Choice
@@ -34,11 +36,12 @@ def _search(measure, trials: int, seed: int = 0) -> None:
     search.search(knobs, lambda d: d["a"] * d["b"] <= 128, features, measure, target=target(cpu_device()), trials=trials, round_size=8, seed=seed)
 
 
-@pytest.mark.parametrize(("busy", "told"), [(0.4, True), (0.05, False), (None, False)])
-def test_a_busy_machine_is_told(busy: float | None, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(timers, "others_busy", lambda: busy)
-    tune._warn_if_busy(cpu_device())
-    assert ("other work uses 40 % of this machine" in caplog.text) == told
+@pytest.fixture(autouse=True)
+def _machine_under_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machinery is under test here, on a machine that other tests use: whatever is measured is believed (tests/test_quiet.py has the rest)."""
+    monkeypatch.setattr(timers, "others_busy", lambda: 0.0)
+    monkeypatch.setattr(tune, "contest", lambda *arguments: dataclasses.replace(contest(*arguments), doubt=""))  # type: ignore[type-var]
+    monkeypatch.setattr(tune, "noise", lambda *_: "")
 
 
 def test_search_beats_chance_and_respects_validity() -> None:

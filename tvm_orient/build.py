@@ -13,6 +13,7 @@ from .compiler import compiled
 from .device import Device
 from .errors import EnvironmentProblem, Unsupported
 from .lower import Choice, generic_choices, is_generic
+from .plausible import doubtful
 from .spec import LIMIT, ConvSpec
 
 # environment variables that change what TVM's CUDA compiler does
@@ -40,7 +41,8 @@ def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
     if template.version != record.template_version:
         return f"template {record.template} is version {template.version}, the record is for {record.template_version}"
     decisions = {name: value for name, value in record.decisions.items() if isinstance(value, int)}
-    return template.declines(part, device) or template.invalid(part, device, decisions)
+    noise = doubtful(record.spec, record.median_us, record.spread_us, record.floor_us, record.provenance)
+    return noise or template.declines(part, device) or template.invalid(part, device, decisions)
 
 
 def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:

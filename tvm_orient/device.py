@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from . import cpus, paths
 from .errors import EnvironmentProblem, InvalidArgument
 
-# opt-in shared memory per block in bytes and SMs of the usual card, by compute capability (CUDA programming guide)
-_ARCHS = {
-    "sm_80": (166912, 108), "sm_86": (101376, 84), "sm_87": (166912, 16), "sm_89": (101376, 128), "sm_90": (232448, 132), "sm_90a": (232448, 132),
-    "sm_100": (232448, 148), "sm_100a": (232448, 148), "sm_103a": (232448, 148), "sm_120": (101376, 170), "sm_120a": (101376, 170),
+# opt-in shared memory per block in bytes (CUDA programming guide, and CUDA 13's arch_traits.h), and SMs of the usual card: T4, A100, RTX A6000,
+# AGX Orin, RTX 4090, H100 SXM, B200, B300, Jetson Thor, RTX 5090, GB10. Of 8.8 no card is known: as 8.7
+_CAPABILITIES = {
+    "75": (65536, 40), "80": (166912, 108), "86": (101376, 84), "87": (166912, 16), "88": (101376, 16), "89": (101376, 128), "90": (232448, 132),
+    "100": (232448, 148), "103": (232448, 148), "110": (232448, 20), "120": (101376, 170), "121": (101376, 48),
 }  # fmt: skip
+_SPECIFIC = 90  # from here on an arch has a twin whose code runs on no other, such as sm_90a, which the driver's GPUs are called by
+_ARCHS = {f"sm_{number}{a}": facts for number, facts in _CAPABILITIES.items() for a in (("", "a") if int(number) >= _SPECIFIC else ("",))}
 _NAME, _SMS, _OPTIN, _MAJOR, _MINOR = 0, 16, 97, 75, 76  # CUdevice_attribute numbers (cuda.h)
 
 
@@ -122,6 +125,17 @@ def cuda_devices() -> tuple[Device, ...]:
         arch = f"sm_{major}{attribute(_MINOR, handle)}" + ("a" if major >= 9 else "")
         found.append(Device("cuda", name, slugify(name), arch, attribute(_SMS, handle), attribute(_OPTIN, handle), 16, index))
     return tuple(found)
+
+
+def archs() -> tuple[str, ...]:
+    """Every arch that kernels can be generated for, as `arch_device` takes them, ascending."""
+    return tuple(_ARCHS)
+
+
+def capability(arch: str) -> tuple[int, int]:
+    """(major, minor) of a GPU's arch: (9, 0) of sm_90a."""
+    digits = arch.removeprefix("sm_").rstrip("af")
+    return int(digits[:-1]), int(digits[-1])
 
 
 def arch_device(arch: str) -> Device:

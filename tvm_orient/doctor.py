@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import cache, logs, nvrtc, paths, pool, sass, tvmkit
-from .device import Device, cpu_device, cuda_devices, own_cpu
+from . import cache, figures, logs, nvrtc, paths, pool, sass, tvmkit
+from .device import Device, archs, cpu_device, cuda_devices, own_cpu
 from .errors import EnvironmentProblem, LogFileError, OrientError
 from .spec import ConvSpec
 from .taps import Taps
@@ -220,10 +220,13 @@ def _cpu() -> Finding:
 
 
 def _gpus() -> list[Check]:
-    return [
-        Check("devices", "GPU", "ok", f"{gpu.name}, {gpu.arch}, {gpu.units} SMs, {gpu.shared_memory // 1024} KiB of shared memory a block, index {gpu.index}")
-        for gpu in cuda_devices()
-    ] or [Check("devices", "GPU", "missing", "none that the driver shows", "`tvm-orient build --arch sm_90a` generates kernels for one elsewhere")]
+    none = Check("devices", "GPU", "missing", "none that the driver shows", "`tvm-orient build --arch sm_90a` generates kernels for one elsewhere")
+    return [Check("devices", "GPU", "ok", _gpu(gpu)) for gpu in cuda_devices()] or [none]
+
+
+def _gpu(gpu: Device) -> str:
+    said = f"{gpu.name}, {gpu.arch}, {gpu.units} SMs, {gpu.shared_memory // 1024} KiB of shared memory a block, index {gpu.index}"
+    return f"{said}; {note}" if (note := figures.borrowed(gpu.arch)) else said
 
 
 def _torch_cuda() -> Finding:
@@ -267,7 +270,7 @@ def _nvrtc() -> Finding:
         nvrtc.compile_cubin(_PROBE, "sm_90a")
     except OrientError as problem:
         return "missing", f"version {number}, but a kernel does not compile: {_first_line(problem)}", remedy
-    return "ok", f"{number}, for {nvrtc.archs()[0]} to {nvrtc.archs()[-1]}", ""
+    return "ok", f"{number}, for --arch {', '.join(arch for arch in archs() if arch.rstrip('a') in nvrtc.archs())}", ""
 
 
 def _nvdisasm() -> Finding:

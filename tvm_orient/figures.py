@@ -42,6 +42,7 @@ FIGURES = {
     "sm_89": Figures("RTX 4090", 1.008e12, 128, 2.52e9, 5120 / 128, 128, 100 * 1024, 48, 24, 600),
     "sm_90a": Figures("H200 SXM", 4.8e12, 132, 1.98e9, 5120 / 132, 128, 228 * 1024, 64, 32, 600),
 }
+ASSUMED = "sm_90a"  # for an arch that has none
 BATCH = 64  # images of a prediction: weights and code are read once for all of them
 REGISTERS, REGISTER_UNIT, SHARED_UNIT, RESERVED = 65536, 256, 128, 1024  # of an SM; allocated by warp; by block; kept by the driver
 
@@ -64,8 +65,13 @@ def figures(arch: str) -> Figures:
 
 
 def nearest(arch: str) -> Figures:
-    """Of the GPU that stands for an arch; of an H200 where none does."""
-    return figures(arch if has_figures(arch) else "sm_90a")
+    """Of the GPU that stands for an arch; borrowed from another where none does, see `borrowed`."""
+    return figures(arch if has_figures(arch) else ASSUMED)
+
+
+def borrowed(arch: str) -> str:
+    """That the figures of a GPU's arch are those of another, in words; empty where it has its own."""
+    return "" if has_figures(arch) else f"no figures for {arch}: {ASSUMED}'s ({FIGURES[ASSUMED].name}) assumed, so untuned choices may be far from the best"
 
 
 def resident_blocks(figures: Figures, threads: int, registers: int, shared: int) -> int:

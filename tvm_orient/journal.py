@@ -12,13 +12,20 @@ from .errors import TuningFailed
 from .lower import Choice
 from .spec import ConvSpec
 
+FOLDER = ".trials"  # in the folder of logs
+
+
+def journals(directory: Path, device: Device) -> Path:
+    """The folder of a device's journals, beside its logs in directory."""
+    return directory / FOLDER / device.slug
+
 
 class Journal:
     """Trials of one problem on one device at one batch size, append-only; what makes a second run resume."""
 
     def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
         name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
-        self.path = directory / ".trials" / device.slug / f"{part.op}-{name}.jsonl"
+        self.path = journals(directory, device) / f"{part.op}-{name}.jsonl"
 
     def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
         """(template, version, decisions, seconds or None) of every readable trial, each choice once."""
@@ -30,6 +37,17 @@ class Journal:
                 name, version, decisions = json.loads(entry["choice"])
                 found[entry["choice"]] = (name, int(version), {k: int(v) for k, v in decisions.items()}, entry["seconds"])
         return list(found.values())
+
+    def forget(self) -> None:
+        """Remove the trials of this problem at this batch size, and no others.
+
+        Raises:
+            TuningFailed: the file cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise TuningFailed(f"the journal of trials {self.path} cannot be removed ({problem}): remove it by hand, or tune in another --log-dir") from problem
 
     def add(self, choice: Choice, seconds: float | None, error: str) -> None:
         """Append one trial."""

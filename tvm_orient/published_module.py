@@ -109,7 +109,7 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         taps = self.taps if torch.compiler.is_compiling() else self._now()
         stride = (self.stride[0], self.stride[1])
         if self.residual:
-            return with_residual(x, self.weight.flatten(1), taps, self.bias, stride, self.padding_mode, self.kernel_size[1] // 2)
+            return with_residual(x, self.weight.flatten(1), taps.key, self.bias, stride, self.padding_mode, self.kernel_size[1] // 2)
         return tap_conv2d(x, self.weight, taps, self.bias, stride=stride, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import os
 import signal
 import subprocess
 import threading
@@ -68,7 +69,7 @@ def keep_freed_memory() -> None:
 
 
 def others_busy(seconds: float = 0.3) -> float | None:
-    """Part of all cores that is in use while this process sleeps, 0 to 1; None where the system does not say."""
+    """Part of the cores that this process may use which is in use while it sleeps, 0 to 1; None where the system does not say."""
     before = _cpu_ticks()
     time.sleep(seconds)
     after = _cpu_ticks()
@@ -78,10 +79,13 @@ def others_busy(seconds: float = 0.3) -> float | None:
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
-    """(all, idle) since the machine started."""
+    """(all, idle) since the machine started, of the cores that this process may use."""
     try:
-        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    except (OSError, ValueError, IndexError):
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
+        usable = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        own = [line for line in lines if line[0] in usable] or lines[:1]  # where single cores are not listed, all of them
+        ticks = [sum(int(line[field]) for line in own) for field in range(1, 9)]
+    except (OSError, ValueError, IndexError, AttributeError):
         return None
     return sum(ticks), ticks[3] + ticks[4]
 

@@ -1,32 +1,30 @@
 """Tune: find the best decisions for each angle of a spec on this device, verify them, and record them.
 
-A layer is tuned angle by angle, and of two mirrored angles (a and 180 - a) one: records then serve every layer that has the
-angle. Every trial is kept in a journal beside the logs, so that a run that was stopped goes on where it was.
+A layer is tuned angle by angle, and of two mirrored angles (a and 180 - a) one: records then serve every layer that has the angle. Every trial is
+kept in a journal beside the logs, so that a run that was stopped goes on where it was. What is recorded is measured on a quiet machine, in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import math
-import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from . import logs, paths, schedules
+from .contest import Result, contest, noise
 from .device import Device
-from .errors import BuildFailed, InvalidArgument, TuningFailed
+from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, TuningFailed
 from .journal import Journal
 from .lower import Choice
+from .quiet import Busy, Patience, alone
 from .schedules.base import Template
 from .spec import ConvSpec
 from .taps import Taps
@@ -34,8 +32,8 @@ from .workshop import Workshop, Workspace
 
 MARGIN = 0.02  # a tuned choice must beat the default by this share in the same run
 _ROUND = 8  # candidates between two fits of the cost model
-_BUSY = 0.15  # share of the cores that others may use before what a CPU measures is noise
-FINAL_RUNS = 5  # of the default and the winner, in turn
+WAIT_S = 120.0  # seconds that a run waits for other work to end, in all
+_SITTINGS = 3  # times that a comparison which contradicts itself is made
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Progress:
     default_us: float | None  #: of the untuned choice
     seconds: float  #: since this angle began
     seconds_left: float | None  #: until the whole run ends, estimated
+    waiting: tuple[float, float] | None = None  #: (share of the cores that other work uses, seconds to wait at most) while that is waited for
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Outcome:
     """What one angle's tuning found."""
 
     part: ConvSpec  #: the angle
-    record: logs.Record | None  #: None where the default won (the logs then say so)
+    record: logs.Record | None  #: None where the default won (the logs then say so) or where the times were noise
     default_us: float | None  #: of the untuned choice
     best_us: float | None  #: of the fastest candidate
     trials: int  #: done
@@ -68,6 +67,9 @@ class Outcome:
     seconds: float  #: spent on this angle
     stages: dict[str, float]  #: seconds spent on build, measure, verify, search
     note: str  #: why there is no record, for people
+    written: Path | None = None  #: the log that a line was added to: the record, or that the default won
+    journal: Path | None = None  #: of the trials
+    doubt: str = ""  #: why the times could not be believed, so that nothing was written; empty where they could
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,6 +77,14 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, outcomes: list[Outcome]) -> None:
         super().__init__()
+        self.outcomes = outcomes
+
+
+class TooBusy(EnvironmentProblem):
+    """Other work outlasted the wait for it; outcomes: of the angles until then."""
+
+    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
+        super().__init__(message)
         self.outcomes = outcomes
 
 
@@ -94,7 +104,7 @@ def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
 
 def tune(
     spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None,
-    shop: Workshop | None = None,
+    shop: Workshop | None = None, restart: bool = False, wait: float = WAIT_S,
 ) -> list[Outcome]:  # fmt: skip
     """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
 
@@ -104,9 +114,12 @@ def tune(
         report: told after each trial.
         directory: of the logs (default: the user's).
         shop: its processes are used and kept; None: one is made for this call, which compiles in this process.
+        restart: forget what the journals hold of these angles at this batch, and measure all anew; records stay.
+        wait: seconds to wait in all for other work on a CPU to end, >= 0.
 
     Raises:
-        InvalidArgument: trials or batch < 1.
+        InvalidArgument: trials or batch < 1, or wait < 0.
+        TooBusy: other work goes on after that wait; what was recorded before is kept.
         Unsupported: no template serves the spec.
         TuningFailed: not even the default runs.
         Interrupted: Ctrl-C, once what the current angle has found is recorded.
@@ -114,45 +127,28 @@ def tune(
     for name, value in (("trials", trials), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+    if not wait >= 0:
+        raise InvalidArgument(f"wait must be seconds >= 0, got {wait!r}")
     parts = distinct_parts(spec)
     for part in parts:
         schedules.default(part, device)  # refuses before any work
-    outcomes = []
+    outcomes: list[Outcome] = []
+    patience = Patience(device, wait)
     with contextlib.ExitStack() as stack:
         shop = shop or stack.enter_context(Workshop(device))
-        stack.enter_context(_device_lock(device))
-        _warn_if_busy(device)
+        stack.enter_context(alone(device))
         for position, part in enumerate(parts):
             shop.clear()
-            run = _Run(part, device, shop, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
-            outcomes.append(run.tune())
+            run = _Run(part, device, shop, patience, trials, batch, seed, directory or paths.user_log_dir(), report, position, len(parts))
+            try:
+                outcomes.append(run.tune(restart))
+            except Busy as problem:  # before its first trial
+                raise TooBusy(str(problem), outcomes) from problem
+            if run.busy:
+                raise TooBusy(run.busy, outcomes)
             if run.interrupted:
                 raise Interrupted(outcomes)
     return outcomes
-
-
-def _warn_if_busy(device: Device) -> None:
-    from .timers import others_busy
-
-    busy = others_busy() if device.kind == "cpu" else None
-    if busy is not None and busy > _BUSY:
-        _log.warning("other work uses %.0f %% of this machine: what is measured now is noise; stop it, or tune later", 100 * busy)
-
-
-@contextlib.contextmanager
-def _device_lock(device: Device) -> Any:
-    """One tuner a device at a time: two would measure each other."""
-    path = Path(tempfile.gettempdir()) / f"tvm_orient-{os.getuid()}-{device.slug}-{device.index}.lock"
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        _log.warning("another process is tuning on %s (it holds %s): waiting for it", device.slug, path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass
@@ -160,6 +156,7 @@ class _Run:
     part: ConvSpec
     device: Device
     shop: Workshop
+    patience: Patience
     trials: int
     batch: int
     seed: int
@@ -172,12 +169,16 @@ class _Run:
     resumed: int = 0
     default_seconds: float | None = None
     interrupted: bool = False
+    busy: str = ""  # that other work outlasted the wait, once trials had begun
 
-    def tune(self) -> Outcome:
+    def tune(self, restart: bool) -> Outcome:
         self.start = time.perf_counter()
         templates, _ = schedules.candidates(self.part, self.device)
         self.journal = Journal(self.directory, self.device, self.part, self.batch)
         default = Choice.of(*schedules.default(self.part, self.device))
+        self._wait()
+        if restart:
+            self.journal.forget()
         try:
             self._resume(templates)
             self.default_seconds = self._trial(default)
@@ -185,7 +186,17 @@ class _Run:
                 self._search(template, (self.trials - len(self.done)) // (len(templates) - i))
         except KeyboardInterrupt:
             self.interrupted = True
+        except Busy as problem:
+            self.busy = str(problem)
         return self._conclude(default)
+
+    def _wait(self) -> None:
+        """Waits for a quiet machine.
+
+        Raises:
+            Busy: there was none in time.
+        """
+        self.patience.wait(None if self.report is None else lambda share, left: self._tell((share, left)))
 
     def _resume(self, templates: Sequence[Template]) -> None:
         """Take over the trials of earlier runs that are still valid."""
@@ -220,12 +231,20 @@ class _Run:
             new = [choice for decisions in proposed if (choice := Choice.of(template, decisions)) not in known]
             with self._stage("build"):
                 self.shop.prepare(self.part, new[: max(0, enough - len(self.done))])
+            try:
+                self._wait()
+            except Busy as problem:
+                busy.append(problem)
+                raise search.Stopped from problem
 
+        busy: list[Busy] = []
         knobs, size = template.knobs(self.part, self.device), max(_ROUND, min(2 * _ROUND, self.shop.jobs))  # a round keeps every builder busy
         how: dict[str, Any] = {"target": target(self.device), "trials": enough + size, "round_size": size, "seed": self.seed, "ahead": ahead}
         try:
             search.search(knobs, valid, features, measure, **how)
         except search.Stopped as stopped:
+            if busy:
+                raise busy[0] from stopped
             if len(self.done) < enough:
                 raise KeyboardInterrupt from stopped
 
@@ -261,7 +280,7 @@ class _Run:
         finally:
             self.stages[name] += time.perf_counter() - start
 
-    def _tell(self) -> None:
+    def _tell(self, waiting: tuple[float, float] | None = None) -> None:
         if self.report is None:
             return
         seconds, measured = time.perf_counter() - self.start, len(self.done) - self.resumed
@@ -270,85 +289,90 @@ class _Run:
         best = min((s for _, s in self.done if s is not None), default=None)
         failed = sum(s is None for _, s in self.done)
         where = (self.position, self.parts, len(self.done), self.trials, failed)
-        self.report(Progress(self.part, *where, _us(best), _us(self.default_seconds), seconds, max(0.0, left) if measured else None))
+        self.report(Progress(self.part, *where, _us(best), _us(self.default_seconds), seconds, max(0.0, left) if measured else None, waiting))
 
     def _conclude(self, default: Choice) -> Outcome:
-        """Verify the best, measure it against the default in turn, and record it where it wins by the margin."""
+        """Verify the best, compare it with the default in turn, and record what won; nothing where the times are noise."""
         ranked = sorted(((s, c) for c, s in self.done if s is not None), key=lambda pair: pair[0])
-        note, record, best, base = "", None, None, self.default_seconds
         failures = sum(s is None for _, s in self.done)
-        if not ranked and not self.interrupted:
+        if not ranked and not self.interrupted and not self.busy:
             raise TuningFailed(
                 f"no candidate for {self.part} builds and runs on {self.device.slug}, not even the default: "
                 f"run `tvm-orient doctor`; the journal {self.journal.path} says why"
             )
-        for _, choice in ranked[:3]:
-            if choice == default:
-                note = "the default is the best found"
-                break
+        kept: logs.Record | None = None
+        result: Result | None = None
+        note = ""
+        for seconds, choice in [] if self.busy else ranked[:3]:
             try:
-                record, best, base, note = self._final(choice, default)
+                kept, result, note = self._final(choice, default, seconds)
             except BuildFailed as problem:
                 note = str(problem)
                 continue
+            except Busy as problem:
+                self.busy = str(problem)
+                break
             if not note.startswith("wrong"):
                 break
-        kept = record
-        if record is None and not self.interrupted and not note.startswith("wrong"):
-            kept = self._default_record(default)
-        if kept is not None:
-            logs.append(kept, self.directory)
+        doubt = self.busy or (result.doubt if result else "")
+        written = None if kept is None else logs.append(kept, self.directory)
+        best, base = (result.best, result.base) if result else (ranked[0][0] if ranked else None, self.default_seconds)
         total = time.perf_counter() - self.start
         stages = {**self.stages, "search": total - sum(self.stages.values())}
-        fastest = best if best is not None else ranked[0][0] if ranked else None
-        return Outcome(self.part, record, _us(base), _us(fastest), len(self.done), failures, self.resumed, total, stages, note)
+        record, note = (None if note else kept), (f"not recorded: {doubt}" if doubt else note)
+        numbers = (len(self.done), failures, self.resumed, total, stages)
+        return Outcome(self.part, record, _us(base), _us(best), *numbers, note, written, self.journal.path, doubt)
 
-    def _default_record(self, default: Choice) -> logs.Record | None:
-        """That the default won here: without it a record of the nearest shape would answer. None where it does not build, run or pass."""
-        try:
-            kernel, workspace = self._built(default)
-        except BuildFailed:
-            return None
-        with self._stage("verify"):
-            error, _ = self.shop.worker.verify(self.part, kernel, workspace)
-        with self._stage("measure"):
-            timing = self.shop.worker.time(self.part, self.batch, kernel, workspace)
-            floor = self.shop.worker.copy_seconds(self.part.bytes_moved(self.batch))
-        if error is None or timing.median is None:
-            return None
-        return self._record(default, timing.median, timing.spread, timing.median, floor, error)
+    def _final(self, choice: Choice, default: Choice, searched: float) -> tuple[logs.Record | None, Result | None, str]:
+        """(record, comparison, why the winner is not in the record) of a choice that took so many seconds in the search.
 
-    def _final(self, choice: Choice, default: Choice) -> tuple[logs.Record | None, float | None, float | None, str]:
-        kernel, workspace = self._built(choice)
+        Where the default wins the record is its own, without which that of a near shape would answer.
+
+        Raises:
+            BuildFailed, Busy: as they say.
+        """
+        kernel, base = self._built(choice), self._built(default)
         with self._stage("verify"):
-            error, wrong = self.shop.worker.verify(self.part, kernel, workspace)
+            error, wrong = self.shop.worker.verify(self.part, *kernel)
         if error is None:
-            return None, None, self.default_seconds, f"wrong: {dict(choice.decisions)}: {wrong}"
-        base_kernel, base_workspace = self._built(default)
-        ours: list[float] = []
-        theirs: list[float] = []
-        spreads: list[float] = []
-        with self._stage("measure"):
-            for _ in range(FINAL_RUNS):
-                for kept, library, space in ((theirs, base_kernel, base_workspace), (ours, kernel, workspace)):
-                    timing = self.shop.worker.time(self.part, self.batch, library, space)
-                    if timing.median is not None:
-                        kept.append(timing.median)
-                        if kept is ours:
-                            spreads.append(timing.spread)
-            floor = self.shop.worker.copy_seconds(self.part.bytes_moved(self.batch))
-        if not ours or not theirs:
-            return None, None, self.default_seconds, "the winner did not run a second time"
-        best, base = statistics.median(ours), statistics.median(theirs)
-        if best > base * (1 - MARGIN):
-            return None, best, base, f"the default is within {MARGIN:.0%} of the best found"
-        return self._record(choice, best, statistics.median(spreads), base, floor, error), best, base, ""
+            return None, None, f"wrong: {dict(choice.decisions)}: {wrong}"
+        result = self._compared(base, kernel)
+        if result is None:
+            return None, None, "the winner did not run a second time"
+        doubt = result.doubt or noise("the default", self.default_seconds, result.base) or noise("the winner", searched, result.best)
+        if doubt:
+            return None, dataclasses.replace(result, doubt=doubt), ""
+        if choice != default and result.won(MARGIN):
+            return self._record(choice, result, error), result, ""
+        note = "the default is the best found" if choice == default else f"the default is within {MARGIN:.0%} of the best found, or faster"
+        if choice != default:
+            with self._stage("verify"):
+                error, _ = self.shop.worker.verify(self.part, *base)
+        kept = None if error is None or self.interrupted else self._record(default, dataclasses.replace(result, best=result.base), error)
+        return kept, result, note
 
-    def _record(self, choice: Choice, best: float, spread: float, base: float, floor: float, error: float) -> logs.Record:
+    def _compared(self, default: tuple[Path, Workspace], winner: tuple[Path, Workspace]) -> Result | None:
+        """The comparison, made again while it contradicts itself, a few times at most; None where a kernel does not run.
+
+        Raises:
+            Busy: as `Patience.wait`.
+        """
+        result = None
+        for _ in range(1 if self.interrupted else _SITTINGS):
+            if not self.interrupted:
+                self._wait()
+            with self._stage("measure"):
+                result = contest(self.part, self.batch, self.shop.worker, default, winner)
+            if result is None or not result.doubt:
+                break
+        return result
+
+    def _record(self, choice: Choice, result: Result, error: float) -> logs.Record:
         template = schedules.find(choice.template)
+        median, spread, base, floor = (1e6 * seconds for seconds in result.times)
         return logs.Record(
             spec=self.part.key, template=template.name, template_version=template.version, decisions=dict(choice.decisions), device=self.device.slug,
-            median_us=best * 1e6, spread_us=spread * 1e6, default_us=base * 1e6, floor_us=floor * 1e6, error=error, provenance=self._provenance(),
+            median_us=median, spread_us=spread, default_us=base, floor_us=floor, error=error, provenance=self._provenance(),
         )  # fmt: skip
 
     def _provenance(self) -> dict[str, Any]:

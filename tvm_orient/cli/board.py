@@ -64,7 +64,8 @@ class Board:
         Raises:
             KeyboardInterrupt: somebody pressed Ctrl-C before.
         """
-        new, done = progress.part not in self.latest, progress.trial >= progress.trials
+        new = progress.part not in self.latest or (progress.waiting is None) != (self.current is None or self.current.waiting is None)
+        done = progress.trial >= progress.trials and progress.waiting is None
         self.latest[progress.part] = self.current = progress
         if self.live is None and (new or done or time.monotonic() - self.said > _QUIET):
             self.said = time.monotonic()
@@ -94,13 +95,22 @@ class Board:
                 duration(seen.seconds),
             )
         left = None if self.current is None else self.current.seconds_left
-        if self.stopping or left is not None:
-            rows.caption = Text(_STOPPING) if self.stopping else Text(f"about {duration(left)} left", style="dim")
+        waiting = None if self.current is None else self.current.waiting
+        if self.stopping or waiting or left is not None:
+            rows.caption = Text(
+                _STOPPING if self.stopping else _waits(*waiting) if waiting else f"about {duration(left)} left", style="" if self.stopping else "dim"
+            )
             rows.caption_justify = "right"
         return rows
 
 
+def _waits(share: float, left: float) -> str:
+    return f"other work uses {share:.0%} of the cores: waiting for it to end, {duration(left)} at most"
+
+
 def _line(seen: Progress) -> str:
+    if seen.waiting:
+        return f"{seen.part.op} {angle(seen.part.taps)} ({seen.position + 1} of {seen.parts}): {_waits(*seen.waiting)}"
     failed = f", {seen.failed} failed" if seen.failed else ""
     found = "" if seen.best_us is None else f", best {microseconds(seen.best_us)}"
     gain = f", {speedup(seen.default_us, seen.best_us)} as fast as the default" if seen.best_us and seen.default_us else ""

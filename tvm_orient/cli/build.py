@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..device import Device
 from ..errors import OrientError
+from ..figures import borrowed
 from ..spec import ConvSpec
 from .base import app, complain, examples
 from .output import Json, console, duration, print_json, size, table
@@ -37,10 +38,13 @@ def build(
         else:
             rows.append(_one(spec, device, out))
     failed = [row for row in rows if row["error"]]
+    note = borrowed(device.arch) if device.kind == "cuda" else ""
     if as_json:
-        print_json({"device": device.slug, "arch": device.arch, "kernels": rows})
+        print_json({"device": device.slug, "arch": device.arch, "figures": note, "kernels": rows})
     else:
         _print(rows)
+        if note:
+            console().print(f"\n{note}", style="yellow", soft_wrap=True)
     for row in failed:
         complain(f"{row['spec']}: {row['error']}")
     if failed:

@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..figures import borrowed
 from ..paths import LOOKUP_MODES
 from ..spec import ConvSpec
-from . import machine_code
+from . import candidates, machine_code
 from .base import app, examples
 from .output import Json, angle, console, degrees, layer, microseconds, print_json, speedup, table
 from .problem import Arch, Target, chosen_device, takes_problem
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from ..build import Explained
 
 
-@app.command(epilog=examples("explain --channels 512 --height 56 --width 56 --kernel-size 31", "explain --specs keys.txt --arch sm_90a --sass"))
+@app.command(
+    epilog=examples(
+        "explain --channels 512 --height 56 --width 56 --kernel-size 31", "explain conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5 --arch sm_90a --sass"
+    )
+)
 @takes_problem
 def explain(
     specs: list[ConvSpec],
@@ -30,30 +35,41 @@ def explain(
     sass: Annotated[bool, typer.Option("--sass", help="Compile each angle for the GPU, count what its code does, and predict a bound; needs no GPU.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not."""
+    """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not.
+
+    Where no record answered: what each template is estimated to take, and why others decline.
+    """
     from ..build import explain as explained
 
     device = chosen_device(target, arch)
     answers = [(spec, explained(spec, device, mode)) for spec in specs]
+    choices = [candidates.compared(parts, device) for _, parts in answers]
+    note = borrowed(device.arch) if device.kind == "cuda" else ""
     code = [machine_code.read(parts, device) if sass else [] for _, parts in answers]
     if as_json:
-        plain = [{"spec": spec.key, "parts": _plain(spec, parts, facts)} for (spec, parts), facts in zip(answers, code, strict=True)]
-        print_json({"device": dataclasses.asdict(device), "specs": plain})
+        whole = zip(answers, choices, code, strict=True)
+        plain = [{"spec": spec.key, "parts": _plain(spec, parts, compared, facts)} for (spec, parts), compared, facts in whole]
+        print_json({"device": dataclasses.asdict(device), "figures": note, "specs": plain})
         return
     printer = console()
-    for number, ((spec, parts), facts) in enumerate(zip(answers, code, strict=True)):
+    for number, ((spec, parts), compared, facts) in enumerate(zip(answers, choices, code, strict=True)):
         if number:
             printer.print()
         _print(printer, spec, parts, device.slug)
+        candidates.show(printer, parts, compared)
+        if note:
+            printer.print(f"\n{note}", style="yellow", soft_wrap=True)
         if sass:
             printer.print("\nmachine code, executed per output", style="bold")
             printer.print(machine_code.shown(parts, facts))
             if (clocks := machine_code.predicted(parts, facts)) is not None:
                 printer.print("\nclocks of an SM for 32 outputs, predicted: no resource can do it in less", style="bold")
                 printer.print(clocks)
+            if absent := machine_code.absent(parts, device):
+                printer.print(absent, style="dim", soft_wrap=True)
 
 
-def _plain(spec: ConvSpec, parts: list[Explained], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any] | None], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "spec": part.part.key,
@@ -66,8 +82,9 @@ def _plain(spec: ConvSpec, parts: list[Explained], facts: list[list[dict[str, An
             "record": None if part.record is None else part.record.model_dump(by_alias=True),
             "source": None if part.source is None else str(part.source),
             "tried": [{"step": step, "why_not": why} for step, why in part.tried],
+            **(choices or {}),
         }
-        for (first, stop, _), part in zip(spec.parts(), parts, strict=True)
+        for (first, stop, _), part, choices in zip(spec.parts(), parts, compared, strict=True)
     ]
     for row, kernels in zip(rows, facts, strict=False):  # empty without --sass
         row["sass"] = kernels

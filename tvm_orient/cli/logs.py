@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .. import paths
 from ..errors import InvalidArgument, LogFileError
+from ..plausible import doubtful
 from .base import app, complain, examples
 from .output import Json, console, plain_file, print_json, size, table
 
@@ -61,7 +62,10 @@ def list_files(as_json: Json = False) -> None:
 
 @logs_app.command(epilog=examples("logs check tuning_logs/nvidia-h200/conv.jsonl", "logs check tuning_logs --json"))
 def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Log files, or folders of them.")], as_json: Json = False) -> None:
-    """Read every line; exit 1 where one is bad, blank, of another schema, of an older template, or slower than the default."""
+    """Read every line; exit 1 where one is bad, blank, of another schema, of an older template, slower than the default, or impossible.
+
+    Impossible are times that contradict themselves, such as a kernel faster than a copy: the machine was busy. Such a record never answers.
+    """
     rows = [_summary(path) for path in _expanded(files)]
     wrong = [row for row in rows if row["error"] or any(row[name] for name in _FLAWS)]
     if as_json:
@@ -71,11 +75,13 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="L
     for row in rows:
         if row["error"]:
             complain(row["error"])
+        for reason in row["reasons"]:
+            complain(f"{row['file']}: {reason}")
     if wrong:
         raise typer.Exit(1)
 
 
-_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "slower"}
+_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "slower", "impossible": "impossible"}
 
 
 def _expanded(files: list[Path]) -> list[Path]:
@@ -86,7 +92,9 @@ def _expanded(files: list[Path]) -> list[Path]:
     """
     found = []
     for path in files:
-        inside = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():  # hidden folders hold the journals of tuning, which are no logs
+            inside = sorted(file for file in path.rglob("*.jsonl") if not any(name.startswith(".") for name in file.relative_to(path).parts))
         if not inside:
             raise InvalidArgument(f"a folder of tuning logs holds .jsonl files, got none under {path}")
         found += inside
@@ -103,7 +111,13 @@ def _summary(path: Path) -> dict[str, Any]:
         log, error = logs.LogFile(path), str(problem)
     slow = sum(record.median_us > record.default_us for record in log.records)
     counts = {"records": len(log.records), "bad": log.bad, "blank": log.blank, "foreign": log.foreign, "old": _old(log.records), "slow": slow}
-    return {"file": str(path), **counts, "error": error}
+    why = [f"{record.spec}: {reason}" for record in log.records if (reason := _doubt(record)) is not None]
+    return {"file": str(path), **counts, "impossible": len(why), "reasons": why, "error": error}
+
+
+def _doubt(record: Record) -> str | None:
+    """Why the times of a record cannot be believed."""
+    return doubtful(record.spec, record.median_us, record.spread_us, record.floor_us, record.provenance)
 
 
 def _old(records: Iterable[Record]) -> int:

@@ -48,6 +48,18 @@ def _fact(kernel: Any, one: Any) -> dict[str, Any]:
     }
 
 
+def absent(parts: list[Explained], device: Device) -> str:
+    """Why some of these kernels have no prediction; empty where all have one."""
+    from ..figures import FIGURES, has_figures
+    from ..lower import is_generic
+
+    if not has_figures(device.arch):
+        return f"\n-: counts per output and clocks are predicted for {', '.join(FIGURES)} only, and need figures that {device.arch} has none of"
+    if is_generic([part.choice for part in parts]):
+        return "\n-: the generic kernel learns its sizes when it is called, so nothing is counted per output"
+    return ""
+
+
 def shown(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table:
     """One row per kernel: resources and occupancy, then counts per output."""
     numbers = ("registers", "spills", "shared", "occupancy", *_COUNTS.values())

@@ -44,6 +44,7 @@ Arch = Annotated[str | None, typer.Option(metavar="ARCH", help="A GPU that need 
 
 
 def problem_specs(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Spec keys, instead of the options.", show_default=False)] = None,
     op: Annotated[str | None, _option("|".join((*OPS, "all")), "Forward, or a gradient; all is the three.", "conv")] = None,
     channels: Annotated[int | None, _count("Channels of x.")] = None,
     height: Annotated[int | None, _count("Rows of x.")] = None,
@@ -61,16 +62,21 @@ def problem_specs(
     """The specs that the options mean, each once.
 
     Raises:
-        InvalidArgument: an option is missing, at odds with --specs, or breaks a rule of the operator.
+        InvalidArgument: an option is missing, at odds with a key or --specs, or breaks a rule of the operator.
     """
-    given = {name: value for name, value in locals().items() if value is not None and name != "specs"}
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("specs", "keys")}
+    if keys:
+        beside = [*map(_flag, given), *(["--specs"] if specs is not None else [])]
+        if beside:
+            raise InvalidArgument(f"a spec key gives the whole problem, so it stands alone, got {', '.join(beside)} too: drop one or the other")
+        return list(dict.fromkeys(map(ConvSpec.from_key, keys)))
     if specs is not None:
         if given:
             raise InvalidArgument(f"--specs gives whole problems, so it stands alone, got {', '.join(map(_flag, given))} too: drop one or the other")
         return read_specs(specs)
     absent = [_flag(name) for name in ("channels", "height", "width", "kernel_size") if name not in given]
     if channels is None or height is None or width is None or kernel_size is None:
-        raise InvalidArgument(f"a problem needs --channels, --height, --width and --kernel-size, or --specs FILE, got no {', '.join(absent)}")
+        raise InvalidArgument(f"a problem needs --channels, --height, --width and --kernel-size, a spec key, or --specs FILE, got no {', '.join(absent)}")
     taps = line_taps(angles, kernel_size, dilation)
     if taps.groups > channels:
         raise InvalidArgument(f"every angle needs a channel, got {taps.groups} angles for {channels} channels: give fewer with --angles")

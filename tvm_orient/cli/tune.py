@@ -31,32 +31,45 @@ def tune(
     target: Target = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the search.")] = 0,
     log_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to record in.", show_default="that of `tvm-orient logs where`")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget the trials of these problems in the journal, and measure all anew.")] = False,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long other work on this machine is waited for, for each op.")] = 120,
     as_json: Json = False,
 ) -> None:
-    """Search the schedules of each angle, verify the winners and record them. Ctrl-C keeps what was found; a second run goes on."""
+    """Search the schedules of each angle, verify the winners and record them. Ctrl-C keeps what was found; a second run goes on.
+
+    Nothing is recorded where other work made the times noise; exit 1 then. Trials are kept in a journal, .trials in the folder of logs.
+    """
     from .. import paths
+    from ..journal import journals
     from ..logs import log_path
-    from ..tune import distinct_parts
+    from ..tune import Interrupted, TooBusy, distinct_parts
     from ..tune import tune as search
 
     device = chosen_device(target)
     printer = console(err=as_json)
     outcomes: list[Outcome] = []
     failures: dict[str, str] = {}
-    interrupted = False
+    interrupted, busy = False, ""
     for spec in specs:
         printer.print(layer(spec, device.slug), style="bold")
         board = Board(distinct_parts(spec), printer)
         try:
             with board:
-                found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir)
+                found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir, restart=restart, wait=wait)
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
             failures[spec.key] = str(problem)
             complain(str(problem))
+        except TooBusy as problem:  # which goes for every op
+            busy = str(problem)
+            outcomes += problem.outcomes
+            if problem.outcomes:
+                printer.print(_table(problem.outcomes))
+            break
         except BaseException as problem:
             if not board.stopping and not isinstance(problem, KeyboardInterrupt):
                 raise
             interrupted = True
+            outcomes += problem.outcomes if isinstance(problem, Interrupted) else []
             reached = board.table()
             reached.caption = None
             printer.print(reached)
@@ -68,22 +81,41 @@ def tune(
             if mirrored := _mirrored(spec, found):
                 printer.print(f"{mirrored} use the records of their mirror images", style="dim")
         printer.print()
-    folder = log_path(paths.user_log_dir() if log_dir is None else log_dir, device.slug, specs[0].op).parent
+    directory = paths.user_log_dir() if log_dir is None else log_dir
+    folder, journal = log_path(directory, device.slug, specs[0].op).parent, journals(directory, device)
+    doubtful = sum(bool(outcome.doubt) for outcome in outcomes)
     if as_json:
         plain = [_plain(outcome) for outcome in outcomes]
-        print_json({"device": device.slug, "folder": str(folder), "interrupted": interrupted, "outcomes": plain, "failures": failures})
-    else:
+        where = {"device": device.slug, "folder": str(folder), "journal": str(journal)}
+        print_json({**where, "interrupted": interrupted, "busy": busy, "outcomes": plain, "failures": failures})
+    elif not interrupted:
         _print_end(printer, outcomes, folder)
     if interrupted:
-        complain(f"interrupted: what was found until then is kept in {folder}; the same command goes on from there")
-    if interrupted or failures:
+        complain(_interrupted(outcomes, folder, journal))
+    if busy:
+        complain(f"{busy}; the trials until then are kept in {journal}" if journal.is_dir() else busy)
+    elif doubtful:
+        complain(f"{doubtful} of {len(outcomes)} angles are not recorded: what was measured contradicts itself (see above); tune again on a quiet machine")
+    if interrupted or failures or busy or doubtful:
         raise typer.Exit(1)
+
+
+def _interrupted(outcomes: list[Outcome], folder: Path, journal: Path) -> str:
+    """Where what was found until Ctrl-C is, of the places that exist."""
+    written = sum(outcome.written is not None for outcome in outcomes)
+    kept = [f"{written} {'record' if written == 1 else 'records'} in {folder}"] if written else []
+    if journal.is_dir():
+        kept.append(f"the trials in {journal}")
+    if not kept:
+        return "interrupted before the first trial: nothing was written"
+    return f"interrupted: {'no record yet; ' if not written else ''}{' and '.join(kept)} are kept, and the same command goes on from there"
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
     record = None if outcome.record is None else outcome.record.model_dump(by_alias=True)
-    kept = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome) if field.name not in ("part", "record")}
-    return {"spec": outcome.part.key, "degrees": degrees(outcome.part.taps), **kept, "record": record}
+    kept = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome) if field.name not in ("part", "record", "written", "journal")}
+    places = {name: None if path is None else str(path) for name, path in (("written", outcome.written), ("journal", outcome.journal))}
+    return {"spec": outcome.part.key, "degrees": degrees(outcome.part.taps), **kept, "record": record, **places}
 
 
 def _table(outcomes: list[Outcome]) -> Table:
@@ -101,7 +133,7 @@ def _table(outcomes: list[Outcome]) -> Table:
             microseconds(outcome.default_us),
             speedup(outcome.default_us, outcome.best_us),
             duration(outcome.seconds),
-            Text(result, style="green" if outcome.record else "yellow"),
+            Text(result, style="green" if outcome.record else "red" if outcome.doubt else "yellow"),
         )
     return rows
 
@@ -121,5 +153,6 @@ def _print_end(printer: Console, outcomes: list[Outcome], folder: Path) -> None:
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages.items())
     if outcomes:
         printer.print(f"{duration(sum(outcome.seconds for outcome in outcomes))} in all: {spent}", soft_wrap=True)
-        kept = sum(outcome.record is not None for outcome in outcomes)
-        printer.print(f"{kept} of {len(outcomes)} recorded in {folder}", soft_wrap=True)
+        tuned, written = (sum(getattr(outcome, name) is not None for outcome in outcomes) for name in ("record", "written"))
+        which = f"{tuned} tuned, {written - tuned} where the default won" if written else "nothing was written"
+        printer.print(f"{written} of {len(outcomes)} angles recorded{f' in {folder}' if written else ''}: {which}", soft_wrap=True)
