@@ -7,6 +7,8 @@ with K=31 took 240 s, of which it foresees 240.
 
 from __future__ import annotations
 
+import math
+
 from .device import Device
 from .spec import ConvSpec
 
@@ -34,4 +36,4 @@ def offsets(spec: ConvSpec) -> int:
 def seconds(spec: ConvSpec, device: Device) -> float:
     """CPU seconds that compiling a kernel for a problem takes, about; starting a compiler takes some more, once."""
     each = _OFFSET_S[device.kind, spec.op == "conv_dw", spec.layout]
-    return _START_S[device.kind] + _GROUP_S * len(spec.parts()) + each * offsets(spec) ** _POWER
+    return _START_S[device.kind] + _GROUP_S * len(spec.parts()) + each * math.pow(offsets(spec), _POWER)
