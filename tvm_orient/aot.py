@@ -1,6 +1,6 @@
 """Ahead of time: kernels in folders that can be carried to another machine, for a CPU here or a GPU that need not be here.
 
-A CUDA kernel is made in a process of its own, which may have a stand-in for the driver (`driverless`).
+Each is made in a process of its own; that of a CUDA kernel may have a stand-in for the driver (`driverless`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from . import sass
 from .build import build_key, explain
-from .compiler import make
+from .compiler import compiled, disk_full, full, make
 from .device import Device
 from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem
@@ -52,7 +52,7 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
     except OSError as problem:
         raise EnvironmentProblem(f"{directory} cannot be written ({problem}): choose another -o DIR") from problem
     try:
-        facts = _make_cuda(spec, device, choices, folder) if device.kind == "cuda" else make(spec, device, choices, folder)
+        facts = _make_cuda(spec, device, choices, folder) if device.kind == "cuda" else compiled(spec, device, choices, folder)
         chosen = [{"template": c.template, "version": c.version, "decisions": dict(c.decisions), "step": c.step} for c in choices]
         how = {
             "spec": spec.key, "device": device.slug, "arch": device.arch, "model": device.model, "features": device.features, "choices": chosen,
@@ -83,6 +83,8 @@ def _make_cuda(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder
         facts = dict(json.loads(answer[0]))
     except ValueError:
         facts = {}
+    if (done.returncode or "error" in facts) and full(folder, f"{facts.get('error')} {done.stderr}"):
+        raise disk_full(folder)
     if done.returncode or "error" in facts or not (folder / "kernel.so").is_file():
         raise BuildFailed(f"the loadable module for {device.arch} could not be made: {facts.get('error') or done.stderr.strip()[-500:] or 'no answer'}")
     facts["kernels"] = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .errors import InvalidArgument
-from .spec import ACTIVATIONS, DTYPES, PADDING_MODES, stride_pair
+from .errors import InvalidArgument, Unsupported
+from .spec import ACTIVATIONS, DTYPES, LIMIT, PADDING_MODES, stride_pair
 from .taps import Anchor, Taps, in_radians
 
 _NAMES = {getattr(torch, name): name for name in DTYPES}
@@ -41,6 +41,16 @@ def _image(tensor: torch.Tensor, name: str) -> None:
         raise InvalidArgument(f"{name} must have shape (N, C, H, W), got {tuple(tensor.shape)}: add the missing dimensions with unsqueeze")
     if tensor.shape[1] < 1 or tensor.shape[2] < 1 or tensor.shape[3] < 1:
         raise InvalidArgument(f"{name} must have C, H, W >= 1 (N may be 0), got {tuple(tensor.shape)}")
+
+
+def countable(elements: int) -> None:
+    """The number of elements of a tensor, before anything of it is copied.
+
+    Raises:
+        Unsupported: 2**31 elements or more.
+    """
+    if elements > LIMIT:
+        raise Unsupported(f"a tensor must have at most {LIMIT} elements (kernels index with 32 bits), got {elements}: split the batch")
 
 
 def weight_matrix(weight: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ def examine() -> list[Check]:
         _check("CUDA compilers", "nvcc", _nvcc),
         _check("kernels", "CPU kernel", lambda: _kernel(cpu_device())),
         _check("kernels", "GPU kernel", _gpu_kernel),
-        _check("files", "user logs", lambda: _log_folder(paths.user_log_dir(), "nothing tuned yet")),
+        _check("files", "user logs", _user_logs),
         _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
         _check("files", "kernel cache", _cache),
     ]
@@ -314,12 +314,12 @@ def _kernel(device: Device) -> Finding:
     import torch
 
     from . import launch, lower, reference
-    from .compiler import make
+    from .compiler import compiled
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            make(_LAYER, device, lower.default_choices(_LAYER, device), Path(folder))
+            compiled(_LAYER, device, lower.default_choices(_LAYER, device), Path(folder))
             built = f"built in {time.perf_counter() - start:.1f} s"
             if device.kind == "cuda" and not torch.cuda.is_available():
                 return "missing", f"{built}, but not run: torch {torch.__version__} sees no GPU", "install a CUDA 13 build of torch to run on a GPU"
@@ -366,10 +366,22 @@ def _log_folder(folder: Path, nothing: str) -> Finding:
     return "ok", detail, ""
 
 
+def _user_logs() -> Finding:
+    try:
+        return _log_folder(paths.user_log_dir(), "nothing tuned yet")
+    except EnvironmentProblem as problem:
+        return "missing", _first_line(problem), "set TVM_ORIENT_LOG_DIR to tune"
+
+
 def _cache() -> Finding:
-    folder = paths.cache_dir()
+    try:
+        folder = paths.cache_dir()
+    except EnvironmentProblem as problem:
+        return "missing", _first_line(problem), "set TVM_ORIENT_CACHE_DIR to compile kernels"
     if not folder.exists():
         return "ok", f"empty, {folder}", ""
+    if paths.runs_no_programs(folder):
+        return "broken", f"{folder} is on a file system that is mounted noexec, so no kernel can be loaded from it", "set TVM_ORIENT_CACHE_DIR"
     try:
         entries = cache.KernelCache(folder).entries()
     except OrientError as problem:

@@ -166,6 +166,8 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
     if not torch.compiler.is_compiling():  # the operators check their operands; what dispatch would say first is less clear
         if kind not in _RUN_ON or x.device != weight.device:
             checks.conv_operands(x, weight, Taps.from_key(key))
+        if not x.is_contiguous():  # laying it out may write more than was there: an expanded tensor is a few bytes
+            checks.countable(x.numel())
         transforming = transforms.active()
         if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device):
             checks.bias_vector(bias, x)

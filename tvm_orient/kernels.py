@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 
-from . import anysize, cache, foreign, pool
+from . import anysize, cache, checks, foreign, paths, pool
 from .device import Device
-from .errors import EnvironmentProblem, Unsupported
+from .errors import EnvironmentProblem
 from .refusal import refuse
-from .spec import DTYPES, LIMIT, ConvSpec, part_shape
+from .spec import DTYPES, ConvSpec, part_shape
 from .tvmkit import check_ffi
 from .views import Images, Pair, allocator, strides_of
 
@@ -77,8 +76,7 @@ class Kernel:
             Unsupported: a tensor has 2**31 elements or more.
         """
         n = first.shape[0]
-        if n * self.each > LIMIT:
-            raise Unsupported(f"a tensor must have at most {LIMIT} elements (kernels index with 32 bits), got {n * self.each}: split the batch")
+        checks.countable(n * self.each)
         alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
         lay_first, lay_second = (not tensor.is_contiguous(memory_format=self._form(tensor)) for tensor in (first, second))
         last, dtype, sums_dtype = self.last, first.dtype, self.sums
@@ -212,19 +210,11 @@ class NotLoaded(EnvironmentProblem):
     """A kernel whose file is whole, and that this machine cannot load: it was made for another one, or programs may not be run from its folder."""
 
     def __init__(self, path: Path, problem: Exception) -> None:
-        self.forbidden = runs_no_programs(path)
+        self.forbidden = paths.runs_no_programs(path)
         said = " ".join(str(problem).split())[-300:]
         why = "its file system is mounted noexec" if self.forbidden else f"the system said: {said}"
         remedy = "set TVM_ORIENT_CACHE_DIR to a folder of this machine from which programs may be run"
         super().__init__(f"a kernel must be a library that this machine can load, and {path} is not ({why}): {remedy}")
-
-
-def runs_no_programs(path: Path) -> bool:
-    """Whether a file lies on a file system that is mounted noexec; False where that cannot be told."""
-    try:
-        return bool(os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0))
-    except OSError:
-        return False
 
 
 def _find(facts: Any, name: str) -> Any:

@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
-_UNASKED_S = 15.0  # CPU seconds that compiling may take, as `cost` foresees, where nobody asked for it
+_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `cost` foresees, where nobody asked for it
 _UNASKED_LIMIT_S = 300.0  # after so many seconds it is given up: the machine is busy, or the estimate wrong
 _WAIT_S = 20.0  # that the call which has it compiled waits for it
 _NEVER = sys.maxsize

@@ -79,6 +79,14 @@ def _if_any(folder: Callable[[], Path]) -> list[Path]:
         return []
 
 
+def runs_no_programs(path: Path) -> bool:
+    """Whether a path lies on a file system that is mounted noexec; False where that cannot be told."""
+    try:
+        return bool(os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0))
+    except OSError:
+        return False
+
+
 def shipped_log_dir() -> Path:
     """Folder of the tuning logs that came with the package (or with the checkout)."""
     return Path(str(resources.files("tvm_orient.tuning_logs")))

@@ -13,24 +13,28 @@ app.add_typer(cache_app, name="cache")
 
 @cache_app.command("list", epilog=examples("cache list", "cache list --json"))
 def list_entries(as_json: Json = False) -> None:
-    """List the compiled kernels."""
+    """List the compiled kernels: this user's, and those of caches that are only read."""
+    from .. import paths, shared
     from ..cache import KernelCache
 
-    store = KernelCache()
-    entries = store.entries()
+    folders = [KernelCache(folder).directory for folder in paths.cache_dirs()]
+    entries, others = [how for folder in folders for how in KernelCache(folder).entries()], shared.entries()
     if as_json:
-        print_json({"directory": str(store.directory), "entries": entries})
+        print_json({"directory": str(folders[0]) if folders else None, "entries": entries, "shared": others})
         return
     printer = console()
     rows = table("entry", "kernel", "arch", "size", "made", right=("size",), fold=("kernel",))
-    for how in entries:
+    for how in (*entries, *(how for found in others.values() for how in found)):
         key, made = how.get("key", {}), str(how.get("made"))[:16].replace("T", " ")
         rows.add_row(str(how.get("name")), str(key.get("spec")), str(key.get("arch")), size(int(how.get("size", 0))), made)
-    if entries:
+    if rows.row_count:
         printer.print(rows)
         printer.print()
-    total = sum(int(how.get("size", 0)) for how in entries)
-    printer.print(f"{len(entries)} kernels, {size(total)} in {store.directory}", soft_wrap=True)
+    for folder, found in [*((str(folder), entries) for folder in folders), *others.items()]:
+        note = ", which is only read" if folder in others else ""
+        printer.print(f"{len(found)} kernels, {size(sum(int(how.get('size', 0)) for how in found))} in {folder}{note}", soft_wrap=True)
+    if not folders:
+        printer.print("no cache of this user's own: no home, and TVM_ORIENT_CACHE_DIR is not set", soft_wrap=True)
 
 
 @cache_app.command("clear", epilog=examples("cache clear"))

@@ -32,13 +32,16 @@ def where(as_json: Json = False) -> None:
     if as_json:
         print_json({name: str(folder) for name, folder in folders.items()})
         return
+    if "user" not in folders:
+        console().print("user     none: no home, and TVM_ORIENT_LOG_DIR is not set", soft_wrap=True)
     for name, folder in folders.items():
         note = "" if folder.is_dir() else "  (not made yet)"
         console().print(f"{name:<8} {folder}{note}", soft_wrap=True)
 
 
 def _folders() -> dict[str, Path]:
-    return {"user": paths.user_log_dir(), "shipped": paths.shipped_log_dir()}
+    """By what they are called; a user without a home has none."""
+    return dict(zip(["user"], paths.user_log_dirs(), strict=False)) | {"shipped": paths.shipped_log_dir()}
 
 
 @logs_app.command("list", epilog=examples("logs list", "logs list --json"))
