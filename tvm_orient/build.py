@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import anysize, cache, logs, schedules
-from .device import Device
-from .errors import EnvironmentProblem, Unsupported
+from .device import Device, recorded_device
+from .errors import EnvironmentProblem, InvalidArgument, Unsupported
 from .lower import Choice, compile_library, generic_choices, is_generic, scheduled, workspace_shape
 from .spec import ConvSpec
 
@@ -41,6 +41,15 @@ def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
         return f"template {record.template} is version {template.version}, the record is for {record.template_version}"
     decisions = {name: value for name, value in record.decisions.items() if isinstance(value, int)}
     return template.declines(part, device) or template.invalid(part, device, decisions)
+
+
+def outdated(record: logs.Record) -> str | None:
+    """None where a record still makes a valid kernel for its own problem on the device that it was made on, else why lookup passes over it."""
+    try:
+        device = recorded_device(record.device, str(record.provenance.get("cc")), int(record.provenance.get("units") or 1))
+    except InvalidArgument as problem:
+        return str(problem)
+    return accepts(ConvSpec.from_key(record.spec), device, record)
 
 
 def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:
