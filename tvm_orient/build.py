@@ -15,6 +15,7 @@ from .device import Device, recorded_device
 from .errors import EnvironmentProblem, InvalidArgument, Unsupported
 from .lower import Choice, compile_library, generic_choices, is_generic, scheduled, workspace_shape
 from .spec import ConvSpec
+from .tvmkit import target
 
 # environment variables that change what TVM's CUDA compiler does
 _FLAGS = ("TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS", "TVM_CUDA_PTXAS_REG_LEVEL")
@@ -160,6 +161,8 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
         "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
         "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
     }
+    if device.kind == "cpu":
+        facts["mcpu"] = str(target(device).attrs["mcpu"])  # LLVM's name for the model that is in the key
     if spec.op == "conv_dw" and not is_generic(choices):
         facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
     return facts
