@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import re
 import subprocess
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 from _helpers import assert_close, line, operands, spec_of
 
-from tvm_orient import aot, build, cpus, device, foreign, launch, lower, tvmkit
+import tvm_orient as to
+from tvm_orient import aot, build, cpus, device, doctor, foreign, launch, lower, tvmkit
 from tvm_orient.cache import KernelCache
 from tvm_orient.cpus import Cpu
 from tvm_orient.device import Device, arch_device, cpu_device, own_cpu
@@ -262,33 +262,37 @@ def test_a_folder_of_a_level_runs_on_every_cpu_that_has_it(tmp_path: Path) -> No
     for spec in (SPEC, dataclasses.replace(SPEC, op="conv_dw")):
         folder = aot.export(spec, low, tmp_path)
         how = json.loads((folder / "how.json").read_text())
-        assert (how["model"], how["features"]) == ("x86-64-v2", low.features)
+        assert (how["model"], how["features"], how["mcpu"]) == ("x86-64-v2", low.features, "x86-64-v2")
         given = operands(spec, 2)
         assert_close(launch.Kernel(spec, low, folder / "kernel.so")(*given), spec, given)
 
 
-CALL = (
-    "import torch, tvm_orient as to\nx, w = torch.randn(2, 4, 12, 20), torch.randn(4, 7)\n"
-    "print(float((to.oriented_conv2d(x, w, 0.0) - torch.nn.functional.conv2d(x, w.view(4, 1, 1, 7), padding=(0, 3), groups=4)).abs().max()) < 1e-4)\n"
-)
-
-
-def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    everything = {**os.environ, "TVM_ORIENT_CACHE_DIR": str(folder), **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=everything, check=False)
-
-
 @x86_only
-def test_a_process_is_held_to_a_level(tmp_path: Path) -> None:
+def test_a_process_is_held_to_a_level(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One cache then serves every CPU that has the level."""
-    done = run(CALL, tmp_path / "kernels", TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="1")
-    assert done.stdout.strip() == "True", done.stderr
-    (entry,) = KernelCache(tmp_path / "kernels").entries()
-    assert (entry["key"]["device"], entry["key"]["model"]) == ("cpu-x86-64-v2", "x86-64-v2")
-    assert entry["key"]["features"].split() == list(cpus.LEVELS["x86-64-v2"])
-    assert run(CALL, tmp_path / "kernels", TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="0").stdout.strip() == "True"
-    other = run(CALL, tmp_path / "kernels", TVM_ORIENT_BUILD="0")
-    assert "EnvironmentProblem" in other.stderr, "this very CPU's kernels are others"
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
+    given = operands(SPEC, 2)
+
+    def call(**environment: str) -> None:
+        for name in ("TVM_ORIENT_CPU", "TVM_ORIENT_BUILD"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cpu_device.cache_clear()
+        launch.forget()
+        assert_close(to.tap_conv2d(*given, SPEC.taps), SPEC, given)
+
+    try:
+        call(TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="1")
+        (entry,) = KernelCache(tmp_path / "kernels").entries()
+        assert (entry["key"]["device"], entry["key"]["model"]) == ("cpu-x86-64-v2", "x86-64-v2")
+        assert entry["key"]["features"].split() == list(cpus.LEVELS["x86-64-v2"])
+        call(TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="0")
+        with pytest.raises(EnvironmentProblem, match=re.escape(HERE.slug)):  # this very CPU's kernels are others
+            call(TVM_ORIENT_BUILD="0")
+    finally:
+        cpu_device.cache_clear()
+        launch.forget()
 
 
 def test_levels_that_cannot_be(machine: Callable[..., Device], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,9 +303,22 @@ def test_levels_that_cannot_be(machine: Callable[..., Device], monkeypatch: pyte
     with pytest.raises(EnvironmentProblem, match=r"x86-64-v4, and Intel.* lacks avx512bw, .*avx512vl of it: unset it, or choose a lower level"):
         machine(x86_text(HASWELL))
     monkeypatch.setenv("TVM_ORIENT_CPU", "x86-64-v3")
-    assert machine(x86_text(HASWELL)).slug.startswith("cpu-x86-64-v3-")
+    assert machine(x86_text(HASWELL)) == arch_device("x86-64-v3"), "what was built ahead for the level serves a process that is held to it"
     with pytest.raises(EnvironmentProblem, match=r"architecture of this machine, aarch64, got x86-64-v3"):
         machine(arm_text(("0x41", "0xd0c")), arch="aarch64")
+
+
+@x86_only
+def test_doctor_says_what_a_cpu_is_taken_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HERE.model in doctor._cpu()[1]
+    monkeypatch.setattr(doctor, "cpu_device", lambda: arch_device("x86-64-v2"))
+    state, detail, _ = doctor._cpu()
+    assert state == "ok"
+    assert detail.endswith("kernels for x86-64-v2")
+    monkeypatch.setattr(doctor, "cpu_device", lambda: arch_device("x86-64-v9"))
+    state, detail, hint = doctor._cpu()
+    assert (state, hint) == ("broken", "unset TVM_ORIENT_CPU")
+    assert "'x86-64-v9'" in detail
 
 
 # ---- whose kernels it refuses -------------------------------------------------------------------------
@@ -317,7 +334,8 @@ def test_a_kernel_for_more_than_this_cpu_has_is_refused(machine: Callable[..., D
         launch._loaded.cache_clear()
         assert_close(launch.Kernel(spec, here, path)(*given), spec, given)
         how = json.loads((path.parent / "how.json").read_text())
-        assert how.get("features", how.get("key", {}).get("features")) == here.features
+        assert {**how, **how.get("key", {})}["features"] == here.features
+        assert {**how, **how.get("facts", {})}["mcpu"] == tvmkit.host_name()
     missing = here.features.split()[0]
     less = dataclasses.replace(own_cpu(), name="a lesser CPU", features=tuple(here.features.split()[1:]))
     with pytest.MonkeyPatch.context() as patch:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from . import anysize, cache, logs, schedules, shared
 from .compiler import compiled
-from .device import Device
-from .errors import EnvironmentProblem, Unsupported
+from .device import Device, recorded_device
+from .errors import EnvironmentProblem, InvalidArgument, Unsupported
 from .lower import Choice, generic_choices, is_generic
 from .plausible import doubtful
 from .spec import LIMIT, ConvSpec
@@ -43,6 +43,15 @@ def accepts(part: ConvSpec, device: Device, record: logs.Record) -> str | None:
     decisions = {name: value for name, value in record.decisions.items() if isinstance(value, int)}
     noise = doubtful(record.spec, record.median_us, record.spread_us, record.floor_us, record.provenance)
     return noise or template.declines(part, device) or template.invalid(part, device, decisions)
+
+
+def outdated(record: logs.Record) -> str | None:
+    """None where a record still makes a valid kernel for its own problem on the device that it was made on, else why lookup passes over it."""
+    try:
+        device = recorded_device(record.device, str(record.provenance.get("cc")), int(record.provenance.get("units") or 1))
+    except InvalidArgument as problem:
+        return str(problem)
+    return accepts(ConvSpec.from_key(record.spec), device, record)
 
 
 def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:

@@ -25,6 +25,7 @@ from .errors import BuildFailed, EnvironmentProblem, OrientError
 from .lower import Choice, compile_library, is_generic, scheduled, workspace_shape
 from .served import Answer, Died, Served, cores, serve
 from .spec import ConvSpec
+from .tvmkit import target
 
 _MOST = 4  # compilers at work at once: each takes half a gigabyte
 _IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
@@ -55,6 +56,8 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
         "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
         "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
     }
+    if device.kind == "cpu":
+        facts["mcpu"] = str(target(device).attrs["mcpu"])  # LLVM's name for the model that is in the key
     if spec.op == "conv_dw" and not is_generic(choices):
         facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
     return facts

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import cpus, paths
 from .errors import EnvironmentProblem, InvalidArgument
@@ -151,6 +151,17 @@ def arch_device(arch: str) -> Device:
         raise InvalidArgument(f"unknown arch {arch!r}: choose one of {', '.join((*_ARCHS, *cpus.LEVELS))}")
     shared, sms = _ARCHS[arch]
     return Device("cuda", arch, arch.replace("_", "-"), arch, sms, shared, 16)
+
+
+def recorded_device(slug: str, arch: str, units: int) -> Device:
+    """The device that a tuning record was made on, by its slug, its compute capability or SIMD set, and its number of SMs or cores.
+
+    Raises:
+        InvalidArgument: an unknown arch.
+    """
+    if slug.startswith("cpu-"):
+        return Device("cpu", slug, slug, arch, units, 0, _simd((arch,))[1])
+    return replace(arch_device(arch), name=slug, slug=slug, units=units)
 
 
 def device_for(target: str) -> Device:

@@ -82,7 +82,7 @@ def examine() -> list[Check]:
         _check("kernels", "CPU kernel", lambda: _kernel(cpu_device())),
         _check("kernels", "GPU kernel", _gpu_kernel),
         _check("files", "user logs", _user_logs),
-        _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none")),
+        _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none", shipped=True)),
         _check("files", "kernel cache", _cache),
     ]
     return checks + [_check("environment", name, functools.partial(_variable, name)) for name in paths.VARIABLES]
@@ -348,11 +348,14 @@ def _gpu_kernel() -> Finding:
 # ---- files and variables ------------------------------------------------------------------------
 
 
-def _log_folder(folder: Path, nothing: str) -> Finding:
+def _log_folder(folder: Path, nothing: str, *, shipped: bool = False) -> Finding:
+    """What a folder of logs holds. Records that no longer answer are a user's to tune again; those that ship are to answer."""
+    from .build import outdated
+
     files = sorted(folder.glob("*/*.jsonl"))
     if not files:
         return "ok", f"{nothing}, {folder}", ""
-    records, bad, unreadable = 0, 0, []
+    records, bad, unreadable, old = 0, 0, [], []
     for path in files:
         try:
             log = logs.read(path)
@@ -360,10 +363,13 @@ def _log_folder(folder: Path, nothing: str) -> Finding:
             unreadable.append(str(problem))
         else:
             records, bad = records + len(log.records), bad + log.bad
+            old += [why for record in log.records if (why := outdated(record))]
     detail = f"{records} records in {len(files)} {'file' if len(files) == 1 else 'files'}, {folder}"
-    if bad or unreadable:
-        return "broken", "; ".join([detail, *([f"{bad} bad lines"] if bad else []), *unreadable[:3]]), f"`tvm-orient logs check {folder}` says which"
-    return "ok", detail, ""
+    passed = [f"{len(old)} records no longer answer ({old[0]})"] if old else []
+    if bad or unreadable or (old and shipped):
+        told = "; ".join([detail, *([f"{bad} bad lines"] if bad else []), *passed, *unreadable[:3]])
+        return "broken", told, f"`tvm-orient logs check {folder}` says which"
+    return "ok", "; ".join([detail, *passed]), "tune those problems again" if old else ""
 
 
 def _user_logs() -> Finding:

@@ -40,7 +40,7 @@ Anchoring = Annotated[str | None, _option("center|start", "Which tap lies on the
 KernelSize = Annotated[int | None, _count("Taps per channel, odd.")]
 Dilation = Annotated[int | None, _count("Distance between taps.", "1")]
 Target = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="auto is a GPU where there is one.", show_default="auto")]
-Arch = Annotated[str | None, typer.Option(metavar="ARCH", help="A GPU that need not be here, such as sm_90a.")]
+Arch = Annotated[str | None, typer.Option(metavar="ARCH", help="A GPU that need not be here, such as sm_90a, or a level of x86-64, such as x86-64-v3.")]
 
 
 def problem_specs(

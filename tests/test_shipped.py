@@ -1,0 +1,76 @@
+"""Records that ship: each answers for its own problem on its own device, by a template of today, and makes a kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tvm_orient import build, doctor, logs, lower, paths
+from tvm_orient.device import Device, recorded_device
+from tvm_orient.logs import Record
+from tvm_orient.lower import Choice
+from tvm_orient.spec import ConvSpec
+
+FILES = sorted(paths.shipped_log_dir().glob("*/*.jsonl"))
+RECORDS = [record for path in FILES for record in logs.read(path).records]
+
+
+def device_of(record: Record) -> Device:
+    return recorded_device(record.device, record.provenance["cc"], record.provenance["units"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.stem}" for path in FILES])
+def test_every_shipped_record_answers(path: Path, tmp_path: Path) -> None:
+    log = logs.read(path)
+    assert (log.bad, log.blank, log.foreign) == (0, 0, 0)
+    for record in log.records:
+        assert (path.parent.name, path.stem) == (record.device, record.spec.partition("-")[0]), "lookup reads it nowhere else"
+        assert build.outdated(record) is None, record.line
+        spec, device = ConvSpec.from_key(record.spec), device_of(record)
+        folders = [tmp_path, paths.shipped_log_dir()]
+        found = logs.lookup(spec, device, lambda other, spec=spec, device=device: build.accepts(spec, device, other), directories=folders)
+        assert (found.step, found.record) == ("shipped", record), "lookup answers with another"
+        assert record.median_us <= record.default_us
+
+
+def test_shipped_records_lower() -> None:
+    """One of each op, length and form of the code."""
+    forms = ("vector", "tap_outer", "taps")
+    kinds = {
+        (record.spec.partition("-")[0], record.spec.split("-k")[1].split("a")[0], *(record.decisions.get(name) for name in forms)): record for record in RECORDS
+    }
+    for record in kinds.values():
+        spec = dataclasses.replace(ConvSpec.from_key(record.spec), channels=4)
+        choice = Choice(record.template, record.template_version, tuple(sorted(record.decisions.items())))
+        assert lower.scheduled(spec, device_of(record), [choice])["main"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"template_version": RECORDS[0].template_version + 1}, "is version"),
+        ({"template": "spoon"}, "does not exist"),
+        ({"decisions": {**RECORDS[0].decisions, "vector": 5}}, "vector must be one of"),
+        ({"device": "a-card", "provenance": {"cc": "sm_9", "units": 8}}, "unknown arch"),
+        ({"device": "a-card", "provenance": {"cc": "sm_90a", "units": 8}}, "for cpu only"),
+    ],
+)
+def test_doctor_sees_records_that_no_longer_answer(change: dict[str, object], why: str, tmp_path: Path) -> None:
+    path = logs.append(RECORDS[0].model_copy(update=change), tmp_path)
+    logs.append(RECORDS[0], tmp_path)
+    reason = build.outdated(RECORDS[0].model_copy(update=change))
+    assert reason is not None
+    assert why in reason
+    state, detail, hint = doctor._log_folder(tmp_path, "none", shipped=True)
+    assert (state, hint) == ("broken", f"`tvm-orient logs check {tmp_path}` says which")
+    assert f"1 records no longer answer ({reason})" in detail
+    state, detail, _ = doctor._log_folder(tmp_path, "none")
+    assert state == "ok", "a user's own records may be older than the package"
+    assert "1 records no longer answer" in detail
+    path.unlink()
+
+
+def test_what_ships_is_in_order() -> None:
+    assert doctor._log_folder(paths.shipped_log_dir(), "none", shipped=True)[0] == "ok"
