@@ -27,7 +27,7 @@ FLOORS = {
             "logs lower search",
             "tune build cache measure workshop journal predict",
             "checks launch ops speeds compiling",
-            "functional nn aot bench plots demo doctor transforms __init__",
+            "functional nn aot bench plots demo doctor transforms flops registration __init__",
             "cli __main__",
         )
     )
@@ -110,6 +110,8 @@ SAME_FLOOR = {
     ("__init__", "functional"),
     ("__init__", "nn"),
     ("__init__", "aot"),
+    ("__init__", "registration"),
+    ("registration", "flops"),
     ("__main__", "cli"),
 }
 EXTENDS = {
