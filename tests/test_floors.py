@@ -27,7 +27,7 @@ FLOORS = {
             "logs lower search",
             "tune build compiler cache shared measure workshop journal predict contest quiet",
             "checks kernels launch ops speeds compiling",
-            "functional angled published_module nn aot bench plots demo doctor transforms __init__",
+            "functional angled published_module nn aot bench plots demo doctor transforms flops registration __init__",
             "cli __main__",
         )
     )
@@ -123,6 +123,8 @@ SAME_FLOOR = {
     ("__init__", "functional"),
     ("__init__", "nn"),
     ("__init__", "aot"),
+    ("__init__", "registration"),
+    ("registration", "flops"),
     ("__main__", "cli"),
 }
 EXTENDS = {

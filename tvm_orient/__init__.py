@@ -11,6 +11,7 @@ _here = Path(__file__).resolve().parent
 if not (_here / "schedules").is_dir() and (_here.parent / "pyproject.toml").is_file():
     __path__.append(str(_here.parent))
 
+from . import registration  # noqa: E402
 from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LaunchFailed, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
 from .spec import ConvSpec  # noqa: E402
 from .taps import Taps, angles_between, from_degrees  # noqa: E402
@@ -29,10 +30,15 @@ __all__ = [
     "Unsupported", "angles_between", "from_degrees", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
 ]  # fmt: skip
 _NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
+registration.with_torch()
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "functional", "ops"])
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported when the op is first asked for: keys, logs and the generator do without it
+    # torch is imported when a function is first asked for: keys, logs and the generator do without it
     import importlib
 
     if name in ("nn", "functional", "ops"):

@@ -141,6 +141,8 @@ def with_residual(
 
 
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
+    if type(kernel_size) is not int or type(channels) is not int:  # torch.jit.trace has tensors in their place, make_fx symbols
+        kernel_size, channels = int(kernel_size), int(channels)
     given = tuple(theta) if isinstance(theta, list | tuple) else (theta,)
     if not all(type(angle) is float for angle in given):  # what may change in place, or is no angle at all
         given = checks.angles(theta, channels)
