@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,41 @@ def test_taps_png(taps: Taps, picture: Path) -> None:
     width, height = size(picture)
     assert 500 < width < 2500
     assert 150 < height < 2500
+
+
+def figure_of(draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The figure that a drawing would save."""
+    made: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    draw()
+    return made[0]
+
+
+def test_names_are_the_angles_asked_for(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = Taps.oriented(np.radians([30.0, 45.0]), 9)
+    drawn_one = figure_of(lambda: plots.taps_png(taps, picture, [30.0, 45.0]), monkeypatch)
+    titles = [axis.get_title().splitlines()[0] for axis in drawn_one.axes[:2]]
+    assert titles == ["group 0: 30° (taps as 33.75°)", "group 1: 45°"]
+    (arrow, *_) = [text for text in drawn_one.axes[0].texts if hasattr(text, "arrow_patch")]
+    assert math.degrees(math.atan2(-arrow.xy[1], arrow.xy[0])) == pytest.approx(30.0)
+    assert plots.taps_text(taps, 80, [30.0, 45.0]).startswith("group 0: 30 deg (taps as 33.75 deg)   group 1: 45 deg")
+    assert plots.taps_text(taps, 80).startswith("group 0: 33.75 deg")
+    with pytest.raises(InvalidArgument, match="one angle for each of 2 groups, got 1"):
+        plots.taps_text(taps, 80, [30.0])
+
+
+@pytest.mark.parametrize("lowest", [-1.0, 0.0])
+def test_light_is_high_in_responses(lowest: float, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = np.linspace(lowest, 1.0, 24).reshape(2, 3, 4)
+    figure = figure_of(lambda: plots.responses_png(np.zeros((3, 4)), maps, [0, 90], picture), monkeypatch)
+    drawn_maps = [axis.images[0] for axis in figure.axes if axis.get_title() in ("0°", "90°")]
+    assert len(drawn_maps) == 2
+    for image in drawn_maps:
+        light = image.cmap(np.linspace(0, 1, 9))[:, :3] @ [0.2126, 0.7152, 0.0722]
+        assert (np.diff(light) > 0.05).all()
+        assert image.get_clim() == (pytest.approx(lowest, abs=0.01), pytest.approx(1.0, abs=0.01))
+    (scale,) = [axis for axis in figure.axes if axis.get_ylabel() == "response"]
+    assert scale.get_ylim() == drawn_maps[0].get_clim()
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

@@ -21,9 +21,15 @@ def angle_list(radians: Sequence[float]) -> str:
     return f"[{', '.join(names[:_SHOWN])}{more}]"
 
 
-def asked_text(asked: float | None, same: float, unit: str) -> str:
-    """The angle that was asked for in degrees, and the one that its taps are named by where that is another: 30 deg (taps as 33.75 deg)."""
+def asked_text(asked: Sequence[float], same: float, unit: str) -> str:
+    """The angles in degrees that were asked for, and the one that their taps are named by where it is another: 30 deg (taps as 33.75 deg).
+
+    Args:
+        asked: degrees, none where nobody asked for an angle.
+        same: degrees, of the round angle with the same taps.
+        unit: what stands behind a number.
+    """
     name = f"{same:g}{unit}"
-    if asked is None or abs((asked - same + 180) % 360 - 180) < 5e-5:
+    if all(abs((angle - same + 180) % 360 - 180) < 5e-5 for angle in asked):
         return name
-    return f"{degrees_text(asked)}{unit} (taps as {name})"
+    return f"{', '.join(dict.fromkeys(map(degrees_text, asked)))}{unit} (taps as {name})"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import EnvironmentProblem, InvalidArgument
+from .labels import asked_text
 from .taps import Offset, Taps
 
 if TYPE_CHECKING:
@@ -34,17 +35,25 @@ _GRID_PIXELS = 64  # across; beyond it the lines between pixels would be all the
 # ---- taps in a terminal -------------------------------------------------------------------------
 
 
-def taps_text(taps: Taps, width: int | None = None) -> str:
+def taps_text(taps: Taps, width: int | None = None, degrees: Sequence[float] = ()) -> str:
     """The taps over the pixel grid, for a terminal: one grid per group, side by side where they fit in width columns.
 
     A digit is the number of taps on that pixel (+ from ten on), brackets mark the centre. Groups with the same taps
-    share a grid. Taps that reach too far are drawn on cells of several pixels. width None: the terminal's.
+    share a grid. Taps that reach too far are drawn on cells of several pixels.
+
+    Args:
+        taps: of one group or several.
+        width: columns; None is the terminal's.
+        degrees: the angle that was asked for, for each group. Where they are left out a grid is named by the round angle that has its taps.
+
+    Raises:
+        InvalidArgument: not as many angles as groups.
     """
     width = max(20, shutil.get_terminal_size().columns if width is None else width)
     lowest, highest = _box(taps)
     spans = [hi - lo + 1 for lo, hi in zip(lowest, highest, strict=True)]
     cell = max(1, -(-spans[0] // _TEXT_ROWS), -(-spans[1] // (width // 2 - 1)))
-    blocks = [_text_block(table, name, _cell_of(lowest, cell), _cell_of(highest, cell), cell) for table, name in _named(taps, " deg").items()]
+    blocks = [_text_block(table, name, _cell_of(lowest, cell), _cell_of(highest, cell), cell) for table, (name, _) in _named(taps, " deg", degrees).items()]
     across = max(1, (width + 3) // (max(len(block[0]) for block in blocks) + 3))
     rows = [_beside(blocks[start : start + across]) for start in range(0, len(blocks), across)]
     return "\n\n".join(rows)
@@ -82,17 +91,19 @@ def _beside(blocks: list[list[str]]) -> str:
 # ---- what drawings of taps share ----------------------------------------------------------------
 
 
-def _named(taps: Taps, degrees: str) -> dict[Table, str]:
-    """The different tables in order, each with its groups and the angle that its key names."""
+def _named(taps: Taps, unit: str, degrees: Sequence[float]) -> dict[Table, tuple[str, float | None]]:
+    """The different tables in order, each with its name (its groups, the angle asked for and that of its key), and that angle; None for free offsets."""
+    if len(degrees) not in (0, taps.groups):
+        raise InvalidArgument(f"degrees must be one angle for each of {taps.groups} groups, got {len(degrees)}")
     found: dict[Table, list[int]] = {}
     for g, table in enumerate(taps.table):
         found.setdefault(table, []).append(g)
     names = {}
     for table, groups in found.items():
-        line = _line(table)
-        what = "free offsets" if line is None else f"{line[0]:g}{degrees}"
+        line, asked = _line(table), [degrees[g] for g in groups] if degrees else []
+        what = "free offsets" if line is None else asked_text(asked, line[0], unit)
         whose = f"group {groups[0]}" if len(groups) == 1 else f"{len(groups)} groups"
-        names[table] = what if len(found) == 1 else f"{whose}: {what}"
+        names[table] = (what if len(found) == 1 else f"{whose}: {what}", None if line is None else asked[0] if asked else line[0])
     return names
 
 
@@ -115,16 +126,21 @@ def _line(table: Table) -> tuple[float, int, int] | None:
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def taps_png(taps: Taps, path: str | Path) -> None:
+def taps_png(taps: Taps, path: str | Path, degrees: Sequence[float] = ()) -> None:
     """Draws the taps over the pixel grid, as PNG: one panel per different group, the ideal line, colour from the first tap to the last.
 
     A number on a pixel is how many taps landed there.
 
+    Args:
+        taps: of one group or several.
+        path: of the PNG.
+        degrees: the angle that was asked for, for each group, as `taps_text`; the lines are drawn along them.
+
     Raises:
         EnvironmentProblem: no matplotlib.
-        InvalidArgument: the folder of path does not exist.
+        InvalidArgument: the folder of path does not exist, or not as many angles as groups.
     """
-    names = _named(taps, "°")
+    names = _named(taps, "°", degrees)
     lowest, highest = _surroundings(*_box(taps))
     rows, columns = highest[0] - lowest[0] + 1, highest[1] - lowest[1] + 1
     across = min(4, len(names))
@@ -134,12 +150,12 @@ def taps_png(taps: Taps, path: str | Path) -> None:
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    for axis, (table, name) in zip(axes.flat, names.items(), strict=False):
+    for axis, (table, (name, angle)) in zip(axes.flat, names.items(), strict=False):
         axis.set(xlim=(lowest[1] - 0.5, highest[1] + 0.5), ylim=(highest[0] + 0.5, lowest[0] - 0.5), aspect="equal", xticks=[], yticks=[])
         axis.set_title(f"{name}\n{len(set(table))} pixels for {len(table)} taps", fontsize=11, color=_INK)
         _draw_grid(axis, lowest, highest)
         _draw_taps(axis, table, 72 * pixel)
-        _draw_line(axis, table)
+        _draw_line(axis, table, angle)
     _tap_scale(figure, axes, taps.kernel_size)
     _save(figure, path)
 
@@ -179,12 +195,12 @@ def _draw_taps(axis: Axes, table: Table, size: float) -> None:
         axis.plot([0], [0], marker="+", markersize=9, color=_INK, zorder=3)
 
 
-def _draw_line(axis: Axes, table: Table) -> None:
+def _draw_line(axis: Axes, table: Table, degrees: float | None) -> None:
     """The line before truncation, as an arrow from the first tap to the last."""
     line = _line(table)
-    if line is None or line[1] == line[2]:
+    if line is None or degrees is None or line[1] == line[2]:
         return
-    angle, first, last = math.radians(line[0]), line[1], line[2]
+    angle, first, last = math.radians(degrees), line[1], line[2]
     x, y = math.cos(angle), -math.sin(angle)
     arrow = {"arrowstyle": "-|>", "color": _ORANGE, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", (last * x, last * y), (first * x, first * y), arrowprops=arrow, zorder=2)
@@ -206,7 +222,10 @@ def _tap_scale(figure: Figure, axes: Any, taps: int) -> None:
 
 
 def responses_png(image: ArrayLike, responses: ArrayLike, angles_degrees: Sequence[float], path: str | Path) -> None:
-    """A photograph, its oriented responses, and which orientation wins where.
+    """Draws, as PNG, a photograph, its oriented responses, and which orientation wins where.
+
+    Responses are drawn in grey like the photograph, light is high, on one scale that stands beside them; it is symmetric about zero where a
+    response is negative, and begins at zero elsewhere.
 
     In the last picture the hue is the direction, and the brightness the length, of a vector that wraps at 180 degrees (the
     double-angle representation of orientation: Granlund, In search of a general picture processing operator, 1978)::
@@ -237,15 +256,19 @@ def responses_png(image: ArrayLike, responses: ArrayLike, angles_degrees: Sequen
     _show(axes[0, 0], picture, "photograph", cmap="gray")
     _show(axes[1, 0], _orientation_colours(maps, angles), "dominant orientation")
     _wheel(axes[1, 0], maps.shape[1] / maps.shape[2])
-    reach = float(np.percentile(np.abs(maps), 99.5)) or 1.0
+    reach = float(np.percentile(np.abs(maps), 99.5)) or 1.0  # a few extremes would leave the rest grey
     for axis, response, angle in zip(axes[:, 1:].flat, maps, angles, strict=False):
-        _show(axis, response, f"{angle:g}°", cmap="PuOr_r", vmin=-reach, vmax=reach)
+        drawn = _show(axis, response, f"{angle:g}°", cmap="gray", vmin=-reach if maps.min() < 0 else 0.0, vmax=reach)
+    bar = figure.colorbar(drawn, ax=axes[:, 1:], fraction=0.03, pad=0.02, aspect=30, extend="both" if maps.min() < 0 else "max")
+    bar.set_label("response", fontsize=9, color=_INK)
+    bar.ax.tick_params(labelsize=8)
     _save(figure, path)
 
 
-def _show(axis: Axes, picture: NDArray[Any], title: str, **how: Any) -> None:
-    axis.imshow(picture, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased", **how)
+def _show(axis: Axes, picture: NDArray[Any], title: str, **how: Any) -> Any:
+    drawn = axis.imshow(picture, interpolation="nearest" if max(picture.shape[:2]) < 64 else "antialiased", **how)
     axis.set_title(title, fontsize=11, color=_INK, pad=4)
+    return drawn
 
 
 def _orientation_colours(maps: NDArray[np.float64], angles: NDArray[np.float64]) -> NDArray[np.float64]:

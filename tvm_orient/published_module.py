@@ -20,7 +20,7 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
     """The published module (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812): its names, state dict and numbers, on any size, dtype and device.
 
     As published it is a torch.nn.Conv2d of kernel (1, K), with what belongs to one: its attributes, its start values, and what a network does with
-    every Conv2d. What it computes is its own.
+    every Conv2d; its kernel size reads (1, K), its padding (0, padding). What it computes is its own.
 
     Args:
         in_channels, out_channels, groups: C, three times; groups may be left out.
@@ -40,7 +40,6 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         theta: radians, float32, (C,), or (C, 1) where angle is a number; a state dict may hold either. A buffer here, a parameter as published.
             It keeps its angles as that of `tvm_orient.nn.OrientedConv2d` does.
         resid: (C, 1, 1, K), one at the centre tap, or None.
-        kernel_size, stride, padding, dilation: pairs, as those of a Conv2d: kernel_size is (1, K), padding (0, padding).
         taps: the `tvm_orient.Taps` of theta.
 
     Raises:

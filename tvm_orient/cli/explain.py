@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..figures import borrowed
+from ..labels import asked_text
 from ..paths import LOOKUP_MODES
 from ..spec import ConvSpec
 from . import candidates, machine_code
@@ -34,6 +36,7 @@ def explain(
     mode: Annotated[str | None, typer.Option(metavar="|".join(LOOKUP_MODES), help="Which records may answer.", show_default="TVM_ORIENT_LOOKUP")] = None,
     sass: Annotated[bool, typer.Option("--sass", help="Compile each angle for the GPU, count what its code does, and predict a bound; needs no GPU.")] = False,
     as_json: Json = False,
+    asked: Sequence[float] = (),
 ) -> None:
     """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not.
 
@@ -55,7 +58,7 @@ def explain(
     for number, ((spec, parts), compared, facts) in enumerate(zip(answers, choices, code, strict=True)):
         if number:
             printer.print()
-        _print(printer, spec, parts, device.slug)
+        _print(printer, spec, parts, device.slug, asked)
         candidates.show(printer, parts, compared)
         if note:
             printer.print(f"\n{note}", style="yellow", soft_wrap=True)
@@ -91,18 +94,25 @@ def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]
     return rows
 
 
-def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str) -> None:
+def _names(parts: list[Explained], asked: Sequence[float]) -> list[str]:
+    """What each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
+    if len(asked) != len(parts):
+        return [angle(part.part.taps) for part in parts]
+    return [asked_text([one], degrees(part.part.taps)[0], "°") for one, part in zip(asked, parts, strict=True)]
+
+
+def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str, asked: Sequence[float]) -> None:
     printer.print(layer(spec, device), style="bold")
     printer.print()
     timed = ("time", "vs default") if any(part.record for part in parts) else ()
     rows = table("angle", "channels", "from", "template", "decisions", *timed, right=timed, fold=("decisions",))
-    for (first, stop, _), part in zip(spec.parts(), parts, strict=True):
+    for (first, stop, _), part, called in zip(spec.parts(), parts, _names(parts, asked), strict=True):
         record, choice = part.record, part.choice
         decisions = " ".join(f"{name}={value}" for name, value in choice.decisions)
         times = ("-", "-") if record is None else (microseconds(record.median_us), speedup(record.default_us, record.median_us))
         source = Text(choice.step, style="green" if record else "yellow")
         template = f"{choice.template} v{choice.version}"
-        rows.add_row(angle(part.part.taps), f"{first}-{stop - 1}", source, template, decisions, *times[: len(timed)])
+        rows.add_row(called, f"{first}-{stop - 1}", source, template, decisions, *times[: len(timed)])
     printer.print(rows)
     printer.print("\nsteps of the lookup, in order", style="bold")
     whole = table("step", "angles", "answer", fold=("answer", "angles"))

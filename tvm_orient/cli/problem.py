@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from ..device import Device, arch_device, device_for
 from ..errors import InvalidArgument
 from ..spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec
-from ..taps import Anchor, Taps
+from ..taps import Anchor, Taps, from_degrees
 
 EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
 
@@ -96,6 +95,15 @@ def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None,
     Raises:
         InvalidArgument: not finite numbers, or a rule of Taps.oriented is broken.
     """
+    return Taps.oriented(from_degrees(asked_degrees(angles)), kernel_size, 1 if dilation is None else dilation, anchor)
+
+
+def asked_degrees(angles: str | None) -> list[float]:
+    """The numbers of --angles, in degrees.
+
+    Raises:
+        InvalidArgument: not finite numbers.
+    """
     degrees = []
     for word in (angles if angles is not None else EIGHT).split(","):
         try:
@@ -104,8 +112,7 @@ def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None,
             degrees.append(math.nan)
         if not math.isfinite(degrees[-1]):
             raise InvalidArgument(f"--angles takes finite numbers of degrees separated by commas, got {word.strip()!r}: such as --angles 0,22.5,45")
-    radians = np.asarray([math.radians(value) for value in degrees], dtype=np.float64).astype(np.float32)
-    return Taps.oriented(radians, kernel_size, 1 if dilation is None else dilation, anchor)
+    return degrees
 
 
 def _epilogue(text: str | None) -> tuple[bool, str]:
@@ -149,13 +156,21 @@ def read_specs(path: Path) -> list[ConvSpec]:
 
 
 def takes_problem(verb: Callable[..., None]) -> Callable[..., None]:
-    """Puts the options of a problem before the verb's own; the verb gets the list of specs as its first argument."""
+    """Puts the options of a problem before the verb's own; the verb gets the list of specs as its first argument.
+
+    A verb that has a parameter `asked` is told the angles in degrees that the options ask for, one for each group; none where a file has the specs.
+    """
     shared = inspect.signature(problem_specs, eval_str=True).parameters
-    own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+    own = [one for one in list(inspect.signature(verb, eval_str=True).parameters.values())[1:] if one.name != "asked"]
+    tells = "asked" in inspect.signature(verb).parameters
 
     @functools.wraps(verb)
     def with_problem(**given: Any) -> None:
-        verb(problem_specs(**{name: given.pop(name) for name in shared}), **given)
+        problem = {name: given.pop(name) for name in shared}
+        specs = problem_specs(**problem)
+        if tells:
+            given["asked"] = asked_degrees(problem["angles"]) if problem["specs"] is None else []
+        verb(specs, **given)
 
     with_problem.__signature__ = inspect.Signature([*shared.values(), *own])  # type: ignore[attr-defined]
     return with_problem

@@ -12,7 +12,7 @@ from ..spec import ConvSpec
 from ..taps import Anchor, Taps
 from .base import app, examples
 from .output import Json, console, degrees, plain_file, print_json
-from .problem import Anchoring, Angles, Dilation, KernelSize, line_taps
+from .problem import Anchoring, Angles, Dilation, KernelSize, asked_degrees, line_taps
 
 
 @app.command(epilog=examples("show --kernel-size 31 --angles 0,22.5,45 -o taps.png", "show k7d2a45"))
@@ -28,12 +28,15 @@ def show(
     """Draw which pixels the taps of an angle land on."""
     plain_file(out)
     taps = _taps(key, kernel_size, angles, dilation, anchor)
+    asked = asked_degrees(angles) if key is None else []
     if out is not None:
         from ..plots import taps_png
 
-        taps_png(taps, out)
+        taps_png(taps, out, asked)
     if as_json:
         groups = [{"degrees": degrees(taps.group(g)), "offsets": taps.table[g], "distinct": len(taps.distinct(g))} for g in range(taps.groups)]
+        for group, angle in zip(groups, asked, strict=False):  # none beside a key
+            group["asked_degrees"] = angle
         print_json({"key": taps.key, "kernel_size": taps.kernel_size, "groups": groups, "picture": None if out is None else str(out)})
     elif out is not None:
         console().print(f"wrote {out}", soft_wrap=True)
@@ -41,7 +44,7 @@ def show(
         from ..plots import taps_text
 
         printer = console()
-        printer.print(taps_text(taps, printer.width), soft_wrap=True)
+        printer.print(taps_text(taps, printer.width, asked), soft_wrap=True)
         printer.print(f"\nkey {taps.key}", style="dim", soft_wrap=True)
 
 
