@@ -3,7 +3,7 @@
     python benchmarks/page_tables.py
 
 A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
-`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` (a file of run.py).
+`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of run.py).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speed_tables import speed_table
+from speed_tables import speed_table, summary_table
 
 from tvm_orient.speeds import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
 
@@ -80,6 +80,7 @@ def stage_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {problem} | " + " | ".join(cells) + " |"
 
 
+SPEEDS = {"speeds": speed_table, "summary": summary_table}
 TABLES = {"stems": stem_table, "layers": layer_table, "stages": stage_table}
 
 
@@ -88,8 +89,8 @@ def documented(page: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         marker, kind, name, op, kernel_size, _ = match.groups()
-        if kind == "speeds":
-            lines = speed_table(read_csv(RESULTS / f"{name}.csv"))
+        if kind in SPEEDS:
+            lines = SPEEDS[kind](read_csv(RESULTS / f"{name}.csv"))
         else:
             lines = table(read(name), op, kernel_size) if kind == "static" else TABLES[kind](read(name, kind))
         return marker + "".join(f"{line}\n" for line in lines)

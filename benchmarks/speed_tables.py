@@ -1,4 +1,4 @@
-"""The table of a page that sums up a CSV file of `run.py`: a line for each op, K and plane, over all angles; `page_tables.py` puts it there."""
+"""The tables of a page that sum up a CSV file of `run.py`, over all angles or of eight in one call; `page_tables.py` puts them there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,26 @@ def speed_table(rows: Sequence[Row]) -> Iterator[str]:
         found.setdefault((row.op, row.kernel_size, row.channels, row.height), {})[row.angles] = cell
     for problem in sorted(found, key=lambda problem: (OPS.index(problem[0]), problem[1], -problem[3])):
         yield _line(problem, found[problem])
+
+
+def summary_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the table that opens a page, cold, all eight angles in one call: a line a plane and K, a column an op, and the fastest peer of any op."""
+    found: dict[tuple[int, int, int], dict[str, list[Row]]] = {}
+    for cell in cells(rows).values():
+        row = cell[0]
+        if row.angles == ALL:
+            found.setdefault((row.kernel_size, row.channels, row.height), {})[row.op] = cell
+    yield f"| images | {' | '.join(f'`{op}`' for op in OPS)} | PyTorch's fastest takes |"
+    yield "| --- |" + " ---: |" * (len(OPS) + 1)
+    for kernel_size, channels, height in sorted(found, key=lambda problem: (problem[0], -problem[2])):
+        texts, peers = [], []
+        for op in OPS:
+            cell = found[kernel_size, channels, height].get(op, [])
+            ours, peer = served(cell), pick(cell, "cold")
+            texts.append("" if ours is None else f"{ours.median_ms:.3g} ms, {100 * (ours.floor_ratio or 0.0):.0f} %")
+            peers += [ratio(peer, ours)] if ours and peer else []
+        times = f"{min(peers):.1f} to {max(peers):.1f} times as long" if peers else "not timed"
+        yield f"| K={kernel_size}, {channels}x{height}x{height} | {' | '.join(texts)} | {times} |"
 
 
 def _line(problem: Problem, by_angles: dict[str, list[Row]]) -> str:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,22 @@ from tvm_orient.taps import Taps
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "GITHUB_ACTIONS": None, "PY_COLORS": None}
 TINY = ("--channels", "8", "--height", "6", "--width", "5", "--kernel-size", "3")
-VERBS = ["doctor", "show", "tune", "build", "explain", "bench", "demo", "logs", "logs where", "logs list", "logs check", "logs merge", "logs prune"]
+VERBS = [
+    "doctor",
+    "show",
+    "tune",
+    "build",
+    "explain",
+    "bench",
+    "demo",
+    "logs",
+    "logs where",
+    "logs list",
+    "logs show",
+    "logs check",
+    "logs merge",
+    "logs prune",
+]
 VERBS += ["cache", "cache list", "cache clear"]
 
 
@@ -476,6 +492,27 @@ def test_logs_check_unreadable(tmp_path: Path) -> None:
     assert f"got none under {tmp_path}" in orient("logs", "check", tmp_path, code=2).stderr
 
 
+def test_logs_show(user_logs: Path) -> None:
+    file = logs.append(record())
+    logs.append(record(median_us=8.0, template_version=0))
+    logs.append(record(KEY.replace("k3a0", "k3a90")))
+    shown = printed_json("logs", "show", KEY)
+    assert [(row["file"], row["record"]["median_us"], row["impossible"]) for row in shown] == [(str(file), 8.0, None), (str(file), 10.0, None)]
+    assert len(printed_json("logs", "show", KEY + "_90")) == 3, "the angles of a layer have records of their own"
+    assert len(printed_json("logs", "show", file)) == 3
+    said = orient("logs", "show", KEY).stdout
+    for words in (
+        "cpu_rows v0:",
+        "of an older template: it does not answer",
+        "10.0 us (spread 0.10 us), 2.00x as fast as the default, 10% of a copy's",
+        "date=2026",
+    ):
+        assert words in said, said
+    assert f"no record of {KEY}1" in orient("logs", "show", KEY + "1").stdout
+    assert "not a spec key: 'conv'" in orient("logs", "show", "conv", code=2).stderr
+    assert "cannot read the tuning log none.jsonl" in orient("logs", "show", "none.jsonl", code=1).stderr
+
+
 def test_logs_merge_is_usable(user_logs: Path, tmp_path: Path) -> None:
     other = "conv-c8h6w5-s1-zeros-float32-nchw-k3a90"
     here, there, both = tmp_path / "here.jsonl", tmp_path / "there.jsonl", user_logs / cpu_device().slug / "conv.jsonl"
@@ -610,6 +647,11 @@ def test_build_fills_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     listed = printed_json("cache", "list")
     assert [how["name"] for how in listed["entries"]] == [Path(row["folder"]).name]
     assert "1 kernels" in orient("cache", "list").stdout
+    assert "removed 0 kernels" in orient("cache", "clear", "--older-than", 1).stdout
+    os.utime(row["folder"], (0, time.time() - 3 * 86400))
+    assert printed_json("cache", "clear", "--older-than", 4)["removed"] == 0
+    assert printed_json("cache", "clear", "--older-than", 2) == {"directory": str(tmp_path / "kernels"), "removed": 1}
+    orient("build", "--target", "cpu", *TINY, "--angles", "0")
     assert printed_json("cache", "clear") == {"directory": str(tmp_path / "kernels"), "removed": 1}
     assert "0 kernels" in orient("cache", "list").stdout
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tvm_orient as to
+from tvm_orient import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors")  # whole modules
@@ -139,10 +141,32 @@ def test_tests_that_a_page_names_exist(page: str) -> None:
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{page}: {file} has no {name}"
 
 
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_pages_read_well_in_a_browser(page: str) -> None:
+    """Code fits the width that wide.css gives it; a link is called by what it leads to, not by a file of the repository; a table ends with an empty line."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```(\S*).*?\n(.*?)^```$", text, flags=re.S | re.M)
+    code = [line for kind, block in blocks if not kind.startswith("{") for line in block.splitlines()]
+    assert not [line for line in code if len(line) > 100]
+    assert not re.findall(r"\[(?:docs|tuning_logs)/[^]]*\]", text)
+    assert not re.findall(r"^\|.*\|\n(?=[^|\n])", text, flags=re.M)
+
+
+def test_the_readme_says_what_the_op_is() -> None:
+    """The few lines of PyTorch under "Equivalent to"."""
+    found = re.search(r"## Equivalent to\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert found
+    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
+    exec(found[1], names)
+    x, weight = torch.randn(2, 6, 16, 17), torch.randn(6, 31)
+    for theta in (0.0, 0.4, 1.2, 2.5):
+        assert torch.allclose(names["oriented"](x, weight, theta).double(), reference.conv(x, weight, to.Taps.oriented(theta, 31)), atol=1e-5)
+
+
 def test_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python benchmarks/page_tables.py` would change nothing."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("page_tables")
     page = tables.PAGE.read_text()
-    assert len(tables._MARKED.findall(page)) == 13
+    assert len(tables._MARKED.findall(page)) == 15
     assert tables.documented(page) == page

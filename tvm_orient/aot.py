@@ -23,8 +23,8 @@ from .compiler import compiled, disk_full, full, make
 from .device import Device
 from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem
-from .lower import Choice
-from .spec import ConvSpec
+from .lower import Choice, is_generic
+from .spec import ConvSpec, image_shape, part_shape
 
 
 def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
@@ -56,7 +56,8 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
         chosen = [{"template": c.template, "version": c.version, "decisions": dict(c.decisions), "step": c.step} for c in choices]
         how = {
             "spec": spec.key, "device": device.slug, "arch": device.arch, "model": device.model, "features": device.features, "choices": chosen,
-            "toolchain": dict(key.toolchain), "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **facts,
+            "toolchain": dict(key.toolchain), "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "signature": None if is_generic(choices) else signature(spec, facts.get("workspace")), **facts,
         }  # fmt: skip
         (folder / "how.json").write_text(json.dumps(how, indent=2) + "\n")
         folder.chmod(0o755)
@@ -66,6 +67,27 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return final
+
+
+def signature(spec: ConvSpec, workspace: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The parameters of the function "main" in a kernel.so, in order: name, shape with N for the batch size, dtype; results are the last, workspaces before.
+
+    All are contiguous; images of a spec in nhwc are (N, H, W, C).
+
+    Args:
+        workspace: (bands, taps), as how.json says it for conv_dw; None for the others.
+    """
+    x, y, w = image_shape(spec, "N", output=False), image_shape(spec, "N", output=True), (spec.channels, spec.kernel_size)
+    given = {
+        "conv": [("x", x, spec.dtype), ("weight", w, spec.dtype), *([("bias", w[:1], spec.dtype)] if spec.bias else []), ("y", y, spec.dtype)],
+        "conv_dx": [("dy", y, spec.dtype), ("weight", w, spec.dtype), ("dx", x, spec.dtype)],
+        "conv_dw": [("x", x, spec.dtype), ("dy", y, spec.dtype), ("workspace", part_shape(spec, "N", _pair(workspace)), spec.sums), ("dweight", w, spec.sums)],
+    }[spec.op]
+    return [{"name": name, "shape": list(shape), "dtype": dtype} for name, shape, dtype in given]
+
+
+def _pair(workspace: Sequence[int] | None) -> tuple[int, int]:
+    return (workspace[0], workspace[1]) if workspace else (0, 0)
 
 
 def _make_cuda(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -213,9 +214,9 @@ class KernelCache:
         """how.json of every readable entry, sorted by name."""
         return entries_of(self.directory)
 
-    def clear(self) -> int:
-        """Removes every entry, broken ones too, and nothing else; returns how many."""
-        entries = _entries(self.directory)
+    def clear(self, before: float = math.inf) -> int:
+        """Removes every entry, broken ones too, that was made before a time (seconds since 1970), and nothing else; returns how many."""
+        entries = [entry for entry in _entries(self.directory) if entry.stat().st_mtime < before]
         for entry in entries:
             with self._locked(entry.name), self._disk(), contextlib.suppress(FileNotFoundError):  # another process may be clearing too
                 shutil.rmtree(entry)

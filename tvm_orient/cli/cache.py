@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from typing import Annotated
+
 import typer
 
 from .base import app, examples
 from .output import Json, console, print_json, size, table
 
+_DAY_S = 86400
 cache_app = typer.Typer(no_args_is_help=True, help="List or clear the compiled kernels of this machine.", epilog=examples("cache list"))
 app.add_typer(cache_app, name="cache")
 
@@ -37,13 +41,15 @@ def list_entries(as_json: Json = False) -> None:
         printer.print("no cache of this user's own: no home, and TVM_ORIENT_CACHE_DIR is not set", soft_wrap=True)
 
 
-@cache_app.command("clear", epilog=examples("cache clear"))
-def clear(as_json: Json = False) -> None:
-    """Remove every compiled kernel; they are built again when they are needed."""
+@cache_app.command("clear", epilog=examples("cache clear", "cache clear --older-than 30"))
+def clear(
+    older_than: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="Only those that were made so long ago.")] = None, as_json: Json = False
+) -> None:
+    """Remove every compiled kernel, or the old ones; they are built again when they are needed."""
     from ..cache import KernelCache
 
     store = KernelCache()
-    count = store.clear()
+    count = store.clear() if older_than is None else store.clear(time.time() - older_than * _DAY_S)
     if as_json:
         print_json({"directory": str(store.directory), "removed": count})
     else:

@@ -12,14 +12,15 @@ from rich.text import Text
 from .. import paths
 from ..errors import InvalidArgument, LogFileError
 from ..plausible import doubtful
+from ..spec import ConvSpec
 from .base import app, complain, examples
-from .output import Json, console, plain_file, print_json, size, table
+from .output import Json, console, microseconds, plain_file, print_json, size, speedup, table
 
 if TYPE_CHECKING:
     from ..logs import Record
 
 _EXAMPLES = examples("logs list", "logs merge a.jsonl b.jsonl -o both.jsonl")
-logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, check, merge and prune them.", epilog=_EXAMPLES)
+logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, show, check, merge and prune them.", epilog=_EXAMPLES)
 app.add_typer(logs_app, name="logs")
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the file even where that drops records or lines that cannot be read.")]
@@ -137,6 +138,50 @@ def _print_check(rows: list[dict[str, Any]]) -> None:
         counts = [Text(str(row[name]), style="red" if row[name] else "dim") for name in _FLAWS]
         shown.add_row(row["file"], Text("unreadable", style="red") if row["error"] else str(row["records"]), *counts)
     console().print(shown)
+
+
+@logs_app.command("show", epilog=examples("logs show conv-c512h14w14-s1-zeros-float32-nchw-k31a22.5", "logs show tuning_logs/nvidia-h200/conv.jsonl"))
+def show_records(
+    what: Annotated[str, typer.Argument(metavar="SPEC|FILE", help="A spec key, whose records are looked for in all folders; or a log file.")],
+    as_json: Json = False,
+) -> None:
+    """Show the records of a problem, or of a file, best first: what was decided, how fast it is, and where and when it was measured."""
+    from .. import logs
+
+    path = Path(what)
+    if path.suffix == ".jsonl" or path.is_file():
+        found = [(record, path) for records in logs.read(path).by_spec.values() for record in records]
+    else:
+        keys = {part.plain.key for _, _, part in ConvSpec.from_key(what).parts()}
+        files = [file for folder in _folders().values() for file in sorted(folder.glob("*/*.jsonl"))]
+        found = [(record, file) for file in files for key, records in logs.read(file).by_spec.items() if key in keys for record in records]
+    if as_json:
+        print_json([{"file": str(file), "impossible": _doubt(record), "record": record.model_dump(by_alias=True)} for record, file in found])
+        return
+    printer = console()
+    if not found:
+        printer.print(f"no record of {what}: `tvm-orient tune {what}` may make one, `tvm-orient explain {what}` says what answers now", soft_wrap=True)
+    for record, file in found:
+        printer.print(Text(record.spec, style="bold"), soft_wrap=True)
+        for name, value in _facts(record, file).items():
+            printer.print(f"  {name:<10} {value}", soft_wrap=True)
+
+
+def _facts(record: Record, file: Path) -> dict[str, str]:
+    """A record in words."""
+    times = f"{microseconds(record.median_us)} (spread {microseconds(record.spread_us)})"
+    facts = {
+        "kernel": f"{record.template} v{record.template_version}: {' '.join(f'{name}={value}' for name, value in record.decisions.items())}",
+        "time": f"{times}, {speedup(record.default_us, record.median_us)} as fast as the default, {record.floor_us / record.median_us:.0%} of a copy's speed",
+        "error": f"{record.error:.1g}, relative",
+        "device": record.device,
+        "measured": " ".join(f"{name}={value}" for name, value in record.provenance.items()),
+        "file": str(file),
+    }
+    doubt = _doubt(record)
+    old = ["of an older template: it does not answer"] if _old([record]) else []
+    flaws = [*old, *([f"impossible: {doubt}"] if doubt else [])]
+    return facts | ({"flaws": "; ".join(flaws)} if flaws else {})
 
 
 @logs_app.command(epilog=examples("logs merge here.jsonl there.jsonl -o conv.jsonl"))
