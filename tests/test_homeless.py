@@ -99,6 +99,24 @@ def test_the_doctor_sees_a_cache_that_runs_no_programs(monkeypatch: pytest.Monke
     assert "mounted noexec" in detail
 
 
+_IMPORT = """
+import os, pwd
+os.environ.pop("HOME", None), os.environ.pop("XDG_CACHE_HOME", None)
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+from tvm_orient import tvmkit
+tvmkit.load_tvm()
+print("HOME" in os.environ)
+"""
+
+
+def test_tvm_is_imported_all_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n"
+
+
 # ---- no sources ---------------------------------------------------------------------------------
 
 

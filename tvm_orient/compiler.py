@@ -107,7 +107,8 @@ def full(folder: Path, said: str) -> bool:
 
 def disk_full(folder: Path) -> EnvironmentProblem:
     """The error of a build whose disk is full."""
-    return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder.parent} is full: free some, or choose another folder")
+    remedy = "free some, or set TVM_ORIENT_CACHE_DIR (or -o) to a folder on another disk"
+    return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder.parent} is full: {remedy}")
 
 
 class _Compiler(Served):

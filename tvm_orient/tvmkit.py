@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import cpus
@@ -42,7 +44,8 @@ def load_tvm() -> Any:
     """
     check_ffi()
     try:
-        import tvm
+        with _some_home():
+            import tvm
     except ImportError as missing:
         raise EnvironmentProblem(f"generating kernels needs apache-tvm, which is not installed ({missing}): pip install 'tvm-orient[compile]'") from missing
     if tvm.__version__ != TVM_VERSION.removesuffix(".post1") and tvm.__version__ != TVM_VERSION:
@@ -50,6 +53,19 @@ def load_tvm() -> Any:
             f"apache-tvm must be {TVM_VERSION} (its API changes between releases), got {tvm.__version__}: pip install 'apache-tvm=={TVM_VERSION}'"
         )
     return tvm
+
+
+@contextlib.contextmanager
+def _some_home() -> Iterator[None]:
+    """A home for a user who has none: modules of TVM name folders below it when they are imported, and make none of them."""
+    missing = os.path.expanduser("~") == "~"
+    if missing:
+        os.environ["HOME"] = os.curdir
+    try:
+        yield
+    finally:
+        if missing:
+            os.environ.pop("HOME", None)
 
 
 def stub_tensor_intrin() -> None:
