@@ -99,6 +99,8 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
         pytest.skip(f"the default was the best of 6: {first.note}")
     assert first.record.error < 1e-5
     assert first.record.floor_us > 0
+    here = cpu_device()
+    assert [first.record.provenance[name] for name in ("cc", "units", "model")] == [here.arch, here.units, here.model]
     (answer,) = build.explain(spec, cpu_device())
     assert answer.choice.step == "user"
     assert dict(answer.choice.decisions) == first.record.decisions

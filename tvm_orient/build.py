@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 from collections.abc import Sequence
@@ -92,8 +93,9 @@ def _all_generic(spec: ConvSpec, device: Device, tried: tuple[tuple[str, str], .
     return [Explained(part, choice, None, None, (*tried, ("default", reason))) for (_, _, part), choice in zip(spec.parts(), choices, strict=True)]
 
 
+@functools.cache
 def toolchain() -> tuple[tuple[str, str], ...]:
-    """Versions that the bytes of a kernel depend on, without importing any of them."""
+    """Versions that the bytes of a kernel depend on, without importing any of them; read once, which takes milliseconds."""
     found = []
     for name in _TOOLS:
         try:

@@ -68,6 +68,8 @@ def cpu_device() -> Device:
         isa, width = _simd(cpu.features)
         slug = f"cpu-{slugify(cpus.short(cpu.name))}-{isa}-{_cores()}c"
         return Device("cpu", cpu.name, slug, isa, _cores(), 0, width, model=cpu.model, features=" ".join(cpu.features))
+    if level not in cpus.LEVELS:
+        raise InvalidArgument(f"TVM_ORIENT_CPU must be one of {', '.join(cpus.LEVELS)}, got {level!r}: unset it or choose one")
     device = _level_device(level)
     lacking = sorted(set(device.features.split()).difference(cpu.features))
     if lacking:
@@ -82,11 +84,9 @@ def own_cpu() -> cpus.Cpu:
 
 
 def _level_device(level: str) -> Device:
-    if level not in cpus.LEVELS:
-        raise InvalidArgument(f"a level of x86-64 must be one of {', '.join(cpus.LEVELS)}, got {level!r}")
     if not cpus.is_x86():
         raise EnvironmentProblem(f"kernels are linked for the architecture of this machine, {platform.machine()}, got {level}: build them on an x86-64")
-    features = cpus.LEVELS[level]
+    features = sorted(cpus.LEVELS[level])
     isa, width = _simd(features)
     return Device("cpu", level, f"cpu-{level}-{_cores()}c", isa, _cores(), 0, width, model=level, features=" ".join(features))
 

@@ -97,6 +97,8 @@ def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
 def _check(section: str, name: str, look: Callable[[], Finding]) -> Check:
     try:
         return Check(section, name, *look())
+    except OrientError as problem:  # says itself what to do
+        return Check(section, name, "broken", _first_line(problem))
     except Exception as problem:  # a doctor that dies of what it finds is no use
         return Check(section, name, "broken", f"{type(problem).__name__}: {_first_line(problem)}", "reinstall it")
 

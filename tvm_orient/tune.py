@@ -381,6 +381,7 @@ class _Run:
             "gpu": self.device.name,
             "cc": self.device.arch,
             "units": self.device.units,
+            **({"model": self.device.model} if self.device.model else {}),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "trials": len(self.done),
             "seed": self.seed,
