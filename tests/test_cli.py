@@ -568,6 +568,13 @@ def test_doctor_finds_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "3 broken: user logs, kernel cache, TVM_ORIENT_LOOKUP" in orient("doctor", code=1).stdout
 
 
+def test_doctor_counts_records_that_never_answer(user_logs: Path) -> None:
+    logs.append(record())
+    assert doctor._log_folder(user_logs, "none")[:2] == ("ok", f"1 records in 1 file, {user_logs}")
+    logs.append(record(template_version=0))
+    assert doctor._log_folder(user_logs, "none")[:2] == ("ok", f"2 records in 1 file (1 of older templates, which never answer), {user_logs}")
+
+
 def test_doctor_guards_against_the_crashing_ffi(monkeypatch: pytest.MonkeyPatch) -> None:
     version = doctor.importlib.metadata.version
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.15" if name == "apache-tvm-ffi" else version(name))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import cache, figures, logs, nvrtc, paths, pool, sass, tvmkit
+from . import cache, figures, logs, nvrtc, paths, pool, sass, schedules, tvmkit
 from .device import Device, archs, cpu_device, cuda_devices
 from .errors import EnvironmentProblem, LogFileError, OrientError
 from .spec import ConvSpec
@@ -342,7 +342,7 @@ def _log_folder(folder: Path, nothing: str) -> Finding:
     files = sorted(folder.glob("*/*.jsonl"))
     if not files:
         return "ok", f"{nothing}, {folder}", ""
-    records, bad, unreadable = 0, 0, []
+    records, bad, silent, unreadable = 0, 0, 0, []
     for path in files:
         try:
             log = logs.read(path)
@@ -350,7 +350,9 @@ def _log_folder(folder: Path, nothing: str) -> Finding:
             unreadable.append(str(problem))
         else:
             records, bad = records + len(log.records), bad + log.bad
-    detail = f"{records} records in {len(files)} {'file' if len(files) == 1 else 'files'}, {folder}"
+            silent += sum(not schedules.current(record.template, record.template_version) for record in log.records)
+    never = f" ({silent} of older templates, which never answer)" if silent else ""
+    detail = f"{records} records in {len(files)} {'file' if len(files) == 1 else 'files'}{never}, {folder}"
     if bad or unreadable:
         return "broken", "; ".join([detail, *([f"{bad} bad lines"] if bad else []), *unreadable[:3]]), f"`tvm-orient logs check {folder}` says which"
     return "ok", detail, ""
