@@ -69,6 +69,11 @@ def compare(
     return ordered, {name: why for name, why in declined.items() if name in near}
 
 
+def current(name: str, version: int) -> bool:
+    """Whether that is a template of today: records of others never answer."""
+    return any((template.name, template.version) == (name, version) for template in TEMPLATES)
+
+
 def find(name: str) -> Template:
     """The template of that name.
 

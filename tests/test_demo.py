@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import torch
 from rich.console import Console
 
 from tvm_orient import ConvSpec, Taps, angles_between, demo, paths, reference
+from tvm_orient.device import cpu_device
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
-from tvm_orient.tune import Outcome, Progress, distinct_parts
+from tvm_orient.speeds import DEFAULT, TUNED, Row
+from tvm_orient.tune import Outcome, Progress, TooBusy, distinct_parts
 
 
 def small_photograph() -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -25,7 +28,7 @@ def small_photograph() -> np.ndarray[Any, np.dtype[np.float32]]:
     return picture
 
 
-def finds_nothing(spec: ConvSpec, device: Any, *, trials: int, batch: int, report: Callable[[Progress], None]) -> list[Outcome]:
+def finds_nothing(spec: ConvSpec, device: Any, *, trials: int, batch: int, report: Callable[[Progress], None], wait: float) -> list[Outcome]:
     found = []
     parts = distinct_parts(spec)
     for position, part in enumerate(parts):
@@ -50,7 +53,16 @@ def test_the_steps(tmp_path: Path, printed: Console, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "_PEERS", ("grouped_raster",))  # the compiled ones take a minute
     assert demo.run(tmp_path / "new" / "pictures", 2, printed) == 0
     said = text(printed)
-    for word in ("(3, 8, 32, 32)", "10 candidates measured", "0 of 5 angles beat", "right", "the same bits", "a dense kernel per angle", "kept the default"):
+    for word in (
+        "(3, 8, 32, 32)",
+        "10 candidates measured",
+        "0 of 5 angles beat",
+        "right",
+        "the same bits",
+        "a dense kernel per angle",
+        "kept the default",
+        "the untuned kernel stands",
+    ):
         assert word in said
     for name in ("montage.png", "speed.png"):
         assert (tmp_path / "new" / "pictures" / name).stat().st_size > 10_000
@@ -64,6 +76,34 @@ def test_a_wrong_result_is_said(tmp_path: Path, printed: Console, monkeypatch: p
     assert demo.run(tmp_path, 2, printed) == 1
     assert "WRONG" in text(printed)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_goes_on_untuned_where_the_machine_is_busy(printed: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: Any, report: Callable[[Progress], None], **how: Any) -> list[Outcome]:
+        part = ConvSpec("conv", 8, 32, 32, Taps.oriented(0.0, 31))
+        report(Progress(part, 0, 5, 0, 2, 0, None, None, 1.0, None, (0.5, 3.0)))
+        raise TooBusy("other work uses 50% of the cores", [Outcome(part, None, 9.0, 8.0, 2, 0, 0, 1.0, {}, "", doubt="busy")])
+
+    monkeypatch.setattr(demo, "tune", busy)
+    demo._tune(ConvSpec("conv", 8, 32, 32, Taps.oriented(angles_between(8), 31)), cpu_device(), 2, 3, printed)
+    said = text(printed)
+    assert "stopped: other work uses 50% of the cores" in said
+    assert "0 of 1 angles beat the untuned kernel; 1 are not recorded" in said
+    assert "recorded in" not in said
+
+
+def row(method: str, milliseconds: float) -> Row:
+    kinds = {"int": 0, "str": "", "bool": True}
+    blank = {field.name: kinds.get(str(field.type)) for field in dataclasses.fields(Row)}
+    return Row(**{**blank, "method": method, "cache": "cold", "median_ms": milliseconds})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"), [(None, "stands"), (1.0, "alike"), (1.01, "alike"), (0.8, "tuning made the layer 1.25 times as fast"), (1.2, "1.20 times as long")]
+)
+def test_the_verdict_is_what_was_measured(tuned: float | None, said: str) -> None:
+    rows = [row(DEFAULT, 1.0), row("native", 3.0), *([row(TUNED, tuned)] if tuned else [])]
+    assert said in demo._verdict(rows)
 
 
 def test_lines_stand_out_in_their_direction() -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import tvm_orient as to
-from tvm_orient import reference
+from tvm_orient import device, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors")  # whole modules
@@ -150,6 +151,19 @@ def test_pages_read_well_in_a_browser(page: str) -> None:
     assert not [line for line in code if len(line) > 100]
     assert not re.findall(r"\[(?:docs|tuning_logs)/[^]]*\]", text)
     assert not re.findall(r"^\|.*\|\n(?=[^|\n])", text, flags=re.M)
+
+
+def test_the_table_of_versions_is_that_of_the_package() -> None:
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.*) \|$", (ROOT / "docs" / "faq.md").read_text(), flags=re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert project["requires-python"] == f">={rows['Python'].removesuffix(' or later')}"
+    assert f"torch>={rows['PyTorch'].removesuffix(' or later')}" in extras["torch"]
+    assert f"apache-tvm=={rows['apache-tvm']}" in extras["compile"]
+    least, below = rows["apache-tvm-ffi"].split(" or later, below ")
+    assert f"apache-tvm-ffi>={least},<{below}" in project["dependencies"]
+    assert all(f">={rows['CUDA'].partition(',')[0]},<14" in need for need in extras["compile"] if need.startswith(("cuda", "nvidia")))
+    assert rows["GPU"].startswith("compute capability 8.0 to {}.{}; 7.5 by".format(*device.capability(device.archs()[-1])))
 
 
 def test_the_readme_says_what_the_op_is() -> None:

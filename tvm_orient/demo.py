@@ -33,11 +33,13 @@ from .paths import user_log_dir
 from .spec import ConvSpec
 from .speeds import DEFAULT, TUNED, Row
 from .taps import Taps, angles_between
-from .tune import Outcome, distinct_parts, tune
+from .tune import Outcome, TooBusy, distinct_parts, tune
 from .tune import Progress as Step
 
 _DIRECTIONS, _TAPS = 8, 31
 _SCALES = (1.0, 1.6, 2.5)  # standard deviations in pixels; four would pass 32 MB, from where on a CPU allocates anew in each call
+_WAIT_S = 15.0  # for other work to end
+_ALIKE = 0.03  # share by which times differ from one run to the next
 _PEERS = ("compiled_gather", "compiled_shift", "compiled_shift_padded", "grouped_raster", "native", "native_channels_last")
 _WORDS = {
     TUNED: "tvm_orient, tuned",
@@ -91,6 +93,8 @@ def run(out: Path, trials: int, console: Console) -> int:
     _say(console, "time", f"median of interleaved calls with cold caches on {device.name}, {torch.get_num_threads()} threads")
     console.print()
     console.print(_table(rows))
+    console.print()
+    _say(console, "verdict", _verdict(rows))
     plots.responses_png(photograph, y.sum(0).cpu().numpy(), [math.degrees(angle) for angle in angles.tolist()], out / "montage.png")
     timed = sorted((row for row in rows if row.median_ms), key=lambda row: row.median_ms or 0.0)
     plots.speed_png([(_words(row, rows), row.median_ms or 0.0, row.ours) for row in timed], out / "speed.png")
@@ -155,12 +159,20 @@ def _tune(spec: ConvSpec, device: Device, trials: int, batch: int, console: Cons
         def report(step: Step) -> None:
             bar.update(task, completed=step.position * trials + step.trial, description=_progress(step))
 
-        outcomes = tune(spec, device, trials=trials, batch=batch, report=report)
+        try:
+            outcomes, busy = tune(spec, device, trials=trials, batch=batch, report=report, wait=_WAIT_S), ""
+        except TooBusy as problem:
+            outcomes, busy = problem.outcomes, str(problem)
+    if busy:
+        _say(console, "", f"stopped: {busy}")
     _say(console, "", _came_to(outcomes, time.perf_counter() - start))
-    _say(console, "", f"recorded in {log_path(user_log_dir(), device.slug, spec.op)}")
+    if any(outcome.written for outcome in outcomes):
+        _say(console, "", f"recorded in {log_path(user_log_dir(), device.slug, spec.op)}")
 
 
 def _progress(step: Step) -> str:
+    if step.waiting:
+        return f"other work uses {step.waiting[0]:.0%} of the cores: waiting"
     best = f", best {step.best_us / 1e3:.2f} ms" if step.best_us else ""
     untuned = f" against {step.default_us / 1e3:.2f} ms untuned" if step.default_us else ""
     return f"angle {step.position + 1} of {step.parts}{best}{untuned}"
@@ -174,7 +186,22 @@ def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:
     resumed = sum(outcome.resumed for outcome in outcomes)
     before = f", {resumed} of them in an earlier run" if resumed else ""
     measured = sum(outcome.trials for outcome in outcomes)
-    return f"{seconds:.0f} s, {measured} candidates measured{before}; {len(faster)} of {len(outcomes)} angles beat the untuned kernel{gain}"
+    doubted = sum(bool(outcome.doubt) for outcome in outcomes)
+    noise = f"; {doubted} are not recorded, for their times were noise" if doubted else ""
+    return f"{seconds:.0f} s, {measured} candidates measured{before}; {len(faster)} of {len(outcomes)} angles beat the untuned kernel{gain}{noise}"
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    """What tuning changed in the layer as a whole, in a line."""
+    own = {row.method: row.median_ms for row in rows if row.ours and row.median_ms}
+    tuned, untuned = own.get(TUNED), own.get(DEFAULT)
+    if tuned is None or untuned is None:
+        return "the untuned kernel stands: nothing that was tried is faster"
+    if abs(untuned / tuned - 1) <= _ALIKE:
+        return f"tuned and untuned are alike here (within {_ALIKE:.0%}): the untuned choice was good already, as it mostly is on CPUs that it was made from"
+    if untuned > tuned:
+        return f"tuning made the layer {untuned / tuned:.2f} times as fast"
+    return f"tuned angles take {tuned / untuned:.2f} times as long together as untuned ones: angles are tuned alone, and share a launch here"
 
 
 def _verified(spec: ConvSpec, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: Console) -> bool:

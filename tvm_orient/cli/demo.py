@@ -15,7 +15,7 @@ from .problem import whole
 @app.command(epilog=examples("demo", "demo -o pictures --trials 64"))
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = Path("demo_out"),
-    trials: Annotated[int, typer.Option(parser=whole, metavar="N", help="Candidates to measure for each angle.")] = 16,
+    trials: Annotated[int, typer.Option(parser=whole, metavar="N", help="Candidates to measure for each angle.")] = 8,
 ) -> None:
     """Tune, build, verify, run and time a bank of oriented filters on a photograph; writes pictures."""
     from ..demo import run

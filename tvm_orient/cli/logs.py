@@ -126,10 +126,9 @@ def _doubt(record: Record) -> str | None:
 
 def _old(records: Iterable[Record]) -> int:
     """Records for a template that is gone or has another version now: lookup passes over them."""
-    from ..schedules import TEMPLATES
+    from ..schedules import current
 
-    now = {(template.name, template.version) for template in TEMPLATES}
-    return sum((record.template, record.template_version) not in now for record in records)
+    return sum(not current(record.template, record.template_version) for record in records)
 
 
 def _print_check(rows: list[dict[str, Any]]) -> None:
