@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tvm_orient import doctor, logs, nvrtc, paths, schedules
+from tvm_orient import doctor, logs, lookup, nvrtc, paths, schedules
 from tvm_orient.cli import app
 from tvm_orient.cli.output import angle, degrees, duration, microseconds, size, speedup
 from tvm_orient.device import arch_device, archs, capability, cpu_device
@@ -335,7 +335,7 @@ def test_explain_says_what_answered(user_logs: Path) -> None:
     assert (tuned["step"], tuned["source"], tuned["tried"], tuned["channels"], tuned["degrees"]) == ("user", str(file), [], [0, 4], [0.0])
     assert logs.Record.model_validate(tuned["record"]) == record()
     assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [90.0])
-    assert [entry["step"] for entry in untuned["tried"]] == list(logs.STEPS[:-1])
+    assert [entry["step"] for entry in untuned["tried"]] == list(lookup.STEPS[:-1])
     assert all(entry["why_not"] for entry in untuned["tried"])
     said = orient("explain", "--target", "cpu", *TINY, "--angles", "0,90").stdout
     for text in ("0-3", "4-7", "answered, from", "10.0 us", "2.00x", "answered: the template's own choice, untuned", "has no record of this spec"):

@@ -24,10 +24,10 @@ FLOORS = {
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
             "unrolled_dw views refusal driverless foreign cost rounding plausible",
             "schedules",
-            "logs lower search",
+            "logs lookup lower search",
             "tune build compiler cache shared measure workshop journal predict contest quiet",
             "checks kernels launch ops speeds compiling",
-            "functional angled published_module nn aot bench plots demo doctor transforms flops registration __init__",
+            "functional angled published_module nn aot bench plots demo doctor doctor_files transforms flops registration __init__",
             "cli __main__",
         )
     )
@@ -53,6 +53,7 @@ SAME_FLOOR = {
     ("build", "shared"),
     ("compiler", "cache"),
     ("shared", "cache"),
+    ("lookup", "logs"),
     ("tune", "workshop"),
     ("tune", "journal"),
     ("tune", "contest"),
@@ -116,6 +117,7 @@ SAME_FLOOR = {
     ("published_module", "angled"),
     ("published_module", "functional"),
     ("functional", "transforms"),
+    ("doctor", "doctor_files"),
     ("demo", "functional"),
     ("demo", "nn"),
     ("demo", "bench"),

@@ -15,7 +15,7 @@ from _helpers import line, spec_of
 from typer.testing import CliRunner
 
 import tvm_orient as to
-from tvm_orient import build, cache, doctor, logs, paths
+from tvm_orient import build, cache, doctor_files, lookup, paths
 from tvm_orient.cli import app
 from tvm_orient.device import cpu_device
 
@@ -53,7 +53,7 @@ def test_a_folder_to_write_to_is_asked_for_and_one_to_read_is_not(folder: str, f
 
 @pytest.mark.usefixtures("homeless")
 def test_lookup_reads_what_ships() -> None:
-    found = logs.lookup(SPEC, cpu_device(), lambda record: None)
+    found = lookup.lookup(SPEC, cpu_device(), lambda record: None)
     assert dict(found.tried).get("user") == "no folder to look in"
     assert build.explain(SPEC, cpu_device())
 
@@ -84,7 +84,7 @@ def test_commands(command: list[str], code: int, says: str) -> None:
 
 @pytest.mark.usefixtures("homeless")
 def test_the_doctor_says_what_to_set() -> None:
-    for look, variable in ((doctor._user_logs, "TVM_ORIENT_LOG_DIR"), (doctor._cache, "TVM_ORIENT_CACHE_DIR")):
+    for look, variable in ((doctor_files.user_logs, "TVM_ORIENT_LOG_DIR"), (doctor_files.kernel_cache, "TVM_ORIENT_CACHE_DIR")):
         state, detail, hint = look()
         assert state == "missing"
         assert "has no home" in detail
@@ -94,7 +94,7 @@ def test_the_doctor_says_what_to_set() -> None:
 def test_the_doctor_sees_a_cache_that_runs_no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(paths, "runs_no_programs", lambda _: True)
-    state, detail, _ = doctor._cache()
+    state, detail, _ = doctor_files.kernel_cache()
     assert state == "broken"
     assert "mounted noexec" in detail
 

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from tvm_orient import logs, paths
 from tvm_orient.device import Device
 from tvm_orient.errors import InvalidArgument, LogFileError
-from tvm_orient.logs import Record, append, log_path, lookup, merge, prune, read, write
+from tvm_orient.logs import Record, append, log_path, merge, prune, read, write
+from tvm_orient.lookup import lookup
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps, angles_between
 

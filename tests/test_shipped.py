@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tvm_orient import build, doctor, logs, lower, paths
+from tvm_orient import build, doctor_files, logs, lookup, lower, paths
 from tvm_orient.device import Device, recorded_device
 from tvm_orient.logs import Record
 from tvm_orient.lower import Choice
@@ -30,7 +30,7 @@ def test_every_shipped_record_answers(path: Path, tmp_path: Path) -> None:
         assert build.outdated(record) is None, record.line
         spec, device = ConvSpec.from_key(record.spec), device_of(record)
         folders = [tmp_path, paths.shipped_log_dir()]
-        found = logs.lookup(spec, device, lambda other, spec=spec, device=device: build.accepts(spec, device, other), directories=folders)
+        found = lookup.lookup(spec, device, lambda other, spec=spec, device=device: build.accepts(spec, device, other), directories=folders)
         assert (found.step, found.record) == ("shipped", record), "lookup answers with another"
         assert record.median_us <= record.default_us
 
@@ -63,14 +63,14 @@ def test_doctor_sees_records_that_no_longer_answer(change: dict[str, object], wh
     reason = build.outdated(RECORDS[0].model_copy(update=change))
     assert reason is not None
     assert why in reason
-    state, detail, hint = doctor._log_folder(tmp_path, "none", shipped=True)
+    state, detail, hint = doctor_files.log_folder(tmp_path, "none", shipped=True)
     assert (state, hint) == ("broken", f"`tvm-orient logs check {tmp_path}` says which")
     assert f"1 records no longer answer ({reason})" in detail
-    state, detail, _ = doctor._log_folder(tmp_path, "none")
+    state, detail, _ = doctor_files.log_folder(tmp_path, "none")
     assert state == "ok", "a user's own records may be older than the package"
     assert "1 records no longer answer" in detail
     path.unlink()
 
 
 def test_what_ships_is_in_order() -> None:
-    assert doctor._log_folder(paths.shipped_log_dir(), "none", shipped=True)[0] == "ok"
+    assert doctor_files.log_folder(paths.shipped_log_dir(), "none", shipped=True)[0] == "ok"

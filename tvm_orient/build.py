@@ -13,6 +13,7 @@ from . import anysize, cache, logs, schedules, shared
 from .compiler import compiled
 from .device import Device, recorded_device
 from .errors import EnvironmentProblem, InvalidArgument, Unsupported
+from .lookup import lookup
 from .lower import Choice, generic_choices, is_generic
 from .plausible import doubtful
 from .spec import LIMIT, ConvSpec
@@ -70,7 +71,7 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
     answers = []
     parts = [part for _, _, part in spec.parts()]
     for place, part in enumerate(parts):
-        found = logs.lookup(part.plain, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
+        found = lookup(part.plain, device, lambda record, part=part: accepts(part, device, record), mode=mode)  # type: ignore[misc]
         if found.step == "none":
             raise Unsupported(
                 f"no record may answer for {part} on {device.slug} (TVM_ORIENT_LOOKUP forbids the default): "

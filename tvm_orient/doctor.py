@@ -17,15 +17,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from . import cache, figures, logs, nvrtc, paths, pool, sass, tvmkit
+from . import cache, figures, nvrtc, paths, pool, sass, tvmkit
 from .device import Device, archs, cpu_device, cuda_devices, own_cpu
-from .errors import EnvironmentProblem, LogFileError, OrientError
+from .doctor_files import Finding, State, first_line, kernel_cache, log_folder, user_logs, variable
+from .errors import EnvironmentProblem, OrientError
 from .spec import ConvSpec
 from .taps import Taps
-
-State = Literal["ok", "missing", "broken"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,6 @@ class Check:
     detail: str
     hint: str = ""
 
-
-Finding = tuple[State, str, str]  # state, detail, hint
 
 _GENERATE = ("apache-tvm-ffi", "apache-tvm", "LLVM", "C compiler")
 _CPU = ("torch", *_GENERATE)
@@ -81,11 +77,11 @@ def examine() -> list[Check]:
         _check("CUDA compilers", "nvcc", _nvcc),
         _check("kernels", "CPU kernel", lambda: _kernel(cpu_device())),
         _check("kernels", "GPU kernel", _gpu_kernel),
-        _check("files", "user logs", _user_logs),
-        _check("files", "shipped logs", lambda: _log_folder(paths.shipped_log_dir(), "none", shipped=True)),
-        _check("files", "kernel cache", _cache),
+        _check("files", "user logs", user_logs),
+        _check("files", "shipped logs", lambda: log_folder(paths.shipped_log_dir(), "none", shipped=True)),
+        _check("files", "kernel cache", kernel_cache),
     ]
-    return checks + [_check("environment", name, functools.partial(_variable, name)) for name in paths.VARIABLES]
+    return checks + [_check("environment", name, functools.partial(variable, name)) for name in paths.VARIABLES]
 
 
 def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
@@ -98,13 +94,9 @@ def _check(section: str, name: str, look: Callable[[], Finding]) -> Check:
     try:
         return Check(section, name, *look())
     except OrientError as problem:  # says itself what to do
-        return Check(section, name, "broken", _first_line(problem))
+        return Check(section, name, "broken", first_line(problem))
     except Exception as problem:  # a doctor that dies of what it finds is no use
-        return Check(section, name, "broken", f"{type(problem).__name__}: {_first_line(problem)}", "reinstall it")
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [repr(problem)])[0][:300]
+        return Check(section, name, "broken", f"{type(problem).__name__}: {first_line(problem)}", "reinstall it")
 
 
 def _version(*distributions: str) -> str | None:
@@ -267,11 +259,11 @@ def _nvrtc() -> Finding:
     try:
         number = ".".join(map(str, nvrtc.version()))
     except EnvironmentProblem as problem:
-        return "missing", _first_line(problem), remedy
+        return "missing", first_line(problem), remedy
     try:
         nvrtc.compile_cubin(_PROBE, "sm_90a")
     except OrientError as problem:
-        return "missing", f"version {number}, but a kernel does not compile: {_first_line(problem)}", remedy
+        return "missing", f"version {number}, but a kernel does not compile: {first_line(problem)}", remedy
     return "ok", f"{number}, for --arch {', '.join(arch for arch in archs() if arch.rstrip('a') in nvrtc.archs())}", ""
 
 
@@ -280,7 +272,7 @@ def _nvdisasm() -> Finding:
     try:
         sass.kernels(nvrtc.compile_cubin(_PROBE, "sm_90a"))
     except OrientError as problem:
-        return "missing", _first_line(problem), remedy
+        return "missing", first_line(problem), remedy
     return "ok", f"reads what NVRTC makes{'' if (number := _version('nvidia-cuda-nvdisasm')) is None else f', {number}'}", ""
 
 
@@ -331,9 +323,9 @@ def _kernel(device: Device) -> Finding:
             where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
             out = launch.Kernel(_LAYER, device, Path(folder) / cache.KERNEL)(x.to(where), w.to(where)).cpu()
         except EnvironmentProblem as problem:
-            return "missing", _first_line(problem), "install what it asks for"
+            return "missing", first_line(problem), "install what it asks for"
         except OrientError as problem:
-            return "broken", _first_line(problem), ""
+            return "broken", first_line(problem), ""
     error, bound = float((out.double() - reference.run(_LAYER, x, w)).abs().max()), reference.tolerance(_LAYER, _IMAGES, x, w)
     if not error <= bound:  # NaN is not
         return "broken", f"{built} and run, but its result is off by {error:.3g}, at most {bound:.3g}", "please report it, with what else is said here"
@@ -345,66 +337,6 @@ def _gpu_kernel() -> Finding:
     if not gpus:
         return "missing", "no GPU to build it for and to run it on", "`tvm-orient build --arch sm_90a` generates kernels for one elsewhere"
     return _kernel(gpus[0])
-
-
-# ---- files and variables ------------------------------------------------------------------------
-
-
-def _log_folder(folder: Path, nothing: str, *, shipped: bool = False) -> Finding:
-    """What a folder of logs holds. Records that no longer answer are a user's to tune again; those that ship are to answer."""
-    from .build import outdated
-
-    files = sorted(folder.glob("*/*.jsonl"))
-    if not files:
-        return "ok", f"{nothing}, {folder}", ""
-    records, bad, unreadable, old = 0, 0, [], []
-    for path in files:
-        try:
-            log = logs.read(path)
-        except LogFileError as problem:
-            unreadable.append(str(problem))
-        else:
-            records, bad = records + len(log.records), bad + log.bad
-            old += [why for record in log.records if (why := outdated(record))]
-    detail = f"{records} records in {len(files)} {'file' if len(files) == 1 else 'files'}, {folder}"
-    passed = [f"{len(old)} records no longer answer ({old[0]})"] if old else []
-    if bad or unreadable or (old and shipped):
-        told = "; ".join([detail, *([f"{bad} bad lines"] if bad else []), *passed, *unreadable[:3]])
-        return "broken", told, f"`tvm-orient logs check {folder}` says which"
-    return "ok", "; ".join([detail, *passed]), "tune those problems again" if old else ""
-
-
-def _user_logs() -> Finding:
-    try:
-        return _log_folder(paths.user_log_dir(), "nothing tuned yet")
-    except EnvironmentProblem as problem:
-        return "missing", _first_line(problem), "set TVM_ORIENT_LOG_DIR to tune"
-
-
-def _cache() -> Finding:
-    try:
-        folder = paths.cache_dir()
-    except EnvironmentProblem as problem:
-        return "missing", _first_line(problem), "set TVM_ORIENT_CACHE_DIR to compile kernels"
-    if not folder.exists():
-        return "ok", f"empty, {folder}", ""
-    if paths.runs_no_programs(folder):
-        return "broken", f"{folder} is on a file system that is mounted noexec, so no kernel can be loaded from it", "set TVM_ORIENT_CACHE_DIR"
-    try:
-        entries = cache.KernelCache(folder).entries()
-    except OrientError as problem:
-        return "broken", str(problem), ""
-    return "ok", f"{len(entries)} kernels, {sum(int(how.get('size', 0)) for how in entries) / 1e6:.1f} MB, private, {folder}", ""
-
-
-def _variable(name: str) -> Finding:
-    value, meaning = os.environ.get(name), paths.VARIABLES[name]
-    if name == "TVM_ORIENT_LOOKUP":
-        try:
-            paths.lookup_mode()
-        except OrientError as problem:
-            return "broken", repr(value), str(problem)
-    return "ok", "not set" if value is None else value, meaning
 
 
 def broken(checks: Sequence[Check]) -> list[Check]:

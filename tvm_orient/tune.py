@@ -377,17 +377,12 @@ class _Run:
 
     def _provenance(self) -> dict[str, Any]:
         packages = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "version": "tvm-orient", "cuda": "nvidia-cuda-nvrtc"}
+        device = self.device
         return {
-            "gpu": self.device.name,
-            "cc": self.device.arch,
-            "units": self.device.units,
-            **({"model": self.device.model} if self.device.model else {}),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "trials": len(self.done),
-            "seed": self.seed,
-            "batch": self.batch,
+            "gpu": device.name, "cc": device.arch, "units": device.units, **({"model": device.model} if device.model else {}),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "trials": len(self.done), "seed": self.seed, "batch": self.batch,
             **{name: _version(package) for name, package in packages.items()},
-        }
+        }  # fmt: skip
 
 
 def _us(seconds: float | None) -> float | None:

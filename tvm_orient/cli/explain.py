@@ -125,7 +125,7 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
 
 def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
     """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
-    from ..logs import STEPS
+    from ..lookup import STEPS
     from ..lower import is_generic
 
     said: dict[tuple[str, str], list[str]] = {}
