@@ -25,7 +25,7 @@ from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
 from tvm_orient.served import cores
 from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.tune import Interrupted, Outcome, Progress, tune
+from tvm_orient.tune import Interrupted, Outcome, Progress, TooBusy, tune
 from tvm_orient.workshop import Workshop
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
@@ -81,10 +81,14 @@ def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directo
             return found, f"time is over with {len(jobs) - number + 1} problems left"
         say(f"[{number}/{len(jobs)}] {spec}")
         try:
-            found += tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory, shop=shop)
-            finished.add((spec, batch))
+            outcomes = tune(spec, device, trials=trials, batch=batch, report=watch(deadline), directory=directory, shop=shop)
+            found += outcomes
+            if not any(outcome.doubt for outcome in outcomes):  # what was noise is measured again by the next run
+                finished.add((spec, batch))
         except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one problem: the others may do better
             say(f"  failed: {problem}")
+        except TooBusy as stop:
+            return found + stop.outcomes, str(stop)
         except KeyboardInterrupt as stop:
             found += stop.outcomes if isinstance(stop, Interrupted) else []
             over = time.monotonic() > deadline

@@ -397,6 +397,7 @@ def test_a_candidate_that_wins_becomes_a_record(kit: Path, tmp_path: Path) -> No
     [
         (1.01, {}, "the default is within 2% of the best found"),
         (1.3, {"error": "wrong: off"}, "wrong: off"),
+        (1.3, {"floor": 1.0}, "times that cannot be true"),
         (1.3, {"choices": [["cpu_rows", 1, [], "default"]]}, "the record is for 1"),
     ],
 )

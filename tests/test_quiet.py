@@ -259,6 +259,19 @@ def test_work_that_begins_during_a_run_ends_it(looks: int, machine: Callable[...
     assert not list(tmp_path.glob("*/*.jsonl"))
 
 
+def test_ctrl_c_while_waiting_keeps_what_was_found(machine: Callable[..., list[float]], tmp_path: Path) -> None:
+    machine(*[0.0] * 3, 0.5)  # the first angle's looks: before it, before its round, before its last comparison
+
+    def stop(seen: tune.Progress) -> None:
+        if seen.waiting:
+            raise KeyboardInterrupt
+
+    with pytest.raises(tune.Interrupted) as raised:
+        tuned(tmp_path, STEADY, spec=SPEC, report=stop)
+    (outcome,) = raised.value.outcomes
+    assert outcome.record is not None
+
+
 def test_restart_forgets_these_trials_and_no_others(machine: Callable[..., list[float]], tmp_path: Path) -> None:
     machine(0.0)
     slow = {name: [30 * value for value in values] for name, values in STEADY.items()}
@@ -330,6 +343,26 @@ def test_what_does_not_say_its_batch_is_not_judged_by_its_floor() -> None:
 def test_every_shipped_record_is_possible() -> None:
     rows = [row for path in (Path(logs.__file__).parent.parent / "tuning_logs").rglob("*.jsonl") for row in logs.read(path).records]
     assert [doubtful(row.spec, row.median_us, row.spread_us, row.floor_us, row.provenance) for row in rows] == [None] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("op", "taps", "stride", "needed"),
+    [
+        ("conv", Taps.oriented([0.0], 3), 1, 1.0),
+        ("conv", Taps.oriented([0.0], 3), 4, (1 / 4 + 1 / 16) / (1 + 1 / 16)),  # three rows of four are not read
+        ("conv", Taps.oriented([1.5707964], 9), 4, 1.0),
+        ("conv", Taps.from_offsets([[[0, 99]]]), 1, 0.5),  # no tap is in the plane: zeros are written
+        ("conv_dx", Taps.from_offsets([[[0, 99]]]), 1, 0.5),
+        ("conv_dw", Taps.from_offsets([[[0, 99]]]), 1, 0.0),
+        ("conv_dw", Taps.oriented([0.0], 3), 1, 1.0),
+    ],
+)
+def test_a_kernel_may_pass_over_what_it_does_not_need(op: str, taps: Taps, stride: int, needed: float) -> None:
+    spec = ConvSpec(op, 64, 64, 64, taps, (stride, stride))
+    floor = spec.bytes_moved(64) / 1e4  # 10 GB/s
+    assert impossible(spec, 64, floor * needed * 0.5 + 1, floor) is None
+    if needed:
+        assert "less than half its floor" in (impossible(spec, 64, floor * needed * 0.49 - 10, floor) or "")
 
 
 def test_small_problems_are_not_accused() -> None:

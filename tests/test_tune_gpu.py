@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import tune_gpu
 from tvm_orient.device import cpu_device
 from tvm_orient.spec import ConvSpec
 from tvm_orient.taps import Taps
-from tvm_orient.tune import Interrupted, Outcome
+from tvm_orient.tune import Interrupted, Outcome, TooBusy
 
 JOBS = [(ConvSpec("conv", 4, 6, 7, Taps.oriented([0.0, 0.7], size)), 1) for size in (3, 5, 7)]
 
@@ -45,6 +46,23 @@ def test_a_cut_run_reports_and_the_next_goes_on(tmp_path: Path, monkeypatch: pyt
     tune_gpu.spend(JOBS[:1], cpu_device(), 16, tmp_path, time.monotonic() + 60, None)  # type: ignore[arg-type]
     assert asked[-1] == JOBS[0][0]  # more trials are another run
     assert tune_gpu.spend(JOBS, cpu_device(), 4, tmp_path, time.monotonic() - 1, None)[1] == "time is over with 3 problems left"  # type: ignore[arg-type]
+
+
+def test_noise_is_no_result_and_a_busy_machine_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ConvSpec] = []
+
+    def tune(spec: ConvSpec, *_: Any, **how: Any) -> list[Outcome]:
+        asked.append(spec)
+        if spec == JOBS[1][0]:
+            raise TooBusy("other work uses 50% of the cores", [outcome(spec)])
+        return [dataclasses.replace(outcome(spec), doubt="the copy took 1 to 9 us" if len(asked) == 1 else "")]
+
+    monkeypatch.setattr(tune_gpu, "tune", tune)
+    for _ in range(3):
+        found, reason = tune_gpu.spend(JOBS, cpu_device(), 8, tmp_path, time.monotonic() + 60, None)  # type: ignore[arg-type]
+        assert reason == "other work uses 50% of the cores"
+        assert found[-1].part == outcome(JOBS[1][0]).part
+    assert [spec.kernel_size for spec in asked] == [3, 5, 3, 5, 5]
 
 
 def test_the_most_valuable_come_first() -> None:

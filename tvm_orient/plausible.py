@@ -13,6 +13,7 @@ _FASTEST = 2e7  # bytes a microsecond (20 TB/s): more than any memory gives
 _COPY_CALL_US = 50.0  # of a copy that has next to nothing to move
 _KERNEL_CALL_US = 10.0  # that a bare kernel is called sooner than a copy
 _BELOW_FLOOR = 0.5  # share of a copy's time: a copy reads what it overwrites, which a sum over images does not
+_LINE = 64  # bytes that memory gives at once
 _SPREAD_US = 5.0  # ticks of a clock
 _SPREAD = 0.5  # share of the median
 
@@ -25,9 +26,24 @@ def impossible(spec: ConvSpec, batch: int, median_us: float, floor_us: float) ->
         return f"{said}, slower than any machine that has nothing else to do"
     if moved / floor_us > _FASTEST:
         return f"{said}, more than any memory gives"
-    if median_us + _KERNEL_CALL_US < _BELOW_FLOOR * floor_us:
+    share = (median_us + _KERNEL_CALL_US) / floor_us
+    if share < _BELOW_FLOOR and share < _BELOW_FLOOR * _needed(spec):  # which takes longer to find out
         return f"{median_us:.4g} us is less than half its floor, a copy of the same bytes in {floor_us:.4g} us"
     return None
+
+
+def _needed(spec: ConvSpec) -> float:
+    """Share of an operand's and a result's bytes that have to move: strides may pass over rows, and taps may all lie outside the plane."""
+    extents = ((spec.height, spec.out_height, spec.stride[0]), (spec.width, spec.out_width, spec.stride[1]))
+    touched = []
+    for axis, (extent, outputs, stride) in enumerate(extents):
+        offsets = {offset[axis] for line in spec.taps.table for offset in line}
+        places = {i * stride + offset for i in range(outputs) for offset in offsets}
+        touched.append(len({place % extent for place in places} if spec.padding_mode == "circular" else {place for place in places if 0 <= place < extent}))
+    read = touched[0] * min(spec.width, touched[1] * (_LINE // spec.itemsize))
+    image, result = spec.height * spec.width, spec.out_height * spec.out_width
+    needed = {"conv": read + result, "conv_dx": image + min(read, result), "conv_dw": read + min(read, result)}[spec.op]
+    return needed / (image + result)
 
 
 def doubtful(key: str, median_us: float, spread_us: float, floor_us: float, provenance: Mapping[str, Any]) -> str | None:

@@ -144,10 +144,10 @@ def tune(
                 outcomes.append(run.tune(restart))
             except Busy as problem:  # before its first trial
                 raise TooBusy(str(problem), outcomes) from problem
-            if run.busy:
-                raise TooBusy(run.busy, outcomes)
-            if run.interrupted:
-                raise Interrupted(outcomes)
+            except KeyboardInterrupt as stop:  # while it waited
+                raise Interrupted(outcomes) from stop
+            if run.busy or run.interrupted:
+                raise TooBusy(run.busy, outcomes) if run.busy else Interrupted(outcomes)
     return outcomes
 
 
