@@ -22,7 +22,7 @@ FLOORS = {
             "spec device form figures banks",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless",
+            "unrolled_dw views refusal driverless confined",
             "schedules",
             "logs lower search",
             "tune build cache measure workshop journal predict",
@@ -86,6 +86,7 @@ SAME_FLOOR = {
     ("image_sums", "gather"),
     ("image_sums", "tvmkit"),
     ("expressions", "tvmkit"),
+    ("confined", "tvmkit"),
     ("leaning", "rewrite"),
     ("leaning", "tvmkit"),
     ("lines", "expressions"),
@@ -130,6 +131,7 @@ MAY_IMPORT_TVM = {
     "expressions",
     "image_sums",
     "unrolled_dw",
+    "confined",
     "rewrite",
     "pipeline",
     "serial",
