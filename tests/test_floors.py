@@ -22,7 +22,7 @@ FLOORS = {
             "spec device form figures banks habits",
             "reference gather epilogue compute channels_last merge rewrite pipeline staging batches halves guarded predicated anysize serial published peers "
             "timers tvmkit nvrtc sass integers floats hazards operands execute lines leaning trace bound estimate whole pool expressions image_sums "
-            "unrolled_dw views refusal driverless foreign cost rounding plausible",
+            "unrolled_dw views refusal driverless foreign cost rounding plausible confined",
             "schedules",
             "logs lookup lower search",
             "tune build compiler cache shared measure workshop journal predict contest quiet",
@@ -95,6 +95,7 @@ SAME_FLOOR = {
     ("image_sums", "gather"),
     ("image_sums", "tvmkit"),
     ("expressions", "tvmkit"),
+    ("confined", "tvmkit"),
     ("leaning", "rewrite"),
     ("leaning", "tvmkit"),
     ("lines", "expressions"),
@@ -148,6 +149,7 @@ MAY_IMPORT_TVM = {
     "expressions",
     "image_sums",
     "unrolled_dw",
+    "confined",
     "rewrite",
     "pipeline",
     "serial",

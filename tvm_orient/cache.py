@@ -40,7 +40,7 @@ KERNEL, HOW = "kernel.so", "how.json"
 GENERATORS = (
     "taps", "spec", "form", "gather", "epilogue", "expressions", "compute", "image_sums", "unrolled_dw", "channels_last", "lines", "leaning", "merge",
     "rewrite", "pipeline", "staging", "batches", "halves", "guarded", "predicated", "figures", "banks", "estimate", "whole", "anysize", "tvmkit", "lower",
-    "pool", "nvrtc", "cpus",
+    "pool", "nvrtc", "cpus", "confined",
 )  # fmt: skip
 Choice = tuple[str, int, tuple[tuple[str, int | str], ...]]
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")

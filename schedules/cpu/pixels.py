@@ -144,10 +144,12 @@ class PixelsDw(Unrolled):
                 sch.vectorize(sch.get_loops(staged)[-1])
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        from tvm_orient.confined import confined  # which needs the compiler
+
         vector, channels = decisions["vector"], int(func.params[0].shape[3])
         for block in ("stage", "dys"):
             func = _lanes(func, block, vector, channels)
-        return func
+        return confined(func, spec)
 
 
 TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()

@@ -179,6 +179,8 @@ class RowsDw(Unrolled):
             sch.annotate(row, AHEAD, 1)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+        from tvm_orient.confined import confined  # which needs the compiler
+
         g, vector = gather(spec), decisions["vector"]
         func = _cut_stage(func, spec, decisions)
         columns = round_up(spec.out_width, vector)
@@ -190,7 +192,7 @@ class RowsDw(Unrolled):
             n, c = task // dy.shape[1], task % dy.shape[1] + decisions["ahead"]
             return [(x[n, c, row * g.step[0], 0], g.step[0] * spec.width, False), (dy[n, c, row, 0], spec.out_width, False)]
 
-        return ahead(func, spec.itemsize, fetched)
+        return confined(ahead(func, spec.itemsize, fetched), spec)
 
 
 TEMPLATE, DW_TEMPLATE = Rows(), RowsDw()
