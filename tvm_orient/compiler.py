@@ -29,6 +29,7 @@ from .spec import ConvSpec
 
 _MOST = 4  # compilers at work at once: each takes half a gigabyte
 _IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
+_LOOK_S = 1.0  # between two looks at whether the program that asks is there
 _EVER_S = 30 * 86400.0  # what a kernel may take that was asked for
 _FULL = ("No space left on device", "Disk quota exceeded")  # what the system says, and compilers repeat
 _LEAST_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
@@ -217,6 +218,14 @@ def _trail(problem: BaseException | None) -> str:
     return "\n".join(found)[-(1 << 16) :]
 
 
+def _leave_with(parent: int) -> None:
+    """Ends this process, whatever it is doing, once the one that asks is gone: another that was forked from it may hold its end of the pipe."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     serve(_answer, _IDLE_S)
     os._exit(0)  # exit handlers would ask a driver that may be a stand-in, and answers nothing
