@@ -40,7 +40,6 @@ from terminal import say
 from tvm_orient import cache
 from tvm_orient.build import build, build_key
 from tvm_orient.device import Device, device_for
-from tvm_orient.driverless import pretend_driver
 from tvm_orient.errors import OrientError
 from tvm_orient.served import Died, Served, serve
 from tvm_orient.spec import ConvSpec
@@ -289,8 +288,6 @@ def _pinned(names: Sequence[str]) -> list[str]:
 
 def serve_compiler(store: Path, target: str) -> None:
     """Compiles a kernel for each line on standard input."""
-    if target != "cpu":
-        pretend_driver()
     kernels, device = cache.KernelCache(store), device_for(target)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +295,6 @@ def serve_compiler(store: Path, target: str) -> None:
         return {}
 
     serve(answer)
-    os._exit(0)  # exit handlers would ask a driver that answers nothing
 
 
 def main(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -164,3 +166,39 @@ def test_a_child_has_compilers_of_its_own() -> None:
     shop = compiler._shop
     assert in_child(lambda: compiler._shop is not shop and compiler._shop._room.acquire(blocking=False) and not compiler._shop._waiting)
     assert compiler._shop is shop
+
+
+_ORPHAN = """
+import os, time
+from tvm_orient import compiler
+made = compiler._Compiler()
+print(made._start().pid, flush=True)
+holder = os.fork()
+if holder == 0:  # holds the compiler's standard input open, as a worker of a DataLoader does
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print(holder, flush=True)
+time.sleep(1)
+os._exit(0)
+"""
+
+
+def test_a_compiler_ends_with_the_program_that_asks() -> None:
+    done = subprocess.run([sys.executable, "-c", _ORPHAN], capture_output=True, text=True, check=True)
+    compiling, holder = map(int, done.stdout.split())
+    end = time.monotonic() + 45
+    try:
+        while (Path("/proc") / str(compiling)).exists() and state_of(compiling) != "Z":
+            assert time.monotonic() < end, "it outlives the program"
+            time.sleep(0.1)
+    finally:
+        os.kill(holder, 9)
+
+
+def state_of(pid: int) -> str:
+    """The letter that the system has for a process's state; Z once it is gone itself."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"

@@ -146,6 +146,32 @@ def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("second")
+def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, gate, begun = spec_at(24), threading.Event(), threading.Event()
+    real = launch._made
+
+    def made(*given: Any) -> Any:
+        begun.set()
+        assert gate.wait(60)
+        return real(*given)
+
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+    monkeypatch.setattr(launch, "_made", made)
+    monkeypatch.setattr(launch, "_WAIT_S", 40.0)
+    warm = threading.Thread(target=to.warmup, args=(spec,))
+    warm.start()
+    assert begun.wait(60)
+    start = time.monotonic()
+    for _ in range(4):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert time.monotonic() - start < 30
+    gate.set()
+    warm.join(60)
+    assert isinstance(launch.serving(spec, CPU), kernels.Kernel)
+
+
+@pytest.mark.usefixtures("second")
 def test_what_another_process_compiles_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, asked = spec_at(14), []
 
@@ -224,7 +250,7 @@ def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_
     cause = RuntimeError("ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status")
     problem = to.BuildFailed("refused the kernel: collect2: error: ld returned 1 exit status")
     problem.__cause__ = cause
-    monkeypatch.setattr(compiler, "make", lambda *_: (_ for _ in ()).throw(problem))
+    monkeypatch.setattr(compiler, "make", lambda *_, **__: (_ for _ in ()).throw(problem))
     monkeypatch.setattr(compiler.tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     answer = compiler._answer(request_of(spec_at(17), tmp_path))
@@ -235,7 +261,7 @@ def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def request_of(spec: ConvSpec, folder: Path) -> dict[str, Any]:
     device = {name: getattr(CPU, name) for name in ("kind", "name", "slug", "arch", "units", "shared_memory", "vector_bytes", "index")}
-    return {"spec": spec.key, "device": device, "folder": str(folder), "choices": []}
+    return {"spec": spec.key, "device": device, "folder": str(folder), "choices": [], "sources": False}
 
 
 def test_a_kernel_is_compiled_where_there_is_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,29 +1,24 @@
 """Ahead of time: kernels in folders that can be carried to another machine, for a CPU here or a GPU that need not be here.
 
-Each is made in a process of its own; that of a CUDA kernel may have a stand-in for the driver (`driverless`).
+Each is made in a process of its own (`compiler`); that of a CUDA kernel may have a stand-in for the driver (`driverless`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import sass
 from .build import build_key, explain
-from .compiler import compiled, disk_full, full, make
+from .compiler import compiled
 from .device import Device
-from .driverless import pretend_driver
-from .errors import BuildFailed, EnvironmentProblem
-from .lower import Choice, is_generic
+from .errors import EnvironmentProblem
+from .lower import is_generic
 from .spec import ConvSpec, image_shape, part_shape
 
 
@@ -52,7 +47,9 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
     except OSError as problem:
         raise EnvironmentProblem(f"{directory} cannot be written ({problem}): choose another -o DIR") from problem
     try:
-        facts = _make_cuda(spec, device, choices, folder) if device.kind == "cuda" else compiled(spec, device, choices, folder)
+        facts = compiled(spec, device, choices, folder, sources=device.kind == "cuda")
+        if device.kind == "cuda":
+            facts["kernels"] = _code((folder / "kernel.cubin").read_bytes())
         chosen = [{"template": c.template, "version": c.version, "decisions": dict(c.decisions), "step": c.step} for c in choices]
         how = {
             "spec": spec.key, "device": device.slug, "arch": device.arch, "model": device.model, "features": device.features, "choices": chosen,
@@ -90,45 +87,9 @@ def _pair(workspace: Sequence[int] | None) -> tuple[int, int]:
     return (workspace[0], workspace[1]) if workspace else (0, 0)
 
 
-def _make_cuda(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
-    """kernel.so with kernel.cu and kernel.cubin beside it, made in a process that has a driver or a stand-in for it."""
-    request = {
-        "spec": spec.key,
-        "device": dataclasses.asdict(device),
-        "choices": [[c.template, c.version, list(c.decisions), c.step] for c in choices],
-        "folder": str(folder),
-    }
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-m", "tvm_orient.aot"], input=json.dumps(request), capture_output=True, text=True, env=environment, check=False)
-    answer = done.stdout.strip().splitlines()[-1:] or ["{}"]
-    try:
-        facts = dict(json.loads(answer[0]))
-    except ValueError:
-        facts = {}
-    if (done.returncode or "error" in facts) and full(folder, f"{facts.get('error')} {done.stderr}"):
-        raise disk_full(folder)
-    if done.returncode or "error" in facts or not (folder / "kernel.so").is_file():
-        raise BuildFailed(f"the loadable module for {device.arch} could not be made: {facts.get('error') or done.stderr.strip()[-500:] or 'no answer'}")
-    facts["kernels"] = [
+def _code(cubin: bytes) -> list[dict[str, Any]]:
+    """What people ask of the machine code of a layer, by kernel."""
+    return [
         {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
-        for k in sass.kernels((folder / "kernel.cubin").read_bytes())
+        for k in sass.kernels(cubin)
     ]
-    return facts
-
-
-def _serve() -> None:
-    """Make one module as the request on standard input says; answer its facts as JSON."""
-    request = json.loads(sys.stdin.read())
-    pretend_driver()
-    choices = [Choice(name, version, tuple((k, v) for k, v in decisions), step) for name, version, decisions, step in request["choices"]]
-    facts = make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, Path(request["folder"]), sources=True)
-    print(json.dumps(facts), flush=True)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    try:
-        _serve()
-    except Exception as problem:
-        print(json.dumps({"error": f"{type(problem).__name__}: {str(problem)[-500:]}"}), flush=True)
-        os._exit(1)

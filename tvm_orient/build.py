@@ -133,14 +133,13 @@ def build(
         choices: one for each part of the spec; None asks the logs, as `explain`.
         store: the cache; None is that of TVM_ORIENT_CACHE_DIR, after those that are shared.
         compiling: False forbids compiling.
-        limit: seconds that compiling may take; None waits for it, and for another process that is at it.
+        limit: seconds that compiling may take, and `tvm_orient.cache.Busy` is raised where another process is at it; None waits for both.
         instead_of: a path that was answered before and cannot be loaded: it counts as a miss, and is replaced once another is there.
 
     Raises:
         Unsupported: no template serves it, or an image is too large for 32 bits.
         BuildFailed: the compiler refused, or took longer than the limit.
         EnvironmentProblem: not in the cache, and compiling is forbidden (TVM_ORIENT_BUILD=0) or impossible here.
-        Busy: with a limit only: another process is compiling it.
     """
     chosen = tuple(choices) if choices is not None else tuple(e.choice for e in explain(spec, device))
     if not chosen:

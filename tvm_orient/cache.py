@@ -177,13 +177,12 @@ class KernelCache:
         is built once. Whatever it raises comes out, and nothing stays behind.
 
         Args:
-            waiting: False gives up where another process is making it.
+            waiting: False raises Busy where another process is making it.
             instead_of: the kernel of this entry, where it is whole and yet of no use: it is replaced, and stays if make fails.
 
         Raises:
             BuildFailed: make wrote no kernel.so.
             EnvironmentProblem: the disk is full or cannot be written.
-            Busy: another process is making it, and there is no waiting.
         """
         with self._locked(key.name, waiting):
             found = self.find(key)

@@ -21,6 +21,7 @@ from typing import Any
 
 from . import cache, errors
 from .device import Device
+from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem, OrientError
 from .lower import Choice, compile_library, is_generic, scheduled, workspace_shape
 from .served import Answer, Died, Served, cores, serve
@@ -29,6 +30,7 @@ from .tvmkit import target
 
 _MOST = 4  # compilers at work at once: each takes half a gigabyte
 _IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
+_LOOK_S = 1.0  # between two looks at whether the program that asks is there
 _EVER_S = 30 * 86400.0  # what a kernel may take that was asked for
 _FULL = ("No space left on device", "Disk quota exceeded")  # what the system says, and compilers repeat
 _LEAST_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
@@ -63,19 +65,20 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     return facts
 
 
-def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None) -> dict[str, Any]:
-    """As `make`, in a process of its own.
+def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None, *, sources: bool = False) -> dict[str, Any]:
+    """As `make`, in a process of its own, which for CUDA has a driver or a stand-in for it.
 
     Args:
         folder: exists; nothing is written elsewhere.
         limit: seconds after which it is given up; None waits for ever.
+        sources: as of `make`.
 
     Raises:
         BuildFailed: the compiler refused, died, or took longer than the limit.
         EnvironmentProblem: a compiler is missing or cannot be started, or the disk is full.
     """
     request = {
-        "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()),
+        "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
         "choices": [[c.template, c.version, [list(pair) for pair in c.decisions], c.step] for c in choices],
     }  # fmt: skip
     with _shop.compiler() as compiler:
@@ -86,12 +89,12 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
         except Died as problem:
             said = compiler.said()
             if full(folder, said):
-                raise disk_full(folder) from problem
+                raise disk_full(folder.parent) from problem
             raise BuildFailed(f"the compiler of {spec} ended without an answer ({problem}), and last said: {said[-_SAID:] or 'nothing'}") from problem
     if "facts" in answer:
         return dict(answer["facts"])
     if full(folder, str(answer.get("trail", ""))):
-        raise disk_full(folder)
+        raise disk_full(folder.parent)
     kind = getattr(errors, str(answer.get("kind")), BuildFailed)
     raise kind(str(answer.get("text") or answer.get("error")))
 
@@ -106,9 +109,9 @@ def full(folder: Path, said: str) -> bool:
 
 
 def disk_full(folder: Path) -> EnvironmentProblem:
-    """The error of a build whose disk is full."""
+    """The error of a build for which the disk of a folder is full."""
     remedy = "free some, or set TVM_ORIENT_CACHE_DIR (or -o) to a folder on another disk"
-    return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder.parent} is full: {remedy}")
+    return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder} is full: {remedy}")
 
 
 class _Compiler(Served):
@@ -198,7 +201,9 @@ def _answer(request: dict[str, Any]) -> Answer:
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)  # of TVM, and of what it starts
         if request["device"]["kind"] == "cuda":
             import torch  # noqa: F401  (before tvm: it brings libcudart)
-        return {"facts": make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, folder)}
+
+            pretend_driver()
+        return {"facts": make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, folder, sources=request["sources"])}
     except OrientError as problem:
         return {"kind": type(problem).__name__, "text": str(problem), "trail": _trail(problem)}
     except Exception as problem:
@@ -216,5 +221,14 @@ def _trail(problem: BaseException | None) -> str:
     return "\n".join(found)[-(1 << 16) :]
 
 
+def _leave_with(parent: int) -> None:
+    """Ends this process, whatever it is doing, once the one that asks is gone: another that was forked from it may hold its end of the pipe."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     serve(_answer, _IDLE_S)
+    os._exit(0)  # exit handlers would ask a driver that may be a stand-in, and answers nothing
