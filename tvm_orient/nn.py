@@ -10,6 +10,7 @@ import torch
 from . import checks
 from .errors import InvalidArgument
 from .functional import tap_conv2d, with_residual
+from .scripted import Scriptable
 from .spec import stride_pair
 from .taps import Anchor, angles_between
 
@@ -90,11 +91,17 @@ class OrientedConv2d(torch.nn.Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`."""
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`. N may be left out."""
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
             return with_residual(x, self.weight, self.taps.key, self.bias, self.stride, self.padding_mode, centre, self.activation)
         return tap_conv2d(x, self.weight, self.taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
+
+    def __prepare_scriptable__(self, last: bool = False) -> torch.nn.Module:
+        """What torch.jit.script compiles in this module's place."""
+        centre = -1 if not self.residual else self.kernel_size // 2 if self.anchor == "center" else 0
+        activation = checks.activation_name(self.activation)
+        return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, activation, centre, last)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"
@@ -173,8 +180,11 @@ class DepthwiseOrientedConv1d(OrientedConv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else super().forward(x)
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set. N may be left out."""
+        return super().forward(x.movedim(-1, -3)).movedim(-3, -1) if self.nhwc else super().forward(x)
+
+    def __prepare_scriptable__(self, last: bool = False) -> torch.nn.Module:
+        return super().__prepare_scriptable__(self.nhwc)
 
 
 def _follow_theta(module: OrientedConv2d, _: object) -> None:  # not a lambda, which would not pickle
