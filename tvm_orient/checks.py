@@ -80,8 +80,6 @@ def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
     Raises:
         InvalidArgument: another shape.
     """
-    if not isinstance(weight, torch.Tensor):
-        tensor(weight, "weight")
     if weight.dim() == 4 and weight.shape[1] == 1 and weight.shape[2] == 1:
         return weight.flatten(1)
     if weight.dim() != 2:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -15,6 +16,7 @@ from .spec import ConvSpec
 from .taps import Anchor, Taps
 
 _DENSE = torch.strided
+_TENSOR: Any = torch.Tensor  # Any, since what is annotated as a tensor may be none
 _RUN_ON = ("cpu", "cuda")  # devices whose implementation checks its operands itself
 
 
@@ -65,10 +67,9 @@ def oriented_conv2d(
         BuildFailed: the compiler refused the kernel.
         EnvironmentProblem: a kernel must be compiled and cannot be: no compiler, TVM_ORIENT_BUILD=0, or a CUDA graph is being captured.
     """
-    if not (isinstance(x, torch.Tensor) and isinstance(weight, torch.Tensor)):
-        numbers = theta.tolist() if hasattr(theta, "dtype") and not isinstance(theta, torch.Tensor) and not _stands_in(theta) else theta  # numpy's
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
         named: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
-        return _recorded(oriented_conv2d, x, weight, numbers, bias, **named, residual=residual, activation=activation)
+        return _recorded(oriented_conv2d, x, weight, _plain(theta), bias, **named, residual=residual, activation=activation)
     matrix = checks.weight_matrix(weight)
     if x.is_nested or x.dim() not in (3, 4):
         checks.tensor(x, "x")
@@ -132,13 +133,20 @@ def keyed_conv2d(
     activation: str | None = None,
 ) -> torch.Tensor:
     """`tap_conv2d` for the taps of a key, as a graph of torch.fx can hold them."""
-    if not (isinstance(x, torch.Tensor) and isinstance(weight, torch.Tensor)):
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
         return _recorded(keyed_conv2d, x, weight, key, bias, stride, padding_mode, activation)
     return _apply(x, checks.weight_matrix(weight), key, bias, stride, padding_mode, activation)
 
 
 def _stands_in(given: Any) -> bool:
     return hasattr(type(given), "__torch_function__")
+
+
+def _plain(theta: Any) -> Any:
+    """Angles as a graph can hold them: numbers of Python's own, where they are numpy's."""
+    if isinstance(theta, list | tuple):
+        return [_plain(angle) for angle in theta]
+    return theta.tolist() if isinstance(theta, np.ndarray | np.generic) else theta
 
 
 def _recorded(function: Callable[..., torch.Tensor], x: Any, weight: Any, *rest: Any, **options: Any) -> Any:
@@ -164,7 +172,7 @@ def with_residual(
 
     By a weight where adding one to it is exact enough, else by a sum.
     """
-    if not (isinstance(x, torch.Tensor) and isinstance(weight, torch.Tensor)):
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
         return _recorded(with_residual, x, weight, key, bias, stride, padding_mode, centre, activation)
     matrix = checks.weight_matrix(weight)
     if matrix.dtype.itemsize >= 4 and not _autocast(x.device.type, x):

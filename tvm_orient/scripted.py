@@ -51,7 +51,7 @@ class Scriptable(torch.nn.Module):
         if self.centre >= 0 and not sums_up:
             weight = weight + (torch.arange(weight.shape[1], device=weight.device) == self.centre).to(weight.dtype)
         activation = "none" if sums_up else self.activation
-        y = torch.ops.tvm_orient.conv_epilogue(images, weight, self.bias, activation, self.taps, self.stride, self.padding_mode)
+        y: torch.Tensor = torch.ops.tvm_orient.conv_epilogue(images, weight, self.bias, activation, self.taps, self.stride, self.padding_mode)
         if sums_up:
             y = y + images[:, :, :: self.stride[0], :: self.stride[1]]
             if self.activation == "relu":
