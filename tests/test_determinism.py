@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from _helpers import EIGHT, OPS, operands, spec_of
 
 from tvm_orient import build, launch, lower
 from tvm_orient.device import cpu_device
+from tvm_orient.functional import warmup
 from tvm_orient.launch import Converted, Kernel
+from tvm_orient.nn import OrientedConv2d
 from tvm_orient.spec import LAYOUTS, ConvSpec
 from tvm_orient.taps import Taps
 
@@ -64,3 +67,23 @@ def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kerne
         expected = kernel(first, second)
         for _ in range(_RUNS):
             assert torch.equal(kernel(first, second), expected)
+
+
+def test_a_module_that_is_saved_and_loaded_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels belong to problems, not to modules: before a problem has its own and after, both modules run the same one."""
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "100000")
+    module, x = OrientedConv2d(6, 5, 3), torch.randn(2, 6, 11, 7)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = OrientedConv2d(6, 5, [1.0, 1.1, 1.2])
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for make in (lambda: None, lambda: warmup(loaded, x)):
+        make()
+        results = []
+        for one in (module, loaded, module, loaded):
+            leaf = x.clone().requires_grad_()
+            y = one(leaf)
+            results.append((y, *torch.autograd.grad(y.sin().sum(), (leaf, one.weight))))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

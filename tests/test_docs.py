@@ -22,7 +22,7 @@ import tvm_orient as to
 from tvm_orient import device, reference
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors")  # whole modules
+DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors", "moving")  # whole modules
 BY_HAND = ("functional", "nn", "published_module", "spec")  # those whose public names are listed one by one
 
 

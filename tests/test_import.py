@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import types
@@ -19,10 +18,10 @@ from tvm_orient import registration
 X = torch.linspace(-1, 1, 2 * 4 * 6 * 7).reshape(2, 4, 6, 7)
 
 
-def fresh(code: str, *arguments: object) -> str:
+def fresh(code: str, *arguments: object, warnings: str = "ignore") -> str:
     """What a new process prints; fails with its error where it fails."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TVM_ORIENT_BUILD": "100000"}, check=False)
+    command = [sys.executable, "-W", f"{warnings}::UserWarning", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
 
@@ -48,17 +47,20 @@ LOAD = """
 import sys, tvm_orient, torch
 x, want = torch.load(sys.argv[1])
 for program in (torch.export.load(sys.argv[2]).module(), torch.jit.load(sys.argv[3])):
-    print(torch.equal(program(x), want))
+    print(torch.equal(program(x), want), "tvm" in sys.modules)
 """
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_saved_programs_load_after_import_tvm_orient(net: Net, tmp_path: Path) -> None:
-    """In a process that imports tvm_orient, before torch, and nothing more of it."""
+def test_saved_programs_load_after_import_tvm_orient(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that imports tvm_orient, before torch, and nothing more of it; where nothing may compile, once the cache is filled."""
+    program = torch.export.export(net, (X,))
+    to.warmup(program.module(), X)
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
     torch.save((X, net(X).detach()), tmp_path / "wanted.pt")
-    torch.export.save(torch.export.export(net, (X,)), tmp_path / "exported.pt2")
+    torch.export.save(program, tmp_path / "exported.pt2")
     torch.jit.save(torch.jit.trace(net, X), tmp_path / "traced.pt")  # type: ignore[no-untyped-call]
-    assert fresh(LOAD, *(tmp_path / name for name in ("wanted.pt", "exported.pt2", "traced.pt"))) == "True\nTrue"
+    assert fresh(LOAD, *(tmp_path / name for name in ("wanted.pt", "exported.pt2", "traced.pt"))) == "True False\nTrue False"
 
 
 AOT = """
@@ -95,6 +97,15 @@ def test_what_it_costs() -> None:
     share, *rest = fresh(COST).split()
     assert rest == ["False", "False", "True"]
     assert float(share) < 0.5
+
+
+WHEN = "print(torch.ops.tvm_orient.conv, 'tvm_orient.flops' in sys.modules, any('orient' in str(one) for one in sys.meta_path))"
+
+
+@pytest.mark.parametrize("first", ["tvm_orient.launch", "tvm_orient.nn", "tvm_orient, torch"])
+def test_whichever_module_brings_torch(first: str) -> None:
+    """Where a module of ours is the first to import torch the operators wait until it is whole."""
+    assert fresh(f"import sys, {first}, torch\n{WHEN}", warnings="error").split() == ["tvm_orient.conv", "True", "False"]
 
 
 WITHOUT = """

@@ -12,6 +12,10 @@ from .spec import ACTIVATIONS, DTYPES, LIMIT, PADDING_MODES, stride_pair
 from .taps import Anchor, Taps, in_radians
 
 _NAMES = {getattr(torch, name): name for name in DTYPES}
+_BY_HAND = (
+    ": pad x by torch.nn.functional.pad(x, (r, r, r, r), mode={!r}), where r is a multiple of the stride and at least the reach of the taps, "
+    "dilation * (K // 2); call with zeros, and leave r / stride pixels out on each side of the result"
+)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -26,21 +30,47 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
+def tensor(given: Any, name: str) -> None:
+    """What a function takes as a tensor is one, and dense.
+
+    Raises:
+        InvalidArgument: it is not.
+    """
+    if not isinstance(given, torch.Tensor):
+        remedy = f": use torch.from_numpy({name})" if isinstance(given, np.ndarray) else f": use torch.tensor({name})" if isinstance(given, list) else ""
+        raise InvalidArgument(f"{name} must be a torch.Tensor, got {type(given).__name__}{remedy}")
+    if given.is_nested or given.is_quantized:
+        kind, remedy = ("nested", "call the function on each part, or pad them") if given.is_nested else ("quantized", f"use {name}.dequantize()")
+        raise InvalidArgument(f"{name} must be a dense tensor, got a {kind} one: {remedy}")
+    if given.layout is not torch.strided:
+        raise InvalidArgument(f"{name} must be a dense tensor, got one of layout {given.layout}: use {name}.to_dense()")
+
+
+def _cast(name: str, dtype: torch.dtype, to: str) -> str:
+    """The next step for a tensor of the wrong dtype."""
+    if dtype == torch.uint8:
+        return f"use {name}.float() / 255 for an image of bytes"
+    return f"use {name}.to({to})"
+
+
 def _same(first: torch.Tensor, second: torch.Tensor, names: str) -> None:
+    one, other = names.split(" and ")
     if first.device != second.device:
-        raise InvalidArgument(f"{names} must be on one device, got {first.device} and {second.device}")
+        raise InvalidArgument(f"{names} must be on one device, got {first.device} and {second.device}: use {other}.to({one}.device)")
     if first.dtype != second.dtype:
-        raise InvalidArgument(f"{names} must have one dtype, got {first.dtype} and {second.dtype}")
-    dtype_name(first.dtype)
+        odd, name = (second.dtype, other) if first.dtype in _NAMES else (first.dtype, one)
+        remedy = _cast(name, odd, f"{one if name == other else other}.dtype")
+        raise InvalidArgument(f"{names} must have one dtype, got {first.dtype} and {second.dtype}: {remedy}")
+    if first.dtype not in _NAMES:
+        raise InvalidArgument(f"dtype must be one of {', '.join(DTYPES)}, got {first.dtype}: {_cast(one, first.dtype, 'torch.float32')}, and {other} alike")
 
 
-def _image(tensor: torch.Tensor, name: str) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise InvalidArgument(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dim() != 4:
-        raise InvalidArgument(f"{name} must have shape (N, C, H, W), got {tuple(tensor.shape)}: add the missing dimensions with unsqueeze")
-    if tensor.shape[1] < 1 or tensor.shape[2] < 1 or tensor.shape[3] < 1:
-        raise InvalidArgument(f"{name} must have C, H, W >= 1 (N may be 0), got {tuple(tensor.shape)}")
+def _image(image: torch.Tensor, name: str) -> None:
+    tensor(image, name)
+    if image.dim() != 4:
+        raise InvalidArgument(f"{name} must have shape (N, C, H, W), got {tuple(image.shape)}: add the missing dimensions with unsqueeze")
+    if image.shape[1] < 1 or image.shape[2] < 1 or image.shape[3] < 1:
+        raise InvalidArgument(f"{name} must have C, H, W >= 1 (N may be 0), got {tuple(image.shape)}")
 
 
 def countable(elements: int) -> None:
@@ -59,8 +89,6 @@ def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
     Raises:
         InvalidArgument: another shape.
     """
-    if not isinstance(weight, torch.Tensor):
-        raise InvalidArgument(f"weight must be a torch.Tensor, got {type(weight).__name__}")
     if weight.dim() == 4 and weight.shape[1] == 1 and weight.shape[2] == 1:
         return weight.flatten(1)
     if weight.dim() != 2:
@@ -75,6 +103,7 @@ def conv_operands(x: torch.Tensor, weight: torch.Tensor, taps: Taps) -> None:
         InvalidArgument: a rule is broken.
     """
     _image(x, "x")
+    tensor(weight, "weight")
     if weight.shape[0] != x.shape[1]:
         raise InvalidArgument(f"depthwise needs one row of weights per channel: x has {x.shape[1]} channels, weight {weight.shape[0]}")
     if weight.shape[1] != taps.kernel_size:
@@ -120,7 +149,8 @@ def options(stride: Any, padding_mode: str) -> tuple[int, int]:
         InvalidArgument: a rule is broken.
     """
     if padding_mode not in PADDING_MODES:
-        raise InvalidArgument(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+        said = f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
+        raise InvalidArgument(said + (_BY_HAND.format(padding_mode) if padding_mode in ("reflect", "replicate") else ""))
     return stride_pair(stride)
 
 
@@ -143,6 +173,7 @@ def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:
         InvalidArgument: a rule is broken.
     """
     _image(x, "x")
+    tensor(bias, "bias")
     if bias.dim() != 1 or bias.shape[0] != x.shape[1]:
         raise InvalidArgument(f"bias must have shape ({x.shape[1]},), one value per channel, got {tuple(bias.shape)}")
     _same(x, bias, "x and bias")

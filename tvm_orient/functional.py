@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +15,8 @@ from .errors import InvalidArgument
 from .spec import ConvSpec
 from .taps import Anchor, Taps
 
+_DENSE = torch.strided
+_TENSOR: Any = torch.Tensor  # Any, since what is annotated as a tensor may be none
 _RUN_ON = ("cpu", "cuda")  # devices whose implementation checks its operands itself
 
 
@@ -40,7 +43,7 @@ def oriented_conv2d(
     This is the rule of the published kernels; `Taps.oriented` has its arithmetic.
 
     Args:
-        x: (N, C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
+        x: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
             operands are cast to its dtype, float64 apart.
         weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
         theta: radians, counter-clockwise with y up: a float, or floats (G,), (C,) or (C, 1). With G angles channel c takes angle
@@ -56,7 +59,7 @@ def oriented_conv2d(
             sums pass through them before they are rounded and stored. The gradient computes what it needs of them again.
 
     Returns:
-        (N, C, ceil(H/stride), ceil(W/stride)), in the dtype of x (of the autocast region inside one) and in its memory format,
+        (N, C, ceil(H/stride), ceil(W/stride)), without N where x has none, in the dtype of x (of the autocast region inside one) and in its memory format,
         contiguous or channels_last.
 
     Raises:
@@ -65,19 +68,24 @@ def oriented_conv2d(
         BuildFailed: the compiler refused the kernel.
         EnvironmentProblem: a kernel must be compiled and cannot be: no compiler, TVM_ORIENT_BUILD=0, or a CUDA graph is being captured.
     """
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
+        named: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
+        return _recorded(oriented_conv2d, x, weight, _plain(theta), bias, **named, residual=residual, activation=activation)
     matrix = checks.weight_matrix(weight)
-    if not isinstance(x, torch.Tensor) or x.dim() != 4:
-        raise InvalidArgument(f"x must be a tensor of shape (N, C, H, W), got {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}")
+    if x.is_nested or x.dim() not in (3, 4):
+        checks.tensor(x, "x")
+        raise InvalidArgument(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
+    channels = x.shape[-3]
     if torch.compiler.is_compiling():
         from . import compiling  # loads Dynamo, which is loaded by now
 
-        found = compiling.line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
+        found = compiling.line_key(theta, matrix.shape[1], dilation, anchor, channels)
         if found is None:
             options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
             return compiling.uncompiled(oriented_conv2d, x, weight, theta, bias, **options, residual=residual, activation=activation)
         key = found
     else:
-        key = _line_key(theta, matrix.shape[1], dilation, anchor, x.shape[1])
+        key = _line_key(theta, matrix.shape[1], dilation, anchor, channels)
     if not residual:
         return _apply(x, matrix, key, bias, stride, padding_mode, activation)
     return with_residual(x, matrix, key, bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0, activation)
@@ -113,7 +121,42 @@ def tap_conv2d(
     """
     if not isinstance(taps, Taps):
         raise InvalidArgument(f"taps must be a Taps, got {type(taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
-    return _apply(x, checks.weight_matrix(weight), taps.key, bias, stride, padding_mode, activation)
+    return keyed_conv2d(x, weight, taps.key, bias, stride, padding_mode, activation)
+
+
+def keyed_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    key: str,
+    bias: torch.Tensor | None,
+    stride: int | tuple[int, int],
+    padding_mode: str,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """`tap_conv2d` for the taps of a key, as a graph of torch.fx can hold them."""
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
+        return _recorded(keyed_conv2d, x, weight, key, bias, stride, padding_mode, activation)
+    return _apply(x, checks.weight_matrix(weight), key, bias, stride, padding_mode, activation)
+
+
+def _stands_in(given: Any) -> bool:
+    return hasattr(type(given), "__torch_function__")
+
+
+def _plain(theta: Any) -> Any:
+    """Angles as a graph can hold them: numbers of Python's own, where they are numpy's."""
+    if isinstance(theta, list | tuple):
+        return [_plain(angle) for angle in theta]
+    return theta.tolist() if isinstance(theta, np.ndarray | np.generic) else theta
+
+
+def _recorded(function: Callable[..., torch.Tensor], x: Any, weight: Any, *rest: Any, **options: Any) -> Any:
+    """A call whose operands are not all tensors: whoever stands in for them (torch.fx does) is handed the call, or else it is refused."""
+    standing_in = [one for one in (x, weight) if _stands_in(one)]
+    for one, name in ((x, "x"), (weight, "weight")):
+        if not _stands_in(one):
+            checks.tensor(one, name)
+    return torch.overrides.handle_torch_function(function, standing_in, x, weight, *rest, **options)
 
 
 def with_residual(
@@ -130,6 +173,8 @@ def with_residual(
 
     By a weight where adding one to it is exact enough, else by a sum.
     """
+    if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
+        return _recorded(with_residual, x, weight, key, bias, stride, padding_mode, centre, activation)
     matrix = checks.weight_matrix(weight)
     if matrix.dtype.itemsize >= 4 and not _autocast(x.device.type, x):
         one = (torch.arange(matrix.shape[1], device=matrix.device) == centre).to(matrix.dtype)
@@ -137,7 +182,7 @@ def with_residual(
     name = checks.activation_name(activation)
     y = _apply(x, matrix, key, bias, stride, padding_mode, None)
     down, across = checks.options(stride, padding_mode)
-    return launch.activate(name, y + x[:, :, ::down, ::across].to(y.dtype))
+    return launch.activate(name, y + x[..., ::down, ::across].to(y.dtype))
 
 
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
@@ -160,18 +205,20 @@ def _autocast(kind: str, x: torch.Tensor) -> bool:
 
 
 def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any, padding_mode: str, activation: str | None) -> torch.Tensor:
+    if x.dim() == 3:
+        return _apply(x.unsqueeze(0), weight, key, bias, stride, padding_mode, activation).squeeze(0)
     pair, name = checks.options(stride, padding_mode), checks.activation_name(activation)
-    kind = x.device.type if isinstance(x, torch.Tensor) else ""
+    kind = x.device.type
     if _autocast(kind, x):
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, weight, bias)]
     if not torch.compiler.is_compiling():  # the operators check their operands; what dispatch would say first is less clear
-        if kind not in _RUN_ON or x.device != weight.device:
+        if kind not in _RUN_ON or x.device != weight.device or not x.layout == weight.layout == _DENSE or x.is_quantized:
             checks.conv_operands(x, weight, Taps.from_key(key))
         if not x.is_contiguous():  # laying it out may write more than was there: an expanded tensor is a few bytes
             checks.countable(x.numel())
         transforming = transforms.active()
-        if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device):
+        if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device or bias.layout != _DENSE):
             checks.bias_vector(bias, x)
         if transforming:
             y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)

@@ -14,6 +14,7 @@ from .errors import InvalidArgument
 from .functional import tap_conv2d, with_residual
 from .labels import angle_list
 from .published_module import DepthwiseOrientedConv1d
+from .scripted import Scriptable
 from .spec import stride_pair
 from .taps import Anchor, Taps, angles_between
 
@@ -89,12 +90,18 @@ class OrientedConv2d(Angled):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`."""
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`. N may be left out."""
         taps = self.taps if torch.compiler.is_compiling() else self._now()
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
             return with_residual(x, self.weight, taps.key, self.bias, self.stride, self.padding_mode, centre, self.activation)
         return tap_conv2d(x, self.weight, taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in this module's place."""
+        centre = -1 if not self.residual else self.kernel_size // 2 if self.anchor == "center" else 0
+        activation = checks.activation_name(self.activation)
+        return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, activation, centre, last=False)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"

@@ -12,6 +12,7 @@ from .angled import Angled
 from .errors import InvalidArgument
 from .functional import tap_conv2d, with_residual
 from .labels import angle_list
+from .scripted import Scriptable
 from .spec import stride_pair
 from .taps import Taps
 
@@ -101,8 +102,8 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         return centre.to(self.weight.dtype).expand(self.weight.shape).clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set."""
-        return self._filtered(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.nhwc else self._filtered(x)
+        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set. N may be left out."""
+        return self._filtered(x.movedim(-1, -3)).movedim(-3, -1) if self.nhwc else self._filtered(x)
 
     def _filtered(self, x: torch.Tensor) -> torch.Tensor:
         taps = self.taps if torch.compiler.is_compiling() else self._now()
@@ -110,6 +111,11 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         if self.residual:
             return with_residual(x, self.weight.flatten(1), taps.key, self.bias, stride, self.padding_mode, self.kernel_size[1] // 2)
         return tap_conv2d(x, self.weight, taps, self.bias, stride=stride, padding_mode=self.padding_mode)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in this module's place."""
+        centre = self.kernel_size[1] // 2 if self.residual else -1
+        return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, "none", centre, self.nhwc)
 
     def extra_repr(self) -> str:
         options = "".join(f", {name}=True" for name, on in (("nhwc", self.nhwc), ("resid", self.residual)) if on)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 
@@ -24,24 +23,33 @@ def register() -> None:
 
 
 class _WithTorch(importlib.abc.MetaPathFinder):
-    """Finds torch as the other finders do, and registers once it has been executed; steps aside after that."""
+    """Finds torch, and modules of ours that may be the first to import it, as the other finders do, and registers once torch is there.
+
+    Not before the outermost of these imports has ended: what the operators need may be half done until then.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0  # of imports that have begun and not ended
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch":
+        if name != "torch" and not name.startswith(f"{__package__}."):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)  # it may be on the path later
-            return spec
-        execute = spec.loader.exec_module
-
-        def executed(module: ModuleType) -> None:
-            execute(module)
-            register()
-
-        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((one for one in found if one is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: self._executed(execute, module)  # type: ignore[method-assign]
         return spec
+
+    def _executed(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self.depth += 1
+        try:
+            execute(module)
+        finally:
+            self.depth -= 1
+        if self.depth == 0 and sys.modules.get("torch") is not None and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register()
 
 
 def with_torch() -> None:
