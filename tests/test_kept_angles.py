@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import rounding
+from tvm_orient import angled, rounding
 from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
 from tvm_orient.taps import angles_between
 
@@ -128,6 +128,20 @@ def test_what_casts_buffers_in_place_moves_no_tap(cast: torch.dtype) -> None:
     assert torch.equal(module.state_dict()["theta"], source.theta)
     again.load_state_dict({**module.state_dict(), "theta": module.theta.float()})
     assert exact(again, source)
+
+
+def test_averaged_buffers_move_no_tap() -> None:
+    source, module = layer(12), layer(12)
+    averaged = torch.optim.swa_utils.AveragedModel(module, avg_fn=lambda mean, new, count: 0.999 * mean + (1 - 0.999) * new, use_buffers=True)
+    for _ in range(50):
+        averaged.update_parameters(module)
+    assert not torch.equal(averaged.module.theta, source.theta)
+    assert averaged.module._now() == source.taps
+    assert torch.equal(averaged.state_dict()["module.theta"], source.theta)
+
+
+def test_built_without_memory() -> None:
+    assert exact(torch.nn.utils.skip_init(OrientedConv2d, 36, 31, directions=12), layer(12))  # type: ignore[arg-type]
 
 
 FSDP = """
@@ -266,11 +280,16 @@ WRITES: dict[str, Callable[[Layer], Any]] = {
 }
 
 
+both = pytest.mark.parametrize(
+    "make", [lambda: OrientedConv2d(4, 5, theta=[0.1, 0.9, 1.5, 2.0]), lambda: DepthwiseOrientedConv1d(4, 4, 5, angle=1.5)], ids=["ours", "published"]
+)
+
+
+@both
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-@pytest.mark.parametrize("made", [lambda: OrientedConv2d(4, 5, theta=[0.1, 0.9, 1.5, 2.0]), lambda: DepthwiseOrientedConv1d(4, 4, 5, angle=1.5)])
 @pytest.mark.parametrize("then", ["call", "save", "cast", "copy"])
-def test_angles_that_are_written_are_taken(then: str, made: Callable[[], Layer], write: Callable[[Layer], Any]) -> None:
-    module, x, wanted = made(), torch.randn(1, 4, 6, 7), to.Taps.oriented(0.5, 5)
+def test_angles_that_are_written_are_taken(then: str, make: Callable[[], Layer], write: Callable[[Layer], Any]) -> None:
+    module, x, wanted = make(), torch.randn(1, 4, 6, 7), to.Taps.oriented(0.5, 5)
     module(x)
     with torch.no_grad():
         write(module)
@@ -324,6 +343,45 @@ def test_what_is_refused_leaves_the_angles(value: Any, rule: str) -> None:
         module.theta = value
     assert module.taps == to.Taps.oriented(0.1, 5)
     assert module.theta.tolist() == pytest.approx([0.1])
+
+
+@both
+def test_in_inference_mode(make: Callable[[], Layer]) -> None:
+    x = torch.randn(1, 4, 6, 7)
+    with torch.inference_mode():
+        module = make()
+        before, twin = module(x), copy.deepcopy(module)
+        module.theta.fill_(0.5)
+        after = to.tap_conv2d(x, module.weight, to.Taps.oriented(0.5, 5), module.bias)
+        assert torch.equal(twin(x), before)
+        assert module.state_dict()["theta"].flatten()[0] == 0.5
+        assert torch.equal(module.double().float()(x), after)
+
+
+@both
+def test_a_buffer_that_is_told_to_ask_for_a_gradient_is_refused(make: Callable[[], Layer]) -> None:
+    module = make()
+    module.theta.requires_grad_()
+    with pytest.raises(to.InvalidArgument, match="theta has no gradient"):
+        module(torch.randn(1, 4, 6, 7))
+
+
+def test_each_look_at_a_gpu_is_one_that_may_find_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data-parallel training writes the same theta in each step, and reading it there waits for the GPU."""
+    module, looks, numbers = OrientedConv2d(4, 5, theta=0.1), [], angled._numbers
+    monkeypatch.setattr(angled, "_waits", lambda theta: True)
+    monkeypatch.setattr(angled, "_numbers", lambda theta: looks.append(1) or numbers(theta))
+    own = module.theta.clone()
+    for _ in range(100):
+        module.theta.copy_(own)
+        module._now()
+    assert len(looks) == 7
+    module.theta.fill_(0.5)
+    assert module.state_dict()["theta"].item() == 0.5
+    assert module.taps == to.Taps.oriented(0.5, 5), "a state dict is always of what is there"
+    for angle in (0.6, 0.7, 0.8):
+        module.theta.fill_(angle)
+        assert module._now() == to.Taps.oriented(angle, 5), "what changes something is always seen"
 
 
 def test_a_theta_that_is_lent_for_a_call_serves_that_call() -> None:

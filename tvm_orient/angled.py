@@ -36,7 +36,7 @@ class Angled(torch.nn.Module):
         """Takes the angles, in radians, and registers theta."""
         self._take(angles)
         self.register_buffer("theta", torch.tensor(self._angles, dtype=torch.float32, device=device).view(self._shape(len(self._angles))))
-        self._changes = 0  # of a theta on a GPU, that were looked at
+        self._unchanged = 0  # writes to a theta on a GPU since the last that changed an angle
         self._watch()
 
     def _take(self, angles: Sequence[float]) -> None:
@@ -55,30 +55,44 @@ class Angled(torch.nn.Module):
         self._seen = (theta, _version(theta))
 
     def _now(self) -> Taps:
-        """The taps of theta as it is in this call: read again where it is another tensor, or was written to, since the last one."""
+        """The taps of theta as it is in this call: read again where it is another tensor, or was written to, since the last one.
+
+        Raises:
+            InvalidArgument: theta was told to ask for a gradient, or holds what are no angles.
+        """
         theta, (seen, version) = self._buffers["theta"], self._seen
-        if theta is not seen or _version(theta) != version:
+        try:
+            if theta is seen and theta._version == version and not theta.requires_grad:  # type: ignore[union-attr]
+                return self.taps
+        except RuntimeError:  # an inference tensor keeps no version
+            pass
+        if theta is not None and theta.requires_grad:
+            checks.angles(theta, self.channels)
+        if theta is not seen or (_version(theta) != version and self._due(theta)):
             self._read(theta)
         return self.taps
 
-    def _read(self, theta: torch.Tensor | None, *, surely: bool = False) -> None:
+    def _due(self, theta: torch.Tensor | None) -> bool:
+        """Whether a theta that was written to is to be looked at. Each look waits for a GPU, and data-parallel training writes the same angles in each step:
+        after writes that changed nothing fewer and fewer are looked at, the first, second, fourth, eighth..."""
+        if theta is None or not _waits(theta):
+            return True
+        self._unchanged += 1
+        return not self._unchanged & (self._unchanged - 1)
+
+    def _read(self, theta: torch.Tensor | None) -> None:
         if not _readable(theta):  # batched by a transform, traced, on the meta device: no numbers to read
             return
-        if theta.is_cuda and not surely:
-            if torch.cuda.is_current_stream_capturing():
-                return
-            # data-parallel training writes the same theta in each step, and each look waits for the GPU: fewer and fewer are made
-            self._changes += 1
-            if self._changes & (self._changes - 1):
-                self._watch()
-                return
-        self._follow(_numbers(theta), theta.dtype, type(self).__name__)
+        if theta.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if self._follow(_numbers(theta), theta.dtype, type(self).__name__):
+            self._unchanged = 0
         self._watch()
 
-    def _follow(self, came: Sequence[float], dtype: torch.dtype, name: str) -> None:
-        """Takes angles that came, unless they are the module's own, rounded on the way."""
+    def _follow(self, came: Sequence[float], dtype: torch.dtype, name: str) -> bool:
+        """Takes angles that came, unless they are the module's own, rounded on the way. Whether it took them."""
         if rounding.is_rounded(came, self._angles, dtype):
-            return
+            return False
         before = self.taps
         try:
             self._take(checks.angles(came, self.channels))
@@ -90,6 +104,7 @@ class Angled(torch.nn.Module):
                 "the rounded angles, some a pixel beside those of the exact ones. Make the module with the exact angles before it is loaded, or set theta "
                 "afterwards"
             )
+        return True
 
     # ---- theta as it is set, moved, loaded and saved ----------------------------------------------
 
@@ -113,12 +128,12 @@ class Angled(torch.nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        theta = self._buffers["theta"]
-        if _readable(theta) and (theta.device.type == "cpu" or theta is not self._seen[0] or _version(theta) != self._seen[1]):
-            self._read(theta, surely=True)
+        theta, (seen, version) = self._buffers["theta"], self._seen
+        if _readable(theta) and (not _waits(theta) or theta is not seen or _version(theta) != version):
+            self._read(theta)
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if _readable(theta) and theta.dtype != torch.float32:  # something cast it in place
-            destination[f"{prefix}theta"] = self._exact(theta.device)
+        if _readable(theta) and (theta.dtype != torch.float32 or (not _waits(theta) and tuple(_numbers(theta)) != self._angles)):
+            destination[f"{prefix}theta"] = self._exact(theta.device)  # something rounded it in place
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
         key = f"{prefix}theta"
@@ -153,6 +168,11 @@ class Angled(torch.nn.Module):
 
 def _version(theta: torch.Tensor | None) -> int:
     return -1 if theta is None or theta.is_inference() else theta._version
+
+
+def _waits(theta: torch.Tensor) -> bool:
+    """Whether reading theta waits for what a device has yet to do."""
+    return theta.is_cuda
 
 
 def _readable(theta: Any) -> TypeGuard[torch.Tensor]:
