@@ -25,8 +25,8 @@ class Scriptable(torch.nn.Module):
 
     def __init__(
         self,
-        weight: torch.nn.Parameter,
-        bias: Optional[torch.nn.Parameter],  # noqa: UP045
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],  # noqa: UP045
         theta: torch.Tensor,
         taps: str,
         stride: List[int],  # noqa: UP006
