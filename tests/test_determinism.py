@@ -72,11 +72,11 @@ def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kerne
 def test_a_module_that_is_saved_and_loaded_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels belong to problems, not to modules: before a problem has its own and after, both modules run the same one."""
     monkeypatch.setenv("TVM_ORIENT_BUILD", "100000")
-    module, x = OrientedConv2d(6, 5, 3), torch.randn(2, 6, 11, 7)
+    module, x = OrientedConv2d(6, 5, directions=3), torch.randn(2, 6, 11, 7)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    loaded = OrientedConv2d(6, 5, [1.0, 1.1, 1.2])
+    loaded = OrientedConv2d(6, 5, theta=[1.0, 1.1, 1.2])
     loaded.load_state_dict(torch.load(file, weights_only=True))
     for make in (lambda: None, lambda: warmup(loaded, x)):
         make()

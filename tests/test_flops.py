@@ -32,14 +32,14 @@ def counts(function: Callable[[torch.Tensor], torch.Tensor], *, backward: bool) 
 
 @pytest.mark.parametrize("options", [{"bias": False}, {"activation": "gelu"}], ids=str)
 def test_forward_is_that_of_conv2d(options: dict[str, Any]) -> None:
-    ours = counts(to.nn.OrientedConv2d(C, K, 3, stride=2, **options), backward=False)
+    ours = counts(to.nn.OrientedConv2d(C, K, directions=3, stride=2, **options), backward=False)
     theirs = counts(torch.nn.Conv2d(C, C, (1, K), stride=2, padding=(0, K // 2), groups=C), backward=False)
     assert list(ours.values()) == list(theirs.values()) == [2 * TAPS_OF_THE_RESULT]
 
 
 def test_a_gradient_costs_as_much_again() -> None:
     """Of weight and of x alike. What torch counts for the weight of a depthwise Conv2d is C times too much."""
-    ours = counts(to.nn.OrientedConv2d(C, K, 3, stride=2, bias=False), backward=True)
+    ours = counts(to.nn.OrientedConv2d(C, K, directions=3, stride=2, bias=False), backward=True)
     assert ours == {f"tvm_orient.{op}": 2 * TAPS_OF_THE_RESULT for op in ("conv", "conv_dx", "conv_dw")}
     weight = torch.randn(C, 1, 1, K)
     theirs = counts(lambda x: torch.nn.functional.conv2d(x, weight, stride=2, padding=(0, K // 2), groups=C), backward=True)

@@ -31,7 +31,7 @@ class Net(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = to.nn.OrientedConv2d(4, 5, 2, activation="gelu")
+        self.layer = to.nn.OrientedConv2d(4, 5, directions=2, activation="gelu")
 
     def forward(self, x: Tensor) -> Tensor:
         return to.oriented_conv2d(self.layer(x), self.layer.weight, [0.3], residual=True)
