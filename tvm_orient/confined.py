@@ -41,6 +41,15 @@ def confined(func: Any, spec: ConvSpec) -> Any:
     table = tirx.decl_buffer(offsets.shape, "int32", name="offsets")  # in memory: as an expression of the tap it takes TVM a second for each angle
     filled = [tirx.BufferStore(table, tirx.const(int(offsets[at]), "int32"), list(at)) for at in np.ndindex(offsets.shape)]
 
+    kind = str(dw.dtype)
+    bits = _EXPONENT[kind][0]
+    most = tirx.decl_buffer((1,), bits, name="most")  # exponent of a channel's sums: found by whole vectors, one branch a channel
+
+    def looked(channel: Any) -> Any:
+        s = tirx.Var("s", "int32")
+        larger = tirx.BufferStore(most, tirx.max(most[0], _exponent(dw[channel, s], kind)), [0])
+        return tirx.For(s, tirx.const(0, "int32"), tirx.const(spec.kernel_size, "int32"), tirx.ForKind.SERIAL, larger)
+
     def again(channel: Any) -> Any:
         def pixel(image: Any) -> Pixel:
             return lambda a, i, j: image[(a, i, j, channel) if spec.layout == "nhwc" else (a, channel, i, j)]
@@ -48,7 +57,9 @@ def confined(func: Any, spec: ConvSpec) -> Any:
         sources = (pixel(x), pixel(dy), x.shape[0])
         shapes = (plane, (spec.out_height, spec.out_width))
         sums = _again(dw, channel, spec.kernel_size, lambda s: (s, table[s, 0], table[s, 1]), sources, shapes, spec.stride, spec.padding_mode, filled)
-        return SBlockRealize([], tirx.const(True, "bool"), SBlock([], [], [], "confined", sums, None, [table], [], {}))
+        rare = tirx.IfThenElse(most[0] == tirx.const(_EXPONENT[kind][1], bits), sums, None)
+        body = tirx.SeqStmt([tirx.BufferStore(most, tirx.const(0, bits), [0]), looked(channel), rare])
+        return SBlockRealize([], tirx.const(True, "bool"), SBlock([], [], [], "confined", body, None, [table, most], [], {}))
 
     return _ended(func, func.body.block.body.seq[-1], again)
 
@@ -151,9 +162,14 @@ def _again(
     return loop("again", tirx.const(count, "int32") if isinstance(count, int) else count, again)
 
 
+def _exponent(value: Any, kind: str) -> Any:
+    bits, exponent = _EXPONENT[kind]
+    return tirx.bitwise_and(tirx.reinterpret(bits, value), tirx.const(exponent, bits))
+
+
 def _is_not_finite(value: Any, kind: str) -> Any:
     bits, exponent = _EXPONENT[kind]
-    return tirx.bitwise_and(tirx.reinterpret(bits, value), tirx.const(exponent, bits)) == tirx.const(exponent, bits)
+    return _exponent(value, kind) == tirx.const(exponent, bits)
 
 
 def _is_nan(value: Any, kind: str) -> Any:
