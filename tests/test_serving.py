@@ -265,12 +265,15 @@ def request_of(spec: ConvSpec, folder: Path) -> dict[str, Any]:
 
 
 def test_a_kernel_is_compiled_where_there_is_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What compilers write lies beside the kernel: a folder for temporary files need not even be there."""
+    """What compilers write lies beside the kernel: nothing is put into the folder for temporary files, however full it is."""
+    (tmp_path / "temporary").mkdir()
+    changed = (tmp_path / "temporary").stat().st_mtime_ns
     for name in ("TMPDIR", "TMP", "TEMP"):
-        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+        monkeypatch.setenv(name, str(tmp_path / "temporary"))
     monkeypatch.setattr(compiler, "_shop", compiler._Shop())
     store = cache.KernelCache(tmp_path / "kernels")
     path = build.build(spec_at(18), CPU, store=store)
+    assert (tmp_path / "temporary").stat().st_mtime_ns == changed
     assert sorted(os.listdir(path.parent)) == [cache.HOW, cache.KERNEL]
     given = operands(spec_at(18), 2)
     assert_close(launch.Kernel(spec_at(18), CPU, path)(*given), spec_at(18), given)
