@@ -53,8 +53,8 @@ def same(function: Callable[..., Tensor], calls: list[tuple[Any, ...]], marked: 
 # ---- sizes --------------------------------------------------------------------------------------
 
 MODULES: dict[str, Callable[[], torch.nn.Module]] = {
-    "module": lambda: to.nn.OrientedConv2d(4, 5, TWO, activation="gelu"),
-    "module with a residual": lambda: to.nn.OrientedConv2d(4, 5, TWO, stride=2, residual=True),
+    "module": lambda: to.nn.OrientedConv2d(4, 5, theta=TWO, activation="gelu"),
+    "module with a residual": lambda: to.nn.OrientedConv2d(4, 5, theta=TWO, stride=2, residual=True),
     "published": lambda: to.nn.DepthwiseOrientedConv1d(4, 4, 5, angle=0.4, nhwc=True),
 }
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -37,10 +37,10 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tap_conv2d": lambda x, w: to.tap_conv2d(x, w, TAPS, w[:, 0], activation="relu", padding_mode="circular"),
 }
 MODULES: dict[str, Callable[[], torch.nn.Module]] = {
-    "module": lambda: OrientedConv2d(4, 5, TWO, activation="silu", stride=2),
-    "without a bias": lambda: OrientedConv2d(4, 5, TWO, bias=False, padding_mode="circular", dilation=2),
-    "with a residual": lambda: OrientedConv2d(4, 4, TWO, residual=True, anchor="start", activation="relu"),
-    "residual in half": lambda: OrientedConv2d(4, 5, TWO, residual=True, stride=2, activation="gelu", dtype=torch.bfloat16),
+    "module": lambda: OrientedConv2d(4, 5, theta=TWO, activation="silu", stride=2),
+    "without a bias": lambda: OrientedConv2d(4, 5, theta=TWO, bias=False, padding_mode="circular", dilation=2),
+    "with a residual": lambda: OrientedConv2d(4, 4, theta=TWO, residual=True, anchor="start", activation="relu"),
+    "residual in half": lambda: OrientedConv2d(4, 5, theta=TWO, residual=True, stride=2, activation="gelu", dtype=torch.bfloat16),
     "published": lambda: DepthwiseOrientedConv1d(4, 4, 5, angle=0.4, resid=True),
     "published, nhwc": lambda: DepthwiseOrientedConv1d(4, 4, 5, angle=[0.1, 0.1, 0.5, 0.5], nhwc=True, stride=2),
 }
