@@ -88,7 +88,7 @@ GEOMETRY: dict[str, tuple[Callable[..., Tensor], list[tuple[Any, ...]]]] = {
     "widths": (lambda x, w: to.oriented_conv2d(x, w, TWO), [operands(4), operands(6), operands(3)]),
     "kernel sizes": (lambda x, w: to.oriented_conv2d(x, w, TWO), [operands(size=5), operands(size=7)]),
     "an angle": (lambda x, w, t: to.oriented_conv2d(x, w, t), [(*operands(), t) for t in (0.3, 0.7, 1.4)]),
-    "whole angles": (lambda x, w, t: to.oriented_conv2d(x, w, t), [(*operands(), t) for t in (0, 1)]),
+    "an angle that is a whole zero": (lambda x, w, t: to.oriented_conv2d(x, w, t), [(*operands(), t) for t in (0, 1.0)]),
     "a list of angles": (lambda x, w, t: to.oriented_conv2d(x, w, t), [(*operands(), [t, 0.1]) for t in (0.3, 0.7)]),
     "dilation": (lambda x, w, d: to.oriented_conv2d(x, w, 0.3, dilation=d), [(*operands(), d) for d in (1, 2)]),
     "taps": (lambda x, w, t: to.tap_conv2d(x, w, t), [(*operands(), t) for t in (TAPS, line(90, k=5))]),

@@ -15,7 +15,7 @@ import pytest
 from _helpers import assert_close, line, operands, spec_of
 
 import tvm_orient as to
-from tvm_orient import aot, build, cpus, device, doctor, foreign, launch, lower, tvmkit
+from tvm_orient import aot, build, cpus, device, doctor, foreign, kernels, launch, lower, tvmkit
 from tvm_orient.cache import KernelCache
 from tvm_orient.cpus import Cpu
 from tvm_orient.device import Device, arch_device, cpu_device, own_cpu
@@ -337,7 +337,7 @@ def test_a_kernel_for_more_than_this_cpu_has_is_refused(machine: Callable[..., D
     folder, entry = aot.export(spec, here, tmp_path) / "kernel.so", build.build(spec, here)
     given = operands(spec, 1)
     for path in (folder, entry):
-        launch._loaded.cache_clear()
+        kernels.forget_libraries()
         assert_close(launch.Kernel(spec, here, path)(*given), spec, given)
         how = json.loads((path.parent / "how.json").read_text())
         assert {**how, **how.get("key", {})}["features"] == here.features
@@ -347,10 +347,10 @@ def test_a_kernel_for_more_than_this_cpu_has_is_refused(machine: Callable[..., D
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(foreign, "own_cpu", lambda: less)
         for path in (folder, entry):
-            launch._loaded.cache_clear()
+            kernels.forget_libraries()
             with pytest.raises(EnvironmentProblem, match=rf"{re.escape(here.model)}.* a lesser CPU lacks {missing}: .*build it on this machine"):
                 launch.Kernel(spec, here, path)
-    launch._loaded.cache_clear()
+    kernels.forget_libraries()
 
 
 def test_what_says_nothing_of_instructions_is_let_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

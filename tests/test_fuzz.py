@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, operands, stored_rounding
 from hypothesis import HealthCheck, given, note, settings
@@ -18,6 +19,8 @@ from tvm_orient import launch, lower
 from tvm_orient.device import cpu_device
 from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, PADDING_MODES, ConvSpec
 from tvm_orient.taps import Taps
+
+pytestmark = pytest.mark.filterwarnings("ignore:theta is in radians")  # some of these are more than a turn
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 40]) | st.integers(1, 70)
 STRIDES = st.sampled_from([(1, 1), (1, 1), (2, 2), (2, 1), (1, 3), (4, 4), (5, 7)])
