@@ -36,6 +36,7 @@ FLOORS = {
 # (file, what it may import) inside one floor
 SAME_FLOOR = {
     ("paths", "errors"),
+    ("served", "errors"),
     ("moving", "errors"),
     ("taps", "errors"),
     ("taps", "notices"),

@@ -24,7 +24,7 @@ from .device import Device
 from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem, OrientError
 from .lower import Choice, compile_library, is_generic, scheduled, workspace_shape
-from .served import Answer, Died, Served, cores, serve
+from .served import Answer, Died, Served, cores, interpreter, serve
 from .spec import ConvSpec
 from .tvmkit import target
 
@@ -118,11 +118,11 @@ class _Compiler(Served):
     lasting = True  # a kernel that was refused spoils nothing
 
     def __init__(self) -> None:
-        self.tools = _tools()
+        python, self.tools = interpreter(), _tools()
         self._errors = os.memfd_create("tvm_orient") if hasattr(os, "memfd_create") else os.dup(2)
         # the first entry of sys.path is the script's folder, or empty: the working folder
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path or os.curdir for path in sys.path))}
-        super().__init__([sys.executable, "-P", "-m", "tvm_orient.compiler"], _EVER_S, environment, self._errors)
+        super().__init__([python, "-P", "-m", "tvm_orient.compiler"], _EVER_S, environment, self._errors)
 
     def ask(self, request: Any, timeout: float | None = None) -> Answer:
         if self._process is not None and self._process.poll() is not None:
@@ -132,7 +132,7 @@ class _Compiler(Served):
             return super().ask(request, timeout)
         except OSError as problem:
             if problem.errno in (errno.ENOMEM, errno.EAGAIN, errno.ENOENT, errno.EACCES):
-                raise EnvironmentProblem(f"compiling a kernel needs a process of its own, and {sys.executable} does not start: {problem}") from problem
+                raise EnvironmentProblem(f"compiling a kernel needs a process of its own, and {self.command[0]} does not start: {problem}") from problem
             raise
         except Died as problem:
             if not (rested and problem.code == 0):

@@ -8,7 +8,6 @@ is replaced: whatever ran after it in the same CUDA context would fail for it.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from .device import Device
 from .errors import TuningFailed
-from .served import Died, Served, serve
+from .served import Died, Served, interpreter, serve
 from .spec import ConvSpec, image_shape, part_shape
 
 _TARGET_SECONDS = 0.03  # of runs per candidate
@@ -41,7 +40,7 @@ class Worker(Served):
 
     def __init__(self, device: Device, timeout: float = 30.0) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
-        super().__init__([sys.executable, "-m", self.module], timeout, environment)
+        super().__init__([interpreter(), "-m", self.module], timeout, environment)
         self.device = device
 
     def time(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> Timing:

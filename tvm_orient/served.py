@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import multiprocessing.spawn
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from .errors import EnvironmentProblem
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _SAID = 300  # characters of an error that are handed on
@@ -89,6 +93,8 @@ class Served:
         finally:
             if log is not None and not isinstance(log, int):
                 log.close()
+        # a process that ends while nobody asks it anything would stay in the table of processes until somebody does
+        threading.Thread(target=self._process.wait, name="tvm_orient waits for a process", daemon=True).start()
         self._rest = b""
         return self._process
 
@@ -99,7 +105,7 @@ class Served:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         while b"\n" not in self._rest:
-            if not select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not _readable(process.stdout, end - time.monotonic()):
                 raise TimeoutError
             got = os.read(process.stdout.fileno(), 1 << 20)
             if not got:
@@ -112,8 +118,9 @@ class Served:
         """Ends the process and whatever it started."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -125,6 +132,33 @@ class Served:
 def bind() -> None:
     """For a process that was just made, before it becomes a command: the kernel ends it when the thread that made it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def interpreter() -> str:
+    """The Python that processes of their own are run by: what `multiprocessing` was told, or this program's own.
+
+    Raises:
+        EnvironmentProblem: this program is no Python, as where one is embedded or frozen into it, and none lies beside its libraries.
+    """
+    told = multiprocessing.spawn.get_executable()  # a path, in bytes or text, or None
+    prefix = Path(sys.exec_prefix) / "bin"
+    places = [] if told is None else [os.fsdecode(told)]
+    if not getattr(sys, "frozen", False):
+        places += [str(prefix / f"python{sys.version_info.major}.{sys.version_info.minor}"), str(prefix / "python3")]
+    for place in places:
+        if Path(place).name.lower().startswith(("python", "pypy")) and os.access(place, os.X_OK):
+            return place
+    raise EnvironmentProblem(
+        f"compiling needs a process of Python, and this program ({told!r}) is none: call multiprocessing.set_executable with the path of one that has "
+        "the same packages, or bring kernels that were built before (TVM_ORIENT_SHARED_CACHE)"
+    )
+
+
+def _readable(stream: IO[Any], seconds: float) -> bool:
+    """Whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
+    with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return bool(selector.select(max(0.0, seconds)))
 
 
 def cores() -> int:
@@ -150,7 +184,7 @@ def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
 
 def _asked(idle: float | None) -> Iterator[str]:
     """The lines of standard input: one is written when the one before it was answered, so none waits in a buffer."""
-    while idle is None or select.select([sys.stdin], [], [], idle)[0]:
+    while idle is None or _readable(sys.stdin, idle):
         line = sys.stdin.readline()
         if not line:
             return
