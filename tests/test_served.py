@@ -52,6 +52,12 @@ def test_a_frozen_program_is_never_started_again(executable: Callable[[str | Non
         interpreter()
 
 
+def test_an_answer_may_be_waited_for_longer_than_the_system_can_count() -> None:
+    asked = served()
+    assert asked.ask("a", 1e9) == {"said": "a"}
+    asked.close()
+
+
 def test_answers_come_through_descriptors_beyond_those_of_select() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < MOST + 100:

@@ -24,6 +24,7 @@ from typing import IO, Any
 from .errors import EnvironmentProblem
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LONGEST_S = 86400.0  # of one wait: the system counts them in milliseconds of 32 bits
 _SAID = 300  # characters of an error that are handed on
 Answer = dict[str, Any]
 
@@ -158,6 +159,10 @@ def _readable(stream: IO[Any], seconds: float) -> bool:
     """Whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
     with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
         selector.register(stream, selectors.EVENT_READ)
+        while seconds > _LONGEST_S:
+            if selector.select(_LONGEST_S):
+                return True
+            seconds -= _LONGEST_S
         return bool(selector.select(max(0.0, seconds)))
 
 
