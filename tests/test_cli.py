@@ -463,7 +463,20 @@ def test_logs_check_counts_what_is_wrong(tmp_path: Path) -> None:
     (_, row) = sorted(printed_json("logs", "check", good, bad, code=1), key=lambda row: -row["records"])[::-1]
     assert row == {"file": str(bad), "records": 3, "bad": 2, "blank": 1, "foreign": 1, "old": 1, "slow": 1, "impossible": 0, "reasons": [], "error": None}
     assert len(printed_json("logs", "check", tmp_path, code=1)) == 2
-    assert "bad lines" in orient("logs", "check", bad, code=1).stdout
+    shown = orient("logs", "check", bad, code=1).stdout.splitlines()
+    assert shown[0].split() == ["file", "records", "bad", "blank", "schema", "old", "slower", "doubtful"]
+    assert shown[2].split() == [f"{tmp_path.name}/bad.jsonl", "3", "2", "1", "1", "1", "1", "0"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_any_encoding_is_printed_to(encoding: str) -> None:
+    command = [sys.executable, "-m", "tvm_orient", "show", *TINY[-2:], "--angles", "30"]
+    for verb in (command, [*command[:3], "explain", "--target", "cpu", *TINY, "--angles", "30"]):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        done = subprocess.run(verb, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        said = done.stdout.decode(encoding)
+        assert ("30 deg" if encoding == "ascii" or "show" in verb else "30\N{DEGREE SIGN}") in said, said
 
 
 def test_logs_check_names_impossible_records(tmp_path: Path) -> None:

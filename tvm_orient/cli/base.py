@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,10 @@ from ..errors import InvalidArgument, OrientError
 ORDER = ("doctor", "show", "tune", "build", "explain", "bench", "logs", "cache", "demo")
 
 
+# what stands for a character that a terminal of another encoding than UTF-8 lacks; a question mark stands for all others
+_SPELLED = {"\N{DEGREE SIGN}": " deg", "\N{MULTIPLICATION SIGN}": "x", "\N{MICRO SIGN}": "u", "\N{HORIZONTAL ELLIPSIS}": "...", "\N{EN DASH}": "-"}
+
+
 class Verbs(TyperGroup):
     """The verbs. Exit codes: 0 fine, 1 something failed or was found wrong, 2 an invalid argument."""
 
@@ -20,6 +26,7 @@ class Verbs(TyperGroup):
         return [name for name in ORDER if name in self.commands]
 
     def invoke(self, ctx: Any) -> Any:
+        _spell()
         try:
             return super().invoke(ctx)
         except OrientError as problem:
@@ -34,6 +41,20 @@ class Verbs(TyperGroup):
             raise  # the reader went away: typer ends quietly
         except OSError as problem:
             raise stopped(f"{problem.filename or 'the system'}: {problem.strerror or problem}", 1) from problem
+
+
+def _spell() -> None:
+    """Has standard output and error spell what their encoding lacks, instead of failing at it."""
+
+    def spelled(problem: UnicodeError) -> tuple[str, int]:
+        if not isinstance(problem, UnicodeEncodeError):
+            raise problem
+        return "".join(_SPELLED.get(letter, "?") for letter in problem.object[problem.start : problem.end]), problem.end
+
+    codecs.register_error("tvm_orient", spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name != "utf-8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="tvm_orient")
 
 
 def stopped(message: str, code: int) -> typer.Exit:

@@ -85,7 +85,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="L
         raise typer.Exit(1)
 
 
-_FLAWS = {"bad": "bad lines", "blank": "blank lines", "foreign": "other schema", "old": "older template", "slow": "slower", "impossible": "impossible"}
+_FLAWS = {"bad": "bad", "blank": "blank", "foreign": "schema", "old": "old", "slow": "slower", "impossible": "doubtful"}
 
 
 def _expanded(files: list[Path]) -> list[Path]:
@@ -135,7 +135,7 @@ def _print_check(rows: list[dict[str, Any]]) -> None:
     shown = table("file", "records", *_FLAWS.values(), right=("records", *_FLAWS.values()), fold=("file",))
     for row in rows:
         counts = [Text(str(row[name]), style="red" if row[name] else "dim") for name in _FLAWS]
-        shown.add_row(row["file"], Text("unreadable", style="red") if row["error"] else str(row["records"]), *counts)
+        shown.add_row("/".join(Path(row["file"]).parts[-2:]), Text("unreadable", style="red") if row["error"] else str(row["records"]), *counts)
     console().print(shown)
 
 
