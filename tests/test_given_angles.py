@@ -126,13 +126,20 @@ def test_an_angle_that_asks_for_a_gradient_is_refused(theta: torch.Tensor) -> No
         ((8, 7), {"angle": 0.3}, "no argument 'angle'.*theta="),
         ((8, 7), {"resid": True}, "no argument 'resid'.*residual="),
         ((8, 7, 8), {}, "directions=8"),
-        ((8, 7), {"theta": 8}, "directions=8"),
     ],
     ids=str,
 )
 def test_arguments_of_a_conv2d(given: tuple[Any, ...], named: dict[str, Any], said: str) -> None:
     with pytest.raises(to.InvalidArgument, match=said):
         OrientedConv2d(*given, **named)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_old_spelling_of_directions_works_and_says_the_new_one(count: int) -> None:
+    with pytest.warns(UserWarning, match=rf"taken as {count} directions.*directions={count}, or theta=tvm_orient.from_degrees\({count}\)") as said:
+        module = OrientedConv2d(8, 7, theta=count)  # type: ignore[arg-type]
+    assert module.taps == OrientedConv2d(8, 7, directions=count).taps
+    assert {one.filename for one in said} == {__file__}
 
 
 def test_other_names_are_a_type_error_as_everywhere() -> None:

@@ -13,6 +13,7 @@ from .angled import Angled
 from .errors import InvalidArgument
 from .functional import tap_conv2d, with_residual
 from .labels import angle_list
+from .notices import warn
 from .published_module import DepthwiseOrientedConv1d
 from .scripted import Scriptable
 from .spec import stride_pair
@@ -30,6 +31,7 @@ class OrientedConv2d(Angled):
         channels: how many, C.
         kernel_size: K; odd unless anchor is "start".
         theta: radians: a float, or floats (G,), (C,) or (C, 1), as `tvm_orient.oriented_conv2d`. `tvm_orient.from_degrees` makes them.
+            A whole number from 1 to C is the old spelling of directions: it works, with a UserWarning.
         directions: instead of theta: G directions spread over 180 degrees (`tvm_orient.angles_between`), at most C. Where neither is given
             there are 8, or C where that is less.
         stride, dilation, padding_mode, anchor, residual, activation: as `tvm_orient.oriented_conv2d`.
@@ -113,6 +115,12 @@ def _angles(theta: Any, directions: int | None, channels: int) -> Sequence[float
     """Radians from the one of the two arguments that was given."""
     if theta is not None and directions is not None:
         raise InvalidArgument(f"theta says the angles and directions how many there are, got both ({theta!r} and {directions!r}): drop one")
+    if isinstance(theta, int) and not isinstance(theta, bool) and 1 <= theta <= channels:
+        warn(
+            f"theta={theta} is taken as {theta} directions, as theta=8 was once spelled: write directions={theta}, or theta=tvm_orient.from_degrees({theta}) "
+            f"for an angle in degrees, or theta={float(theta)} for radians"
+        )
+        theta, directions = None, theta
     if theta is not None:
         return checks.angles(theta, channels)
     found: list[float] = angles_between(min(_DIRECTIONS, channels) if directions is None else directions).tolist()

@@ -141,13 +141,12 @@ def interpreter() -> str:
     Raises:
         EnvironmentProblem: this program is no Python, as where one is embedded or frozen into it, and none lies beside its libraries.
     """
-    told = multiprocessing.spawn.get_executable()  # a path, in bytes or text, or None
+    given = multiprocessing.spawn.get_executable()  # a path, in bytes or text, or None
+    told = None if given is None else os.fsdecode(given)
     prefix = Path(sys.exec_prefix) / "bin"
-    places = [] if told is None else [os.fsdecode(told)]
-    if not getattr(sys, "frozen", False):
-        places += [str(prefix / f"python{sys.version_info.major}.{sys.version_info.minor}"), str(prefix / "python3")]
-    for place in places:
-        if Path(place).name.lower().startswith(("python", "pypy")) and os.access(place, os.X_OK):
+    beside = [str(prefix / f"python{sys.version_info.major}.{sys.version_info.minor}"), str(prefix / "python3")]
+    for place in [told or "", *([] if getattr(sys, "frozen", False) else beside)]:
+        if Path(place).name.lower().startswith(("python", "pypy")) and (place == sys.executable or Path(place).exists()):
             return place
     raise EnvironmentProblem(
         f"compiling needs a process of Python, and this program ({told!r}) is none: call multiprocessing.set_executable with the path of one that has "
