@@ -212,10 +212,12 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
     if _autocast(kind, x):
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, weight, bias)]
+    as_it_is = False
     if not torch.compiler.is_compiling():  # the operators check their operands; what dispatch would say first is less clear
-        if kind not in _RUN_ON or x.device != weight.device or not x.layout == weight.layout == _DENSE or x.is_quantized:
+        if kind not in _RUN_ON or x.device != weight.device or x.layout is not _DENSE or weight.layout is not _DENSE or x.is_quantized:
             checks.conv_operands(x, weight, Taps.from_key(key))
-        if not x.is_contiguous():  # laying it out may write more than was there: an expanded tensor is a few bytes
+        as_it_is = x.is_contiguous()
+        if not as_it_is:  # laying it out may write more than was there: an expanded tensor is a few bytes
             checks.countable(x.numel())
         transforming = transforms.active()
         if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device or bias.layout != _DENSE):
@@ -223,7 +225,7 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
         if transforming:
             y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
             return launch.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
-    if ops.layout_of(x) == "nchw":
+    if not as_it_is and ops.layout_of(x) == "nchw":
         x = x.contiguous()
     if bias is None and name == "none":
         return ops.conv(x, weight.contiguous(), key, pair, padding_mode)
