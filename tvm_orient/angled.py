@@ -35,7 +35,7 @@ class Angled(torch.nn.Module):
     def _begin(self, angles: Sequence[float], device: torch.device | str | None) -> None:
         """Takes the angles, in radians, and registers theta."""
         self._take(angles)
-        self.register_buffer("theta", torch.tensor(self._angles, dtype=torch.float32, device=device).view(self._shape(len(self._angles))))
+        self.register_buffer("theta", self._exact(device))
         self._unchanged = 0  # writes to a theta on a GPU since the last that changed an angle
         self._watch()
 
@@ -45,7 +45,7 @@ class Angled(torch.nn.Module):
         self.taps = self._lines(exact)
         self._angles = exact
 
-    def _exact(self, device: torch.device) -> torch.Tensor:
+    def _exact(self, device: torch.device | str | None) -> torch.Tensor:
         return torch.tensor(self._angles, dtype=torch.float32, device=device).view(self._shape(len(self._angles)))
 
     # ---- theta as it is now -----------------------------------------------------------------------

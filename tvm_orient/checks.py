@@ -202,6 +202,15 @@ def angles(theta: Any, channels: int) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
+def line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
+    """The key of oriented taps at any theta that `angles` takes.
+
+    Raises:
+        InvalidArgument: as `angles` and `tvm_orient.Taps.oriented`.
+    """
+    return line_taps(angles(theta, channels), kernel_size, dilation, anchor, channels).key
+
+
 def line_taps(theta: Sequence[float], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> Taps:
     """Oriented taps with the fewest groups that give every channel its own line."""
     taps = Taps.oriented(list(theta), kernel_size, dilation, anchor)

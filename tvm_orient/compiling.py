@@ -35,7 +35,7 @@ def line_key(theta: Any, kernel_size: Any, dilation: Any, anchor: Anchor, channe
 
 @torch.compiler.assume_constant_result
 def _key(theta: tuple[Any, ...], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
-    return checks.line_taps(checks.angles(theta, channels), kernel_size, dilation, anchor, channels).key
+    return checks.line_key(theta, kernel_size, dilation, anchor, channels)
 
 
 def uncompiled(function: Callable[..., torch.Tensor], *given: Any, **options: Any) -> torch.Tensor:

@@ -194,9 +194,7 @@ def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, chann
     return _known_line(given, kernel_size, dilation, anchor, channels)
 
 
-@functools.lru_cache(maxsize=1024)
-def _known_line(theta: tuple[float, ...], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
-    return checks.line_taps(checks.angles(theta, channels), kernel_size, dilation, anchor, channels).key
+_known_line = functools.lru_cache(maxsize=1024)(checks.line_key)
 
 
 def _autocast(kind: str, x: torch.Tensor) -> bool:
