@@ -25,7 +25,7 @@ import torch
 import tvm_ffi  # noqa: F401  (TVM's runtime is linked to its library, and loaded by itself)
 from gpu_jobs import choices_of
 
-from tvm_orient import cache, launch, measure, peers, reference
+from tvm_orient import cache, kernels, launch, measure, peers, reference
 from tvm_orient.bench import bench, provenance, sample
 from tvm_orient.build import build_key
 from tvm_orient.contest import RUNS
@@ -60,10 +60,8 @@ def _entry(name: str) -> Path:
 
 def _kernel(request: _Request) -> launch.Kernel | launch.Converted:
     """The first kernel of a job, from the kit."""
-    spec, path, generic = ConvSpec.from_key(request["spec"]), _entry(request["entry"]) / cache.KERNEL, is_generic(choices_of(request))
-    if generic and (spec.layout != "nchw" or spec != spec.plain):
-        return launch.Converted(spec, device(), path)
-    return launch.Kernel(spec, device(), path, generic=generic)
+    path = _entry(request["entry"]) / cache.KERNEL
+    return kernels.opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
 
 
 def _operands(spec: ConvSpec, batch: int) -> tuple[torch.Tensor, ...]:

@@ -179,6 +179,20 @@ class Converted:
         return self
 
 
+def opened(spec: ConvSpec, device: Device, path: Path, *, generic: bool) -> Kernel | Converted:
+    """The kernel in a library, in the form that serves a spec.
+
+    Args:
+        generic: the library holds the generic kernel.
+
+    Raises:
+        EnvironmentProblem: as `Kernel`.
+    """
+    if generic and (spec.layout != "nchw" or spec != spec.plain):
+        return Converted(spec, device, path)
+    return Kernel(spec, device, path, generic=generic)
+
+
 def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """torch's activation of that name (spec.ACTIVATIONS)."""
     return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)

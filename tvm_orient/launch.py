@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from .cache import Busy
 from .device import Device, cpu_device, cuda_devices
 from .errors import BuildFailed, EnvironmentProblem, OrientError, Unsupported
 from .forks import Lock
-from .kernels import Call, Converted, Kernel, NotLoaded, activate, forget_libraries, load_runtime
+from .kernels import Call, Converted, Kernel, NotLoaded, activate, forget_libraries, load_runtime, opened
 from .lower import Choice, generic_choices, is_generic
 from .spec import ConvSpec
 
@@ -224,16 +223,14 @@ def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling
     """
     path = build(spec, device, choices, compiling=compiling, limit=limit)
     generic = is_generic(choices)
-    made: Callable[..., Kernel | Converted] = Converted if generic and (spec.layout != "nchw" or spec != spec.plain) else Kernel
-    known: dict[str, Any] = {"generic": True} if generic and made is Kernel else {}
     try:
-        return made(spec, device, path, **known)
+        return opened(spec, device, path, generic=generic)
     except NotLoaded as problem:
         if not compiling or problem.forbidden or str(path) in _replaced:
             raise
         _log.warning("a kernel is built again: %s", problem)
     _replaced.add(str(path))
-    return made(spec, device, build(spec, device, choices, limit=limit, instead_of=path), **known)
+    return opened(spec, device, build(spec, device, choices, limit=limit, instead_of=path), generic=generic)
 
 
 def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kernel | Converted:
