@@ -89,11 +89,11 @@ def job_of(request: dict[str, Any]) -> Job:
 
 def choices_of(request: dict[str, Any]) -> Choices:
     """The choices of a line that `Job.line` wrote, or of a card in it."""
-    return tuple(Choice(name, version, tuple((k, v) for k, v in decisions), step) for name, version, decisions, step in request["choices"])
+    return tuple(Choice.of_plain(choice) for choice in request["choices"])
 
 
 def _plain(choices: Choices) -> list[Any]:
-    return [[c.template, c.version, list(c.decisions), c.step] for c in choices]
+    return [choice.plain for choice in choices]
 
 
 def called(one: ConvSpec) -> str:

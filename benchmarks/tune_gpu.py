@@ -21,9 +21,9 @@ from rich.table import Table
 from terminal import UNFINISHED, console, say
 
 from tvm_orient import logs, schedules
+from tvm_orient.cpus import cores
 from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
-from tvm_orient.served import cores
 from tvm_orient.spec import OPS, ConvSpec
 from tvm_orient.tune import Interrupted, Outcome, Progress, TooBusy, tune
 from tvm_orient.workshop import Workshop

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from . import cache, errors
+from .cpus import cores
 from .device import Device
 from .driverless import pretend_driver
 from .errors import BuildFailed, EnvironmentProblem, OrientError
 from .lower import Choice, compile_library, is_generic, scheduled, workspace_shape
-from .served import Answer, Died, Served, cores, interpreter, serve
+from .served import Answer, Died, Served, interpreter, serve
 from .spec import ConvSpec
 from .tvmkit import target
 
@@ -79,7 +80,7 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
     """
     request = {
         "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
-        "choices": [[c.template, c.version, [list(pair) for pair in c.decisions], c.step] for c in choices],
+        "choices": [choice.plain for choice in choices],
     }  # fmt: skip
     with _shop.compiler() as compiler:
         try:
@@ -195,7 +196,7 @@ os.register_at_fork(after_in_child=_renew)
 def _answer(request: dict[str, Any]) -> Answer:
     folder = Path(request["folder"])
     scratch = folder / _SCRATCH
-    choices = [Choice(name, version, tuple((k, v) for k, v in decisions), step) for name, version, decisions, step in request["choices"]]
+    choices = [Choice.of_plain(choice) for choice in request["choices"]]
     try:
         scratch.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)  # of TVM, and of what it starts

@@ -6,6 +6,7 @@ granted. Hypervisors, containers of another architecture and kernel options hide
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterable, Iterator
@@ -127,6 +128,11 @@ def attributes(features: Iterable[str]) -> list[str]:
     there = {name: word in has for word, names in (_X86 if is_x86() else _ARM).items() for name in names.split()}
     there |= dict.fromkeys(_UNTOLD if is_x86() else (), False)
     return [f"+{name}" for name, here in there.items() if here] + [f"-{name}" for name, here in there.items() if not here]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def short(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import platform
 import re
 from collections.abc import Iterable
@@ -66,8 +65,8 @@ def cpu_device() -> Device:
     cpu, level = own_cpu(), paths.cpu_level()
     if level is None:
         isa, width = _simd(cpu.features)
-        slug = f"cpu-{slugify(cpus.short(cpu.name))}-{isa}-{_cores()}c"
-        return Device("cpu", cpu.name, slug, isa, _cores(), 0, width, model=cpu.model, features=" ".join(cpu.features))
+        slug = f"cpu-{slugify(cpus.short(cpu.name))}-{isa}-{cpus.cores()}c"
+        return Device("cpu", cpu.name, slug, isa, cpus.cores(), 0, width, model=cpu.model, features=" ".join(cpu.features))
     if level not in cpus.LEVELS:
         raise InvalidArgument(f"TVM_ORIENT_CPU must be one of {', '.join(cpus.LEVELS)}, got {level!r}: unset it or choose one")
     device = _level_device(level)
@@ -88,16 +87,12 @@ def _level_device(level: str) -> Device:
         raise EnvironmentProblem(f"kernels are linked for the architecture of this machine, {platform.machine()}, got {level}: build them on an x86-64")
     features = sorted(cpus.LEVELS[level])
     isa, width = _simd(features)
-    return Device("cpu", level, f"cpu-{level}-{_cores()}c", isa, _cores(), 0, width, model=level, features=" ".join(features))
+    return Device("cpu", level, f"cpu-{level}-{cpus.cores()}c", isa, cpus.cores(), 0, width, model=level, features=" ".join(features))
 
 
 def _simd(features: Iterable[str]) -> tuple[str, int]:
     """The SIMD set of a CPU and the bytes of its registers."""
     return next(((isa, width) for isa, width in (("avx512f", 64), ("avx2", 32)) if isa in features), (platform.machine(), 16))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -34,6 +34,17 @@ class Choice:
         """A choice from a template and a mapping of decisions."""
         return cls(template.name, template.version, tuple(sorted(decisions.items())), step)
 
+    @property
+    def plain(self) -> list[Any]:
+        """The choice as JSON can hold it; `of_plain` makes it again."""
+        return [self.template, self.version, [list(pair) for pair in self.decisions], self.step]
+
+    @classmethod
+    def of_plain(cls, plain: Sequence[Any]) -> Choice:
+        """The choice that `plain` was made of."""
+        name, version, decisions, step = plain
+        return cls(name, version, tuple((knob, value) for knob, value in decisions), step)
+
 
 def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
     """The analytic choice for each part of a spec; the generic kernel for all where one part has no template."""

@@ -165,11 +165,6 @@ def _readable(stream: IO[Any], seconds: float) -> bool:
         return bool(selector.select(max(0.0, seconds)))
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
     """The side that answers, until standard input ends, or nothing was asked for so many seconds; what answer raises becomes {"error": kind and text}.
 
