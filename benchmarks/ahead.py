@@ -16,8 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import grids  # noqa: F401  makes a bare checkout importable
 
-from tvm_orient.device import Device
-from tvm_orient.spec import ConvSpec
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import ConvSpec
 
 COMPILED = ("compiled_gather", "compiled_shift", "compiled_shift_padded")
 Job = tuple[str, str]  # spec key; the name of a peer, or "" for our kernels
@@ -92,8 +92,8 @@ def compile_one(job: Job, device: Device, batch: int, patience: float | None) ->
 
 
 def _ours(spec: ConvSpec, device: Device) -> bool:
-    from tvm_orient.build import build
-    from tvm_orient.lower import default_choices
+    from tvm_orient.kernels.build import build
+    from tvm_orient.schedules.choices import default_choices
 
     build(spec, device)
     build(spec, device, default_choices(spec, device))
@@ -103,16 +103,16 @@ def _ours(spec: ConvSpec, device: Device) -> bool:
 def _peer(spec: ConvSpec, device: Device, batch: int, name: str, patience: float | None) -> bool:
     import torch
 
-    from tvm_orient import peers
-    from tvm_orient.bench import sample
-    from tvm_orient.timers import time_limit
+    from tvm_orient.bench.methods import sample
+    from tvm_orient.bench.peers import base, registry
+    from tvm_orient.evaluate.timing import time_limit
 
-    peer = next(peer for peer in peers.PEERS if peer.name == name)
+    peer = next(peer for peer in registry.PEERS if peer.name == name)
     if peer.applies(spec) is not None:
         return True
     _time_choices_anew()
     where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
-    with peers.settings(), time_limit(patience):
+    with base.settings(), time_limit(patience):
         peer.make(spec, where)(*sample(spec, batch, where))
     torch.compiler.reset()
     return True

@@ -1,4 +1,4 @@
-"""CPU seconds that compiling a kernel takes, by its distinct offsets: what `tvm_orient.cost` is fitted to.
+"""CPU seconds that compiling a kernel takes, by its distinct offsets: what `tvm_orient.kernels.compile_cost` is fitted to.
 
     python benchmarks/compile_cost.py [--target sm_90a]
 
@@ -18,12 +18,15 @@ from typing import Annotated
 import torch  # noqa: F401  (before tvm: it brings libcudart)
 import typer
 
-from tvm_orient import cost, nvrtc
-from tvm_orient.compiler import make
-from tvm_orient.device import Device, device_for
-from tvm_orient.lower import cuda_source, default_choices, scheduled
-from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.compiler.library import cuda_source
+from tvm_orient.compiler.lower import scheduled
+from tvm_orient.kernels import compile_cost
+from tvm_orient.kernels.compile_process import make
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import OPS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules.choices import default_choices
+from tvm_orient.toolchain import nvrtc
 
 _CASES = [(7, 1), (7, 8), (15, 4), (15, 16), (31, 1), (31, 8), (31, 16), (63, 4)]  # (K, angles)
 _FORMS = [("float32", "nchw"), ("float32", "nhwc"), ("bfloat16", "nchw")]
@@ -55,8 +58,8 @@ def main(target: Annotated[str, typer.Option(help="cpu, cuda or an arch")] = "cp
             start = cpu_seconds()
             compiled(spec, device, Path(folder))
             took = cpu_seconds() - start
-        what = f"{op:8}{dtype:9}{layout:5} K={size:<3} angles={count:<3} offsets={cost.offsets(spec):<5}"
-        print(f"{what} {took:6.2f} s, foreseen {cost.seconds(spec, device):6.2f} s", flush=True)
+        what = f"{op:8}{dtype:9}{layout:5} K={size:<3} angles={count:<3} offsets={compile_cost.offsets(spec):<5}"
+        print(f"{what} {took:6.2f} s, foreseen {compile_cost.seconds(spec, device):6.2f} s", flush=True)
 
 
 if __name__ == "__main__":

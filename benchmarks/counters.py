@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tvm_orient.device import slugify
+from tvm_orient.problem.device import slugify
 
 # Nsight Compute's name of a number, and what it is divided by, for each column
 _NUMBERS = {

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from rich.table import Table
 from terminal import console, say
 
-from tvm_orient import launch, ops, reference
-from tvm_orient.device import cpu_device
-from tvm_orient.spec import ConvSpec
+from tvm_orient import ops
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import serving
 
 ROUNDS, BATCH = 30, 8
 RESULT = Path(__file__).resolve().parent / "results" / "epilogue-cpu.csv"
@@ -44,7 +46,7 @@ def measured(plain: ConvSpec, activation: str) -> dict[str, str | int]:
     """The row of one problem, its three results checked first."""
     spec = dataclasses.replace(plain, bias=True, activation=activation)
     for one in (plain, spec):
-        launch.kernel(one, cpu_device())
+        serving.kernel(one, cpu_device())
     torch.manual_seed(0)
     form = torch.channels_last if plain.layout == "nhwc" else torch.contiguous_format
     x = torch.randn(BATCH, spec.channels, spec.height, spec.width).contiguous(memory_format=form)
@@ -59,7 +61,7 @@ def measured(plain: ConvSpec, activation: str) -> dict[str, str | int]:
         "separate_ms": separate,
         "compiled_ms": torch.compile(separate, fullgraph=True),
     }
-    expected, bound = reference.run(spec, x, w, b), reference.tolerance(spec, BATCH, x, w, b)
+    expected, bound = reference.run(spec, x, w, b), tolerance.tolerance(spec, BATCH, x, w, b)
     for name, call in calls.items():
         error = float((call().double() - expected).abs().max())
         if not error <= 2 * bound:  # two roundings more where the epilogue is a pass of its own

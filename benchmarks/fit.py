@@ -24,11 +24,12 @@ import numpy as np
 import typer
 from terminal import say
 
-from tvm_orient import estimate, schedules
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device, arch_device
-from tvm_orient.figures import figures
-from tvm_orient.spec import ConvSpec
+from tvm_orient.perf_model import block_cost
+from tvm_orient.perf_model.gpu_specs import gpu_spec
+from tvm_orient.problem.device import Device, arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.sass.bank_conflicts import WARP
+from tvm_orient.schedules import registry
 
 _LAUNCH_US = 3.5  # between the events around a kernel that does nothing
 _FAR = 0.4  # logarithm of measured over estimated beyond which a kernel counts no more: it meets something that the estimate does not know
@@ -65,12 +66,12 @@ def trials(path: Path) -> list[Trial]:
 
 def estimated(trial: Trial, device: Device) -> float:
     """Microseconds that the estimate of a trial comes to."""
-    template, figure = schedules.find(trial.template), figures(device.arch)
+    template, figure = registry.find(trial.template), gpu_spec(device.arch)
     clocks = template.estimate(trial.spec, device, trial.decisions)
     units = trial.spec.outputs * trial.batch / WARP / figure.sms
-    code = estimate.FETCH * clocks.code if isinstance(clocks, estimate.Clocks) else 0.0
-    alone = clocks.among(estimate.ALONE) if isinstance(clocks, estimate.Clocks) else clocks
-    return _LAUNCH_US + 1e6 * (estimate.soft_maximum(alone) * units + code) / figure.clock
+    code = block_cost.FETCH * clocks.code if isinstance(clocks, block_cost.Clocks) else 0.0
+    alone = clocks.among(block_cost.ALONE) if isinstance(clocks, block_cost.Clocks) else clocks
+    return _LAUNCH_US + 1e6 * (block_cost.soft_maximum(alone) * units + code) / figure.clock
 
 
 def distance(every: Sequence[Trial], device: Device) -> float:
@@ -98,13 +99,13 @@ def fitted(every: Sequence[Trial], device: Device) -> dict[str, float]:
     while improved:
         improved = False
         for name, step in itertools.product(_CONSTANTS, _STEPS):
-            before = getattr(estimate, name)
-            setattr(estimate, name, before * step)
+            before = getattr(block_cost, name)
+            setattr(block_cost, name, before * step)
             if (found := distance(every, device)) < best - 1e-4:
                 best, improved = found, True
             else:
-                setattr(estimate, name, before)
-    return {name: getattr(estimate, name) for name in _CONSTANTS}
+                setattr(block_cost, name, before)
+    return {name: getattr(block_cost, name) for name in _CONSTANTS}
 
 
 def main(

@@ -18,13 +18,15 @@ from gpu_results import FACTS, RESULTS, read
 from plot import draw
 from verdict import joined, lines, notes, report
 
-from tvm_orient import build, cache, logs
-from tvm_orient.device import Device
+from tvm_orient.bench.rows import FLOORS, Row, cells, read_csv, write_csv
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.plausible import impossible
-from tvm_orient.spec import ConvSpec
-from tvm_orient.speeds import FLOORS, Row, cells, read_csv, write_csv
-from tvm_orient.tune import MARGIN
+from tvm_orient.kernels import resolve, source_hash
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.records import merge, store
+from tvm_orient.records import record as records_record
+from tvm_orient.records.plausible import impossible
+from tvm_orient.tuning.angle_tuner import MARGIN
 
 TRIALS = ("device", "part", "problem", "spec", "template", "version", "decisions", "batch", "median_us", "spread_us", "gbps", "error", "failure", "date")
 _TRIAL_KEY = ("device", "part", "spec", "template", "version", "decisions", "batch")
@@ -106,10 +108,10 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
         yield "records: none, as no candidate was timed in turn with its default"
         return
     source = facts.get("kit", {}).get("source")
-    if source != cache.source_hash() and not any_source:
+    if source != source_hash.source_hash() and not any_source:
         yield f"records: none of {len(finals)}, as other code than this checkout's generated the kernels; --any-source makes them all the same"
         return
-    made: dict[str, list[logs.Record]] = {}
+    made: dict[str, list[records_record.Record]] = {}
     for result in finals:
         record, why = record_of(result, facts, rows)
         if record is None:
@@ -117,14 +119,14 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
         else:
             made.setdefault(record.spec.partition("-")[0], []).append(record)
     for op, fresh in sorted(made.items()):
-        place = logs.log_path(shipped, fresh[0].device, op)
-        old = list(logs.read(place).records) if place.exists() else []
-        kept = logs.prune([*old, *fresh])
-        logs.write(kept, place)
+        place = store.log_path(shipped, fresh[0].device, op)
+        old = list(store.read(place).records) if place.exists() else []
+        kept = merge.prune([*old, *fresh])
+        store.write(kept, place)
         yield f"{place}: {len(fresh)} records of this run, {len(kept)} in all"
 
 
-def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tuple[logs.Record | None, str]:
+def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tuple[records_record.Record | None, str]:
     """(the record of a comparison between a problem's best candidate and its default, ""), or (None, why there is none)."""
     if "error" in result:
         return None, result["error"]
@@ -138,7 +140,7 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
     if why := impossible(spec, result["batch"], 1e6 * best, 1e6 * floor):
         return None, f"times that cannot be true: {why}"
     (choice,) = choices_of(result)
-    record = logs.Record(
+    record = records_record.Record(
         spec=spec.key, template=choice.template, template_version=choice.version, decisions=dict(choice.decisions), device=device.slug,
         median_us=1e6 * best, spread_us=1e6 * result["spread"], default_us=1e6 * base, floor_us=1e6 * floor, error=result["error_of"],
         provenance={
@@ -146,7 +148,7 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
             "seed": 0, "batch": result["batch"], **facts["kit"].get("versions", {}),
         },
     )  # fmt: skip
-    refused = build.accepts(spec, device, record)
+    refused = resolve.accepts(spec, device, record)
     return (None, refused) if refused else (record, "")
 
 

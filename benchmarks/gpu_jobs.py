@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from grids import EIGHT, spec
 
-from tvm_orient import schedules
-from tvm_orient.build import explain
-from tvm_orient.device import Device
 from tvm_orient.errors import Unsupported
-from tvm_orient.estimate import soft_maximum
-from tvm_orient.lower import Choice, default_choices, generic_choices
+from tvm_orient.kernels.resolve import explain
+from tvm_orient.perf_model.block_cost import soft_maximum
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, OPS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Decisions, Template
-from tvm_orient.spec import DTYPES, OPS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
 
 Choices = tuple[Choice, ...]
 CARDS = ("nvidia-h200", "nvidia-h100-80gb-hbm3")  # slugs of the GPUs that a kit of sm_90a may meet, and whose records it serves
@@ -110,7 +110,7 @@ def called(one: ConvSpec) -> str:
 
 def smoke(device: Device, size: Size) -> Iterator[Job]:
     """A small problem for each template, op and dtype; the generic kernel, a stride, a circular plane, eight angles in one launch."""
-    for template in (template for template in schedules.TEMPLATES if template.kind == device.kind):
+    for template in (template for template in registry.TEMPLATES if template.kind == device.kind):
         for op, dtype, layout in itertools.product(template.ops, DTYPES if size is FULL else ("float32",), template.layouts):
             found = next((one for one in _small(op, dtype, layout) if template.declines(one, device) is None), None)
             if found is not None:
@@ -160,7 +160,7 @@ def apart(device: Device, size: Size) -> Iterator[Job]:
     """The table's layers of eight angles, each chosen as if it were alone: what choosing them together gains, or loses."""
     for taps, side, op in itertools.product(size.taps, size.sides, OPS):
         one = spec(op, (size.channels, side, side), taps)
-        chosen = tuple(Choice.of(*schedules.default(part, device)) for _, _, part in one.parts())
+        chosen = tuple(Choice.of(*registry.default(part, device)) for _, _, part in one.parts())
         if chosen != default_choices(one, device):
             yield Job("apart-float32", "time", f"{called(one)} apart", one, chosen, size.batch)
 
@@ -219,7 +219,7 @@ def rivals(one: ConvSpec, device: Device, most: int) -> list[Choice]:
     """The default of a problem of one angle; then by estimate every template's own choice, its next best, and neighbours of the best of all."""
     found: dict[Choice, float] = {}
     best: list[tuple[float, Template, Decisions]] = []
-    for template in schedules.candidates(one, device)[0]:
+    for template in registry.candidates(one, device)[0]:
         own = template.default(one, device)
         trials = [own, *template.worth_estimating(one, device)]
         scored = [(soft_maximum(estimate) if (estimate := template.estimate(one, device, trial)) else math.inf, trial) for trial in trials]
@@ -233,7 +233,7 @@ def rivals(one: ConvSpec, device: Device, most: int) -> list[Choice]:
             trial = {**own, knob: value, **({"stages": 2, "turns": 2} if knob == "turns" and value > own[knob] else {})}
             if value != own[knob] and template.invalid(one, device, trial) is None:
                 found.setdefault(Choice.of(template, trial), 1.15 * least)
-    default = Choice.of(*schedules.default(one, device))
+    default = Choice.of(*registry.default(one, device))
     near = [choice for choice, score in sorted(found.items(), key=lambda entry: entry[1]) if score <= 2 * min(found.values())]
     return [default, *(choice for choice in near if choice != default)][:most]
 

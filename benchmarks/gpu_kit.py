@@ -37,12 +37,13 @@ from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, choices_of, job_of
 from gpu_results import write
 from terminal import say
 
-from tvm_orient import cache
-from tvm_orient.build import build, build_key
-from tvm_orient.device import Device, device_for
 from tvm_orient.errors import OrientError
-from tvm_orient.served import Died, Served, serve
-from tvm_orient.spec import ConvSpec
+from tvm_orient.kernels import cache, manifest, source_hash
+from tvm_orient.kernels.build import build
+from tvm_orient.kernels.build_key import build_key
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.toolchain.worker import ChildProcess, Died, serve
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -105,7 +106,7 @@ class Kit:
     @functools.cached_property
     def follows_from(self) -> str:
         """A checksum of what decides on jobs and choices: the schedules, the lists of problems, the shipped records, the device."""
-        total = hashlib.sha256(f"{cache.source_hash()} {self.device} {self.size}".encode())
+        total = hashlib.sha256(f"{source_hash.source_hash()} {self.device} {self.size}".encode())
         for path in (*(HERE / name for name in ("gpu_jobs.py", "grids.py", "sanitize.py")), *sorted((ROOT / "tuning_logs").rglob("[!.]*.jsonl"))):
             total.update(path.read_bytes())
         return total.hexdigest()
@@ -184,7 +185,7 @@ class Kit:
                             break
                         found = {choices: entry for choices in job.kernels if (entry := self.entry(job, choices))}
                         for entry in set(found.values()) - entries:
-                            for file_name in (cache.KERNEL, cache.HOW):
+                            for file_name in (manifest.KERNEL, manifest.HOW):
                                 archive.add(entry / file_name, f"kernels/{entry.name}/{file_name}")
                         entries |= set(found.values())
                         lines.append(job.line(lambda choices, found=found: found[choices].name))  # type: ignore[misc]
@@ -201,7 +202,7 @@ class Kit:
         """What a run and its records say of the kernels."""
         versions = {name: _version(package) for name, package in _VERSIONS.items()} | {"version": _version("tvm-orient")}
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        return {"made": made, "target": self.device.kind, "arch": self.device.arch, "source": cache.source_hash(), "versions": versions, "jobs": counts}
+        return {"made": made, "target": self.device.kind, "arch": self.device.arch, "source": source_hash.source_hash(), "versions": versions, "jobs": counts}
 
     def _said(self, counts: dict[str, int], kernels: int, size: int) -> list[str]:
         lines = [f"{self.folder / KIT}: {size / 2**20:.1f} MiB, {kernels} kernels, {sum(counts.values())} jobs"]
@@ -214,7 +215,7 @@ class Kit:
         return lines
 
 
-class _Compiler(Served):
+class _Compiler(ChildProcess):
     """A process that compiles; one kernel that the compiler refuses does not spoil it for the next."""
 
     lasting = True

@@ -29,7 +29,7 @@ from gpu_results import FACTS, Results, write  # noqa: E402
 from gpu_summary import summary  # noqa: E402
 from gpu_tools import counters, sanitize  # noqa: E402
 
-from tvm_orient.served import Died, Served  # noqa: E402
+from tvm_orient.toolchain.worker import ChildProcess, Died  # noqa: E402
 
 # step: its parts of the kit, most telling step first
 STEPS = {
@@ -45,7 +45,7 @@ STEPS = {
     "mirrored": ("mirrored-float32",),
     "sanitizer-more": ("sanitizer-more",),
 }
-# by their name in tvm_orient.peers; those that take a hundred times our time are not among them
+# by their name in tvm_orient.bench.peers.registry; those that take a hundred times our time are not among them
 PEERS = ("compiled_shift", "compiled_shift_padded", "native", "native_channels_last", "native_cudnn")
 _START_S = 120.0  # seconds in which a process must have imported torch and seen the device
 _LEAST_S = 3.0  # with less left no job is begun
@@ -70,7 +70,7 @@ class Run:
         self.environment = {**os.environ, **{name: str(place) for name, place in places.items()}, **fixed}
         self.log = results.place("stderr.log")
         command = [sys.executable, str(HERE / "gpu_work.py")]
-        self.worker = Served(command, patience, self.environment, self.log, bound=True)
+        self.worker = ChildProcess(command, patience, self.environment, self.log, bound=True)
         self.jobs: list[_Job] = [json.loads(line) for line in (KIT / "jobs.jsonl").read_text().splitlines() if line]
         self.device, self.right = "", 0
 

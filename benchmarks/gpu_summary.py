@@ -49,7 +49,7 @@ def _verdict(found: _Results) -> Iterator[str]:
     """The targets, over the rows of this run."""
     from verdict import lines, report
 
-    from tvm_orient.speeds import Row, cells
+    from tvm_orient.bench.rows import Row, cells
 
     kept: dict[tuple[str, int], list[Row]] = {}
     for result in found.values():

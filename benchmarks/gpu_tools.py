@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import sanitizer
 from gpu_results import Results, write
 
-from tvm_orient.served import bind
+from tvm_orient.toolchain.worker import bind
 
 SECTIONS = (
     "SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables", "Occupancy", "LaunchStats",

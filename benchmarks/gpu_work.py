@@ -25,16 +25,23 @@ import torch
 import tvm_ffi  # noqa: F401  (TVM's runtime is linked to its library, and loaded by itself)
 from gpu_jobs import choices_of
 
-from tvm_orient import cache, kernels, launch, measure, peers, reference
-from tvm_orient.bench import bench, provenance, sample
-from tvm_orient.build import build_key
-from tvm_orient.contest import RUNS
-from tvm_orient.device import Device, device_for
+from tvm_orient.bench.bench import bench
+from tvm_orient.bench.cell import provenance
+from tvm_orient.bench.methods import sample
+from tvm_orient.bench.peers import floors
 from tvm_orient.errors import Unsupported
-from tvm_orient.lower import is_generic
-from tvm_orient.served import serve
-from tvm_orient.spec import ConvSpec
-from tvm_orient.timers import finish, on_device
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.evaluate.timing import finish, on_device
+from tvm_orient.kernels import cache, manifest
+from tvm_orient.kernels.build_key import build_key
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import kernel as runtime_kernel
+from tvm_orient.runtime import loader
+from tvm_orient.schedules.choices import is_generic
+from tvm_orient.toolchain.worker import serve
+from tvm_orient.tuning import runner
+from tvm_orient.tuning.winner import RUNS
 
 KIT = Path(__file__).resolve().parent.parent
 TARGET = "TVM_ORIENT_RUN_TARGET"  # cuda or cpu
@@ -58,10 +65,10 @@ def _entry(name: str) -> Path:
     return KIT / "kernels" / name
 
 
-def _kernel(request: _Request) -> launch.Kernel | launch.Converted:
+def _kernel(request: _Request) -> runtime_kernel.Kernel | runtime_kernel.GenericAdapter:
     """The first kernel of a job, from the kit."""
-    path = _entry(request["entry"]) / cache.KERNEL
-    return kernels.opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
+    path = _entry(request["entry"]) / manifest.KERNEL
+    return runtime_kernel.opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
 
 
 def _operands(spec: ConvSpec, batch: int) -> tuple[torch.Tensor, ...]:
@@ -81,7 +88,7 @@ def smoke(request: _Request) -> dict[str, Any]:
     spec, kernel, worst = ConvSpec.from_key(request["spec"]), _kernel(request), 0.0
     for batch in (request["batch"], 3 * request["batch"] + 1):
         operands = _operands(spec, batch)
-        want, allowed = reference.run(spec, *operands), reference.tolerance(spec, batch, *operands)
+        want, allowed = reference.run(spec, *operands), tolerance.tolerance(spec, batch, *operands)
         for _ in range(2):  # what the allocator gives next is no earlier kernel's right result
             torch.full(tuple(want.shape), float("nan"), dtype=operands[0].dtype, device=_where())
         error, top = float((kernel(*operands).double() - want).abs().max()), float(want.abs().max()) or 1.0
@@ -103,9 +110,9 @@ def _seconds(kernel: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, 
 def floor(request: _Request) -> dict[str, Any]:
     """The time of whatever moves a problem's bytes and computes nothing."""
     spec, batch = ConvSpec.from_key(request["spec"]), request["batch"]
-    (one,) = (peer for peer in peers.FLOORS if peer.applies(spec) is None)
-    sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(measure.copies(spec.bytes_moved(batch), device().kind))]
-    return _spoken(measure.median(lambda call, *operands: call(*operands), sets, _where()), spec, batch)
+    (one,) = (peer for peer in floors.FLOORS if peer.applies(spec) is None)
+    sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(runner.copies(spec.bytes_moved(batch), device().kind))]
+    return _spoken(runner.median(lambda call, *operands: call(*operands), sets, _where()), spec, batch)
 
 
 def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]:
@@ -115,33 +122,33 @@ def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]
 
 def _measured(request: _Request, entry: str, batch: int) -> dict[str, Any]:
     """The request of tuning's own measuring process for a kernel of the kit."""
-    facts_of = json.loads((_entry(entry) / cache.HOW).read_text())["facts"]
-    launch.load_runtime(device().kind)
+    facts_of = json.loads((_entry(entry) / manifest.HOW).read_text())["facts"]
+    loader.load_runtime(device().kind)
     where = {"device": device().kind, "index": device().index}
-    return {"spec": request["spec"], "batch": batch, "kernel": str(_entry(entry) / cache.KERNEL), "workspace": facts_of.get("workspace"), **where}
+    return {"spec": request["spec"], "batch": batch, "kernel": str(_entry(entry) / manifest.KERNEL), "workspace": facts_of.get("workspace"), **where}
 
 
 def timed(request: _Request) -> dict[str, Any]:
     """A candidate's time, measured as tuning measures, once it is known to be right."""
-    checked = measure.verified(_measured(request, request["entry"], 2))
+    checked = runner.verified(_measured(request, request["entry"], 2))
     if "error" in checked:
         return {"error": f"wrong: {checked['error']}"}
-    times = measure.timed(_measured(request, request["entry"], request["batch"]), _kept)
+    times = runner.timed(_measured(request, request["entry"], request["batch"]), _kept)
     return {"error_of": checked["relative"], **_spoken(times, ConvSpec.from_key(request["spec"]), request["batch"])}
 
 
 def final(request: _Request) -> dict[str, Any]:
     """The best candidate against the default, in turn, as tuning ends; and the copy, by which a record says its floor."""
-    checked = measure.verified(_measured(request, request["entry"], 2))
+    checked = runner.verified(_measured(request, request["entry"], 2))
     if "error" in checked:
         return {"error": f"wrong: {checked['error']}"}
     found: dict[str, list[dict[str, Any]]] = {request["default_entry"]: [], request["entry"]: []}
     for _ in range(RUNS):
         for entry, times in found.items():
-            times.append(measure.timed(_measured(request, entry, request["batch"]), _kept))
+            times.append(runner.timed(_measured(request, entry, request["batch"]), _kept))
     base, ours = (statistics.median(one["median"] for one in times) for times in found.values())
     spec = ConvSpec.from_key(request["spec"])
-    copy = measure.copied({"copy": spec.bytes_moved(request["batch"]), "device": device().kind, "index": device().index})["median"]
+    copy = runner.copied({"copy": spec.bytes_moved(request["batch"]), "device": device().kind, "index": device().index})["median"]
     spread = statistics.median(one["spread"] for one in found[request["entry"]])
     line = f"{1e6 * ours:8.1f} us, default {1e6 * base:8.1f} us: {base / ours:.2f}x"
     return {"median": ours, "spread": spread, "default": base, "floor": copy, "error_of": checked["relative"], "line": line}
@@ -168,8 +175,8 @@ def _adopt(spec: ConvSpec, kernel: _Request) -> None:
     entry = _entry(kernel["entry"])
 
     def make(folder: Path) -> dict[str, Any]:
-        shutil.copy(entry / cache.KERNEL, folder / cache.KERNEL)
-        return dict(json.loads((entry / cache.HOW).read_text())["facts"])
+        shutil.copy(entry / manifest.KERNEL, folder / manifest.KERNEL)
+        return dict(json.loads((entry / manifest.HOW).read_text())["facts"])
 
     cache.KernelCache().publish(build_key(spec, device(), choices_of(kernel)), make)
 

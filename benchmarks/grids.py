@@ -12,8 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout works without an install
 
-from tvm_orient.spec import DTYPES, OPS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.spec import DTYPES, OPS, ConvSpec
+from tvm_orient.problem.taps import Taps
 
 EIGHT = tuple(22.5 * step for step in range(8))
 Plane = tuple[int, int, int]  # channels, height, width

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from tvm_orient import Taps, launch, ops, oriented_conv2d, tap_conv2d
-from tvm_orient.bench import public_op
-from tvm_orient.device import cpu_device
+from tvm_orient import Taps, ops, oriented_conv2d, tap_conv2d
+from tvm_orient.bench.methods import public_op
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.runtime import serving
 
 CALLS, ROUNDS = 300, 40
 FORMS = ("", ", channels_last", ", epilogue", ", epilogue and channels_last")
@@ -50,7 +51,7 @@ def methods() -> dict[str, Callable[[], object]]:
     torch.set_num_threads(1)  # waking other threads is part of a kernel, not of a call
     spec = grids.spec("conv", (8, 4, 4), 3)
     x, w, bias, out = torch.randn(1, 8, 4, 4), torch.randn(8, 3), torch.randn(8), torch.empty(1, 8, 4, 4)
-    kernel, plain, dense = launch.kernel(spec, cpu_device()), public_op(spec), w.view(8, 1, 1, 3)
+    kernel, plain, dense = serving.kernel(spec, cpu_device()), public_op(spec), w.view(8, 1, 1, 3)
     key = spec.taps.key
 
     @torch.library.custom_op("tvm_orient_twin::conv", mutates_args=())
@@ -69,7 +70,7 @@ def methods() -> dict[str, Callable[[], object]]:
             last = "channels_last" in name
             image = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad) if last else x
             ended = {"bias": True, "activation": "relu"} if "epilogue" in name else {}
-            launch.kernel(dataclasses.replace(spec, layout="nhwc" if last else "nchw", **ended), cpu_device())
+            serving.kernel(dataclasses.replace(spec, layout="nhwc" if last else "nchw", **ended), cpu_device())
             found[f"op{name}{ending}"] = form(name, image, weight, bias)
         return found
 

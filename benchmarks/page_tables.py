@@ -16,7 +16,7 @@ from pathlib import Path
 
 from speed_tables import speed_table, summary_table
 
-from tvm_orient.speeds import read_csv
+from tvm_orient.bench.rows import read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"

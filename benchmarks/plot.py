@@ -12,7 +12,8 @@ import grids  # noqa: F401  makes a bare checkout importable
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tvm_orient.speeds import DEFAULT, TUNED, Row, cells, markdown, pick, read_csv
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row, cells, pick, read_csv
+from tvm_orient.bench.tables import markdown
 
 _MOST = 60  # cells of one picture, unless more are of several angles
 _SERIES = (("tuned", "#0072b2"), ("untuned", "#8fc1e3"), ("fastest peer", "#b8b8b8"))

@@ -16,13 +16,13 @@ import sheets
 from rich.table import Table
 from terminal import console, say
 
-from tvm_orient import lower
-from tvm_orient.device import arch_device
+from tvm_orient.bench.rows import DEFAULT, Row, read_csv
+from tvm_orient.compiler.predict import predict
 from tvm_orient.errors import OrientError
-from tvm_orient.figures import figures, has_figures
-from tvm_orient.predict import predict
-from tvm_orient.spec import ConvSpec
-from tvm_orient.speeds import DEFAULT, Row, read_csv
+from tvm_orient.perf_model.gpu_specs import gpu_spec, has_gpu_spec
+from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.schedules import choices
 
 COLUMNS = ("spec", "batch", "arch", "bound", "predicted_ms", "measured_ms", "share")
 _AT_ONCE = 8  # kernels in one source
@@ -30,7 +30,7 @@ _AT_ONCE = 8  # kernels in one source
 
 def seconds(clocks: float, spec: ConvSpec, batch: int, arch: str) -> float:
     """Time of a whole problem from clocks of an SM for 32 outputs."""
-    figure = figures(arch)
+    figure = gpu_spec(arch)
     return clocks * spec.outputs * batch / 32 / figure.sms / figure.clock
 
 
@@ -45,7 +45,7 @@ def compared(rows: list[Row], arch: str) -> list[dict[str, str | int]]:
     for first in range(0, len(rows), _AT_ONCE):
         some = rows[first : first + _AT_ONCE]
         specs = [ConvSpec.from_key(row.spec) for row in some]
-        found = predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device)
+        found = predict([(spec, choices.default_choices(spec, device)[0]) for spec in specs], device)
         for row, spec, one in zip(some, specs, found, strict=True):
             if one.bounds and row.median_ms:
                 predicted = 1e3 * seconds(one.clocks, spec, row.batch, arch)
@@ -58,7 +58,7 @@ def main(path: str, arch: str = "sm_90a") -> int:
     """Compare, print, and write <file>-prediction.csv beside the file."""
     try:
         rows = wanted(read_csv(Path(path)))
-        if not rows or not has_figures(arch):
+        if not rows or not has_gpu_spec(arch):
             say(f"nothing to compare in {path}: no untuned kernel of one angle was timed there, or {arch} has no figures")
             return 1
         lines = compared(rows, arch)

@@ -25,11 +25,12 @@ import torch
 import typer
 from terminal import say
 
-from tvm_orient import nn, published
-from tvm_orient.bench import provenance
-from tvm_orient.device import Device, device_for
+from tvm_orient import nn
+from tvm_orient.bench.cell import provenance
+from tvm_orient.bench.peers import published
 from tvm_orient.errors import OrientError
-from tvm_orient.timers import finish
+from tvm_orient.evaluate.timing import finish
+from tvm_orient.problem.device import Device, device_for
 
 MODULE = "dwoconv1d_specialized"  # where the published module stands, beside its kernel
 OURS, THEIRS, HORIZONTAL = "tvm_orient", "published_specialized", "PyTorch (1, K)"

@@ -18,8 +18,8 @@ import grids  # noqa: F401  makes a bare checkout importable
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tvm_orient.spec import ConvSpec
-from tvm_orient.speeds import DEFAULT, TUNED, Row, cells, pick, read_csv
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row, cells, pick, read_csv
+from tvm_orient.problem.spec import ConvSpec
 
 FLOPS_A_CLOCK = {"NVIDIA H200": 132 * 128 * 2}  # SMs, float32 lanes of each, two operations of a multiply-add
 _OPS = {"conv": "o", "conv_dx": "s", "conv_dw": "^"}

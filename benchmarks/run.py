@@ -27,13 +27,15 @@ from plot import draw
 from roofline import draw as roofline
 from terminal import UNFINISHED, console, say
 
-from tvm_orient import peers as ways
-from tvm_orient.bench import angles_text, bench, losses, markdown, read_csv, write_csv
-from tvm_orient.bench import table as sheet
-from tvm_orient.device import Device, device_for
+from tvm_orient.bench.bench import bench
+from tvm_orient.bench.methods import angles_text
+from tvm_orient.bench.peers import registry
+from tvm_orient.bench.rows import Row, cells, losses, pick, read_csv, write_csv
+from tvm_orient.bench.tables import markdown
+from tvm_orient.bench.tables import table as sheet
 from tvm_orient.errors import OrientError
-from tvm_orient.spec import ConvSpec
-from tvm_orient.speeds import Row, cells, pick
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import ConvSpec
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _EIGHT = " ".join(f"{angle:g}" for angle in EIGHT)
@@ -65,7 +67,7 @@ def main(
 ) -> None:
     """Measure, write, and name every cell where a peer wins."""
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    known = [peer.name for peer in ways.PEERS]
+    known = [peer.name for peer in registry.PEERS]
     if unknown := [name for name in without or [] if name not in known]:
         raise typer.BadParameter(f"without must be among {', '.join(known)}, got {unknown[0]!r}")
     if grid not in GRIDS:
@@ -107,7 +109,7 @@ def main(
 def rivals(spec: ConvSpec, peers: Among, without: Sequence[str]) -> list[str]:
     """The names of the peers that a cell is to have."""
     wanted = peers is Among.ALL or (peers is Among.SOME and angles_text(spec) in (_EIGHT, "0"))
-    return [peer.name for peer in ways.PEERS if peer.name not in without] if wanted else []
+    return [peer.name for peer in registry.PEERS if peer.name not in without] if wanted else []
 
 
 def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repeats: int, cold: bool, place: str, patience: float | None) -> list[Row]:

@@ -22,13 +22,15 @@ import torch
 import typer
 from terminal import say
 
-from tvm_orient import launch, reference, schedules
-from tvm_orient.bench import sample
-from tvm_orient.device import Device, device_for
+from tvm_orient.bench.methods import sample
 from tvm_orient.errors import OrientError, Unsupported
-from tvm_orient.lower import Choice, generic_choices
-from tvm_orient.spec import LAYOUTS, OPS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import LAYOUTS, OPS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice, generic_choices
 
 _LINES = {"eight": [math.pi * i / 8 for i in range(8)], "diagonal": [math.pi / 4], "upright": [math.pi / 2], "flat": [0.0]}
 # name: channels, height, width, taps, K, stride, padding, dtype; planes that no tile divides, halos wider than the plane, every dtype
@@ -52,7 +54,7 @@ def cases(device: Device, deep: bool, only: Collection[str] = PROBLEMS.keys()) -
             channels, height, width, lines, taps, stride, padding, dtype = PROBLEMS[name]
             spec = ConvSpec(op, channels, height, width, Taps.oriented(_LINES[lines], taps), (stride, stride), padding, dtype, layout)
             parts = [part for _, _, part in spec.parts()]
-            for template in (template for template in schedules.TEMPLATES if template.kind == device.kind):
+            for template in (template for template in registry.TEMPLATES if template.kind == device.kind):
                 if any(template.declines(part, device) for part in parts):
                     continue
                 yield f"{template.name}, {name}", spec, tuple(Choice.of(template, template.default(part, device)) for part in parts)
@@ -76,13 +78,13 @@ def run(case: Case, device: Device, check: bool) -> str | None:
     where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
     operands = sample(spec, 2, where)
     try:
-        out = launch.load(spec, device, choices)(*operands)
+        out = serving.load(spec, device, choices)(*operands)
     except Unsupported:  # float64 alone, say: not every kernel serves every problem
         return None
     if not check:
         return None
     difference = float((out.double() - reference.run(spec, *operands)).abs().max())
-    bound = reference.tolerance(spec, 2, *operands)
+    bound = tolerance.tolerance(spec, 2, *operands)
     return None if difference <= bound else f"off by {difference:.3g}, where rounding allows {bound:.3g}"
 
 

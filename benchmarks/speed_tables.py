@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from verdict import ALL, ALONE, OPS, alone_of, evenness, merging, ratio, served
 
-from tvm_orient.speeds import Row, cells, pick
+from tvm_orient.bench.rows import Row, cells, pick
 
 Problem = tuple[str, int, int, int]  # op, K, channels, height
 

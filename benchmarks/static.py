@@ -6,7 +6,7 @@
     python benchmarks/static.py stages [sm_80 sm_89 sm_90a]               (copies ahead against one tile a block, to static-stages-ARCH.csv)
 
 Counts are of instructions that warps execute, per output: for conv an element of y, for conv_dw a pixel of dy. Clocks are those of an SM
-for 32 outputs that each resource alone would need (`tvm_orient.bound`); clocks_second is the second pass of conv_dw.
+for 32 outputs that each resource alone would need (`tvm_orient.perf_model.speed_of_light`); clocks_second is the second pass of conv_dw.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from statistics import fmean
 
 import page_tables
 
-from tvm_orient import lower, schedules
-from tvm_orient.device import Device, arch_device
+from tvm_orient.compiler.predict import Predicted, predict, predict_layer
 from tvm_orient.errors import OrientError
-from tvm_orient.predict import Predicted, predict, predict_layer
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.device import Device, arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import choices, registry
 
 ARCHS, CHANNELS = ("sm_80", "sm_89", "sm_90a"), 512
 RESOURCES = ("dram", "l2", "memory", "issue", "fma", "integer", "latency")
@@ -64,11 +64,11 @@ def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, chan
     device = arch_device(arch)
     taps = [Taps.oriented(math.radians(angle), kernel_size) for angle in ANGLES]
     specs = [ConvSpec(op, channels, height, height, one, (stride, stride), dtype=dtype, layout=layout) for one in taps]
-    cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
+    cases = [(spec, choices.default_choices(spec, device)[0]) for spec in specs]
     return [row(spec, angle, choice, found) for (spec, choice), angle, found in zip(cases, ANGLES, predict(cases, device), strict=True)]
 
 
-def row(spec: ConvSpec, angle: float, choice: lower.Choice, found: Predicted) -> Row:
+def row(spec: ConvSpec, angle: float, choice: choices.Choice, found: Predicted) -> Row:
     """The row of one problem."""
     kernel, one = found.kernels[0], found.bounds[0]
     return {
@@ -118,7 +118,7 @@ def layers(arch: str) -> None:
 def layer(op: str, kernel_size: int, height: int, device: Device, alone: Sequence[dict[str, str]]) -> Row:
     """The row of one layer; alone: those of its angles from 0 to 90 degrees."""
     spec = ConvSpec(op, CHANNELS, height, height, Taps.oriented([math.pi * i / 8 for i in range(8)], kernel_size))
-    found = predict_layer(spec, lower.default_choices(spec, device), device)
+    found = predict_layer(spec, choices.default_choices(spec, device), device)
     kernel = found[0].kernels[0]
     first, *others = ({name: fmean(one.bounds[i].clocks[name] for one in found) for name in RESOURCES} for i in range(len(found[0].bounds)))
     mean = fmean(float(row["clocks_" + row["bound"]]) + float(row["clocks_second"]) for row in [*alone, *alone[1:4]])  # mirrored ones take the same
@@ -136,11 +136,11 @@ def stages(arch: str) -> None:
         writer.writeheader()
         for height, kernel_size, angle in itertools.product((56, 28, 14), KERNEL_SIZES, (22.5, 45.0)):
             spec = ConvSpec("conv", CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size))
-            template = schedules.find(lower.default_choices(spec, device)[0].template)
+            template = registry.find(choices.default_choices(spec, device)[0].template)
             one = dict(template.default(spec, device))
             ahead = [{**one, "turns": 2, "stages": 2, "weights_shared": 1, "planes": planes} for planes in (16, 8, 4, 2, 1) if planes <= one["planes"]]
             trials = [one, *[trial for trial in ahead if template.invalid(spec, device, trial) is None][:1]]
-            for trial, found in zip(trials, predict([(spec, lower.Choice.of(template, trial)) for trial in trials], device), strict=True):
+            for trial, found in zip(trials, predict([(spec, choices.Choice.of(template, trial)) for trial in trials], device), strict=True):
                 (bound,) = found.bounds
                 named = (height, kernel_size, f"{angle:g}", template.name, trial["stages"], trial["planes"], found.kernels[0].registers, found.spills)
                 clocks = (f"{bound.worst:.1f}", f"{bound.clocks['latency']:.1f}")

@@ -20,13 +20,15 @@ from grids import networks, table
 from rich.table import Table
 from terminal import UNFINISHED, console, say
 
-from tvm_orient import logs, schedules
-from tvm_orient.cpus import cores
-from tvm_orient.device import Device, device_for
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
-from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.tune import Interrupted, Outcome, Progress, TooBusy, tune
-from tvm_orient.workshop import Workshop
+from tvm_orient.problem.cpus import cores
+from tvm_orient.problem.device import Device, device_for
+from tvm_orient.problem.spec import OPS, ConvSpec
+from tvm_orient.records import merge, store
+from tvm_orient.schedules import registry
+from tvm_orient.tuning.builder import BuilderPool
+from tvm_orient.tuning.result import Interrupted, Outcome, Progress, TooBusy
+from tvm_orient.tuning.tune import tune
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
 DONE = "all problems are done"
@@ -47,7 +49,7 @@ def main(
         device = device_for(target)
         jobs = [(spec, batch or images) for spec, images in worth(device.kind, quick)][:first]
         say(f"problems: {len(jobs)} on {device.slug}, {trials} candidates an angle, {minutes:g} minutes, {processes} compilers, records in {directory}")
-        with Workshop(device, processes) as shop:
+        with BuilderPool(device, processes) as shop:
             outcomes, reason = spend(jobs, device, trials, directory, time.monotonic() + 60 * minutes, shop)
         prune(directory, device)
         console.print(report(outcomes))
@@ -69,7 +71,7 @@ def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
     return sorted(found, key=lambda job: job[0].dtype == "float16")
 
 
-def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: Workshop) -> tuple[list[Outcome], str]:
+def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: BuilderPool) -> tuple[list[Outcome], str]:
     """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
     found: list[Outcome] = []
     finished = Finished(directory, device, trials)
@@ -105,7 +107,7 @@ class Finished:
 
     def _line(self, job: tuple[ConvSpec, int]) -> str:
         spec, batch = job
-        templates = [f"{template.name} {template.version}" for template in schedules.candidates(spec.parts()[0][2], self.device)[0]]
+        templates = [f"{template.name} {template.version}" for template in registry.candidates(spec.parts()[0][2], self.device)[0]]
         return json.dumps([spec.key, batch, self.trials, templates])
 
     def __contains__(self, job: tuple[ConvSpec, int]) -> bool:
@@ -135,11 +137,11 @@ def watch(deadline: float) -> Callable[[Progress], None]:
 def prune(directory: Path, device: Device) -> None:
     """The best record of each problem stays."""
     for op in OPS:
-        path = logs.log_path(directory, device.slug, op)
+        path = store.log_path(directory, device.slug, op)
         if path.exists():
-            records = logs.read(path).records
-            kept = logs.prune(records)
-            logs.write(kept, path)
+            records = store.read(path).records
+            kept = merge.prune(records)
+            store.write(kept, path)
             say(f"{path}: {len(kept)} records, {len(records) - len(kept)} superseded ones dropped")
 
 

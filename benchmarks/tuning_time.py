@@ -14,11 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from tvm_orient.device import cpu_device
 from tvm_orient.errors import OrientError
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
-from tvm_orient.tune import Outcome, tune
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.tuning.result import Outcome
+from tvm_orient.tuning.tune import tune
 
 RESULT = Path(__file__).resolve().parent / "results" / "tuning-time-cpu.csv"
 COLUMNS = ("spec", "device", "batch", "trials", "failed", "stage", "seconds", "share")

@@ -18,9 +18,9 @@ import typer
 from grids import EIGHT
 from terminal import say
 
+from tvm_orient.bench.peers.published import NAME as PUBLISHED
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row, cells, pick, read_csv
 from tvm_orient.errors import OrientError
-from tvm_orient.published import NAME as PUBLISHED
-from tvm_orient.speeds import DEFAULT, TUNED, Row, cells, pick, read_csv
 
 SIDES, CHANNELS, BATCH, KERNEL_SIZES = (14, 28, 56), 512, 64, (7, 31)
 OPS, DTYPES = ("conv", "conv_dx", "conv_dw"), ("float32", "bfloat16", "float16")

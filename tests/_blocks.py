@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tvm_orient import lower
-from tvm_orient.device import Device
+from tvm_orient.compiler import library as compiler_library
+from tvm_orient.problem.device import Device
 
 _DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
 _SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(float|half|nv_bfloat16) (\w+)\[(\d+)\];")
@@ -234,7 +234,7 @@ class Blocks:
     """Every kernel of a CUDA module scheduled for a fixed batch, compiled for the CPU with barriers and shuffles."""
 
     def __init__(self, module: Any, device: Device, source: str | None = None) -> None:
-        self.source = source or lower.cuda_source(module, device)
+        self.source = source or compiler_library.cuda_source(module, device)
         self.launches: list[Launch] = []
         texts, sizes = [_PRELUDE], _sizes(module)
         matches = list(_DEFINITION.finditer(self.source))

@@ -18,9 +18,11 @@ from typing import Any
 import _gpu
 import torch
 
-from tvm_orient import launch, measure, reference
-from tvm_orient.spec import ConvSpec
-from tvm_orient.views import View
+from tvm_orient.evaluate import reference
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import kernel
+from tvm_orient.runtime.dlpack import DLTensorView
+from tvm_orient.tuning import runner
 
 _LOG = Path(os.environ["STAND_IN_LOG"])
 _L2_BYTES = 1 << 20  # small: whatever is larger than it must be made
@@ -60,7 +62,7 @@ def _host_of(argument: Any) -> torch.Tensor | None:
         return _gpu.host(argument)
     if not isinstance(argument, ctypes.c_void_p):
         return None
-    view = View.from_address(argument.value or 0)
+    view = DLTensorView.from_address(argument.value or 0)
     shape, dtype = [view.shape[axis] for axis in range(view.rank)], _KINDS[view.code][view.bits]
     size = dtype.itemsize
     for extent in shape:
@@ -114,12 +116,12 @@ class Rehearsed:
         out.copy_(_results[key])
 
 
-def _made(self: launch.Kernel, *given: Any, make: Callable[..., None] = launch.Kernel.__init__, **named: Any) -> None:
+def _made(self: kernel.Kernel, *given: Any, make: Callable[..., None] = kernel.Kernel.__init__, **named: Any) -> None:
     make(self, *given, **named)
     self.function = Rehearsed(self.function, self.spec, self.generic)
 
 
-def _function(request: dict[str, Any], load: Callable[..., Any] = measure._function) -> Any:
+def _function(request: dict[str, Any], load: Callable[..., Any] = runner._function) -> Any:
     return Rehearsed(load(request), ConvSpec.from_key(request["spec"]))
 
 
@@ -129,6 +131,6 @@ torch.cuda._sleep = lambda cycles: None
 torch.cuda.synchronize = lambda index=None: None
 torch.cuda.get_device_properties = lambda index: SimpleNamespace(L2_cache_size=_L2_BYTES, uuid="0", name="NVIDIA H200")
 torch.cuda.get_device_name = lambda index=0: "NVIDIA H200"
-launch.Kernel.__init__ = _made
-measure._function = _function
-measure._COLD_BYTES = {"cuda": _L2_BYTES, "cpu": _L2_BYTES}
+kernel.Kernel.__init__ = _made
+runner._function = _function
+runner._COLD_BYTES = {"cuda": _L2_BYTES, "cpu": _L2_BYTES}

@@ -16,7 +16,7 @@ ctypes.CDLL("libtorch_gpu.so")  # torch looks once for the hooks in it
 import torch  # noqa: E402
 from torch.utils import _pytree, dlpack  # noqa: E402
 
-from tvm_orient.views import View  # noqa: E402
+from tvm_orient.runtime.dlpack import DLTensorView  # noqa: E402
 
 spent = [0.0]  # seconds in what a GPU would do
 _CODES = {torch.bool: 6, torch.bfloat16: 4}  # DLPack's kinds of numbers; others are integers or plain floats
@@ -28,14 +28,14 @@ _capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes
 class _Managed(ctypes.Structure):
     """A DLManagedTensor."""
 
-    _fields_ = (("tensor", View), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+    _fields_ = (("tensor", DLTensorView), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
 def on(tensor: torch.Tensor, index: int = 0) -> torch.Tensor:
     """A tensor on the GPU in the memory of one on the CPU."""
     shape, strides = ((ctypes.c_int64 * tensor.dim())(*numbers) for numbers in (tensor.shape, tensor.stride()))
     code = _CODES.get(tensor.dtype, 2 if tensor.is_floating_point() else 0)
-    made = _Managed(View(tensor.data_ptr(), 2, index, tensor.dim(), code, 8 * tensor.itemsize, 1, shape, strides, 0), None, None)
+    made = _Managed(DLTensorView(tensor.data_ptr(), 2, index, tensor.dim(), code, 8 * tensor.itemsize, 1, shape, strides, 0), None, None)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object((made, shape, strides, tensor)))  # for good: torch reads them until the process has ended
     return dlpack.from_dlpack(_capsule(ctypes.addressof(made), b"dltensor", None))
 

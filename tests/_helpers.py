@@ -14,13 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvm_orient import anysize, launch, lower, reference, schedules
-from tvm_orient.anysize import Plan
-from tvm_orient.device import Device, arch_device, cpu_device
-from tvm_orient.lower import Choice
+from tvm_orient.compiler import lower
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem import generic_args
+from tvm_orient.problem.device import Device, arch_device, cpu_device
+from tvm_orient.problem.generic_args import GenericArgs
+from tvm_orient.problem.spec import DTYPES, ConvSpec, image_shape, part_shape
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import kernel, serving
+from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Decisions, Template
-from tvm_orient.spec import DTYPES, ConvSpec, image_shape, part_shape
-from tvm_orient.taps import Taps
+from tvm_orient.schedules.choices import Choice
 
 OPS = ("conv", "conv_dx", "conv_dw")
 # names of a generated kernel's buffers, in the order in which the host passes them
@@ -56,14 +61,14 @@ def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
 def counted(monkeypatch: pytest.MonkeyPatch, what: Callable[[ConvSpec, tuple[Any, ...]], Any]) -> list[Any]:
     """what(spec, operands) of every call of a kernel from now on, in order."""
     calls: list[Any] = []
-    prepared = launch.Kernel.prepared
+    prepared = kernel.Kernel.prepared
 
-    def watched(self: launch.Kernel, *like: Tensor) -> launch.Call:
+    def watched(self: kernel.Kernel, *like: Tensor) -> kernel.Call:
         call = prepared(self, *like)
         return lambda *given: (calls.append(what(self.spec, given)), call(*given))[1]
 
-    launch.forget()  # calls that are prepared already
-    monkeypatch.setattr(launch.Kernel, "prepared", watched)
+    serving.forget()  # calls that are prepared already
+    monkeypatch.setattr(kernel.Kernel, "prepared", watched)
     return calls
 
 
@@ -80,7 +85,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def call(spec: ConvSpec, function: Callable[..., None], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: Plan | None = None) -> Tensor:
+def call(spec: ConvSpec, function: Callable[..., None], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None) -> Tensor:
     """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand.
 
     plan: what a generic kernel is told.
@@ -113,7 +118,7 @@ def stored_rounding(spec: ConvSpec, given: Sequence[Tensor]) -> float:
 
 def assert_close(out: Tensor, spec: ConvSpec, given: Sequence[Tensor], *, note: Any = "", extra: float = 0.0) -> None:
     """The result is the oracle's within the rounding that reference.tolerance allows, and extra; says where the worst element is."""
-    want, bound = reference.run(spec, *given), reference.tolerance(spec, given[0].shape[0], *given) + extra
+    want, bound = reference.run(spec, *given), tolerance.tolerance(spec, given[0].shape[0], *given) + extra
     assert out.shape == want.shape, f"{spec}: shape {tuple(out.shape)}, expected {tuple(want.shape)}"
     assert str(out.dtype) == f"torch.{spec.dtype}", f"{spec}: dtype {out.dtype}"
     if out.numel() == 0:
@@ -137,17 +142,17 @@ def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] 
 @functools.cache
 def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Callable[..., None]:
     """The generic kernel for the CPU here, or that for a GPU in its serial form."""
-    from tvm_orient.serial import serial_form
-    from tvm_orient.tvmkit import target
+    from tvm_orient.evaluate.serial import serial_form
+    from tvm_orient.toolchain.tvm import target
 
     spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), cpu_device() if kind == "cpu" else arch_device("sm_90a")
-    module = lower.scheduled(spec, device, lower.generic_choices(spec, device))
+    module = lower.scheduled(spec, device, schedules_choices.generic_choices(spec, device))
     return compiled(module, target(device)) if kind == "cpu" else serial_form(module)
 
 
 def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
     """The spec by the generic kernel of a kind of device against the oracle."""
-    plan = anysize.plan(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
+    plan = generic_args.generic_args(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
     function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
     for batch in batches:
         given = operands(spec, batch, seed=batch)
@@ -168,20 +173,20 @@ def space_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
 
 def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
     """The spec scheduled for this CPU (choices: one a part, None for the defaults) against the oracle."""
-    from tvm_orient.tvmkit import target
+    from tvm_orient.toolchain.tvm import target
 
     device = cpu_device()
-    choices = choices or lower.default_choices(spec, device)
+    choices = choices or schedules_choices.default_choices(spec, device)
     module = lower.scheduled(spec, device, choices)
     check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
 
 
 def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3), arch: str = "sm_90a") -> None:
     """The spec scheduled for a GPU, in its serial form, against the oracle."""
-    from tvm_orient.serial import serial_form
+    from tvm_orient.evaluate.serial import serial_form
 
     device = arch_device(arch)
-    choices = choices or lower.default_choices(spec, device)
+    choices = choices or schedules_choices.default_choices(spec, device)
     module = lower.scheduled(spec, device, choices)
     check(spec, serial_form(module), batches, space_of(spec, module), choices)
 
@@ -206,7 +211,7 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
 
 def of_kind(kind: str) -> list[Template]:
     """Every template for that kind of device."""
-    return [t for t in schedules.TEMPLATES if t.kind == kind]
+    return [t for t in registry.TEMPLATES if t.kind == kind]
 
 
 def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
@@ -261,12 +266,13 @@ def covering(template: Template, part: ConvSpec, device: Device) -> list[Mapping
 @functools.cache
 def nvrtc_missing() -> str | None:
     """Why CUDA source cannot be compiled and read here; None where it can."""
-    from tvm_orient import nvrtc, sass
     from tvm_orient.errors import EnvironmentProblem
+    from tvm_orient.sass import cubin
+    from tvm_orient.toolchain import nvrtc
 
     try:
         nvrtc.compile_cubin("", "sm_90a")
-        sass._disassembler()
+        cubin._disassembler()
     except EnvironmentProblem as missing:
         return str(missing)
     return None
@@ -274,8 +280,8 @@ def nvrtc_missing() -> str | None:
 
 def build_for_gpu(key: str) -> None:
     """Compile a spec for the first GPU into the session's cache; what fails fails again in the test that needs it."""
-    from tvm_orient.build import build
-    from tvm_orient.device import cuda_devices
+    from tvm_orient.kernels.build import build
+    from tvm_orient.problem.device import cuda_devices
 
     with contextlib.suppress(Exception):
         build(ConvSpec.from_key(key), cuda_devices()[0])

@@ -1,4 +1,4 @@
-"""Machine code of generated kernels, executed with values: compiled by NVRTC, run by `tvm_orient.execute`, compared with the oracle."""
+"""Machine code of generated kernels, executed with values: compiled by NVRTC, run by `tvm_orient.sass.executor`, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from _blocks import _DEFINITION
 from _helpers import PARAMETERS, assert_close, call, operands, space_of
 from torch import Tensor
 
-from tvm_orient import anysize, lower, nvrtc, sass
-from tvm_orient.anysize import Plan
-from tvm_orient.device import Device, arch_device
-from tvm_orient.execute import execute
-from tvm_orient.lower import Choice
-from tvm_orient.predict import together
-from tvm_orient.spec import ConvSpec
+from tvm_orient.compiler import library, lower
+from tvm_orient.compiler.predict import together
+from tvm_orient.problem import generic_args
+from tvm_orient.problem.device import Device, arch_device
+from tvm_orient.problem.generic_args import GenericArgs
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.sass import cubin
+from tvm_orient.sass.executor import execute
+from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.toolchain import nvrtc
 
 Case = tuple[ConvSpec, Sequence[Choice]]
 _GRID = re.compile(r'in T\.thread_binding\((.+?), thread="blockIdx\.x"\)')
@@ -31,7 +35,7 @@ _GENERIC = {"conv": ("source", "w", "table", "out"), "conv_dx": ("source", "w", 
 class Launch:
     """Of one kernel: its code, the names of its parameters in order, the number of blocks as an expression of those of whole numbers, threads."""
 
-    kernel: sass.Kernel
+    kernel: cubin.KernelFacts
     names: tuple[str, ...]
     grid: str
     threads: int
@@ -45,7 +49,7 @@ class Machine:
     choices: Sequence[Choice]
     launches: tuple[Launch, ...]
     workspace: tuple[int, int] | None
-    plan: Plan | None = None
+    plan: GenericArgs | None = None
 
     def with_code(self, index: int, code: str) -> Machine:
         """The same with other code in one of its kernels."""
@@ -58,14 +62,14 @@ def machines(cases: Mapping[str, Case], arch: str) -> dict[str, Machine]:
     """The cases compiled for an arch, those with the same helpers in one source: half of NVRTC's time is headers."""
     device = arch_device(arch)
     modules = {name: lower.scheduled(spec, device, choices) for name, (spec, choices) in cases.items()}
-    sources = {name: _source(module, device, lower.is_generic(cases[name][1])) for name, module in modules.items()}
+    sources = {name: _source(module, device, schedules_choices.is_generic(cases[name][1])) for name, module in modules.items()}
     heads: dict[str, dict[str, str]] = {}
     for name, source in sources.items():
         heads.setdefault(source.partition('extern "C"')[0], {})[name] = source
-    found = {kernel.name: kernel for alike in heads.values() for kernel in sass.kernels(nvrtc.compile_cubin(together(alike), arch))}
+    found = {kernel.name: kernel for alike in heads.values() for kernel in cubin.kernels(nvrtc.compile_cubin(together(alike), arch))}
     made = {}
     for name, (spec, choices) in cases.items():
-        script, generic = modules[name].script(), lower.is_generic(choices)
+        script, generic = modules[name].script(), schedules_choices.is_generic(choices)
         starts = list(_GRID.finditer(script))
         launches = []
         for start, after in zip(starts, [*starts[1:], None], strict=True):
@@ -76,7 +80,7 @@ def machines(cases: Mapping[str, Case], arch: str) -> dict[str, Machine]:
         assert len(definitions) == len(launches)
         names = [tuple(part.split()[-1].removesuffix("_ptr") for part in text.split(",")) for text in definitions.values()]
         kernels = [found[kernel.replace("main_kernel", f"{name}_kernel")] for kernel in definitions]
-        plan = anysize.plan(spec, "cuda") if generic else None
+        plan = generic_args.generic_args(spec, "cuda") if generic else None
         workspace = (plan.workspace if plan else space_of(spec, modules[name])) if spec.op == "conv_dw" else None
         made[name] = Machine(spec, choices, tuple(Launch(*rest) for rest in zip(kernels, names, *zip(*launches, strict=True), strict=True)), workspace, plan)
     return made
@@ -87,7 +91,7 @@ def _source(module: Any, device: Device, generic: bool) -> str:
     import tvm
 
     with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"] if generic else []):
-        return lower.cuda_source(module, device)
+        return library.cuda_source(module, device)
 
 
 def outcome(machine: Machine, given: Sequence[Tensor], order: str = "ascending", seed: int = 0) -> Tensor:

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import launch, lower, nvrtc, ops
-from tvm_orient.device import cuda_devices
-from tvm_orient.spec import ConvSpec
+from tvm_orient import ops
+from tvm_orient.problem.device import cuda_devices
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import choices
+from tvm_orient.toolchain import nvrtc
 
 ANGLES = [0.0, math.radians(45)]
 TAPS = to.Taps.oriented(ANGLES, 5)
@@ -67,7 +70,7 @@ def make() -> Any:
     alone = _problem(lambda: to.oriented_conv2d(x, w, ANGLES), PATH="")
     os.environ["PATH"] = path
     to.warmup(list(SPECS.values()), device="cuda")
-    launch.load(UNSEEN, gpu, lower.generic_choices(UNSEEN, gpu))
+    serving.load(UNSEEN, gpu, choices.generic_choices(UNSEEN, gpu))
     return {"gpu": [gpu.name, gpu.slug, gpu.arch, gpu.units, gpu.shared_memory], "without a compiler": alone}
 
 
@@ -160,7 +163,7 @@ def refuse() -> Any:
     y = to.oriented_conv2d(x.requires_grad_(), w, ANGLES)
     found["backward"] = _problem(lambda: y.backward(torch.ones_like(y)), STAND_IN_LAUNCH_FAILS="1 1")
     found["no name"] = _problem(run, STAND_IN_LAUNCH_FAILS="1 998")
-    kernel, weights = launch.kernel(SPECS["conv"], cuda_devices()[0]), torch.ones(7, 5, device="cuda")
+    kernel, weights = serving.kernel(SPECS["conv"], cuda_devices()[0]), torch.ones(7, 5, device="cuda")
     found["not the driver"] = _problem(lambda: kernel(x.detach(), weights), STAND_IN_LAUNCH_FAILS="")
     found["capture"] = _capturing()
     found["fault"] = _problem(run, STAND_IN_LAUNCH_FAILS="1 700")
@@ -179,7 +182,7 @@ def _capturing() -> Any:
 
 def examine() -> Any:
     """The doctor, and where what compiles CUDA comes from."""
-    from tvm_orient import doctor
+    from tvm_orient.tools import doctor
 
     checks = doctor.examine()
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libnvrtc" in line}
@@ -197,7 +200,7 @@ def kit() -> Any:
     sys.path.insert(0, str(folder / "benchmarks"))
     import gpu_work
 
-    from tvm_orient.bench import public_op
+    from tvm_orient.bench.methods import public_op
 
     found = {}
     for request in map(json.loads, (folder / "jobs.jsonl").read_text().splitlines()):

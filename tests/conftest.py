@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing where the suite is not run whole
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `pytest -n auto` (`make test`): one a core, four at most: each takes over a gigabyte. None beside a GPU, which tests fill and time."""
-    from tvm_orient.device import cuda_devices
+    from tvm_orient.problem.device import cuda_devices
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores == 1 or cuda_devices() else min(cores, 4)
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return
-    from tvm_orient.device import cuda_devices
+    from tvm_orient.problem.device import cuda_devices
 
     if not cuda_devices():
         for item in wanted:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from _helpers import check_serial, line, spec_of
 
-from tvm_orient import lower, schedules
-from tvm_orient.device import arch_device
-from tvm_orient.form import Form
-from tvm_orient.lower import Choice
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.compiler import library, lower
+from tvm_orient.problem.device import arch_device
+from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
+from tvm_orient.schedules.choices import Choice
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "design.md"
 GPU = arch_device("sm_90a")
@@ -24,16 +25,16 @@ def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
     """The one of the page, last in the list."""
     found = re.search(r"<!-- template -->\n\n```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert found
-    names = {"Template": Template, "Form": Form}
+    names = {"Template": Template, "Form": StageConfig}
     exec(compile(found[1], str(PAGE), "exec"), names)
     added = names["TEMPLATE"]
     assert isinstance(added, Template)
-    monkeypatch.setattr(schedules, "TEMPLATES", (*schedules.TEMPLATES, added))
-    schedules._estimated.cache_clear()
-    schedules._chosen.cache_clear()
+    monkeypatch.setattr(registry, "TEMPLATES", (*registry.TEMPLATES, added))
+    registry._estimated.cache_clear()
+    registry._chosen.cache_clear()
     yield added
-    schedules._estimated.cache_clear()
-    schedules._chosen.cache_clear()
+    registry._estimated.cache_clear()
+    registry._chosen.cache_clear()
 
 
 @pytest.mark.parametrize("case", [(3, 9, 13, line(22.5, k=7)), (2, 5, 40, line(0, k=15)), (2, 6, 7, line(90, k=3))])
@@ -43,16 +44,16 @@ def test_it_runs_and_is_right(case: tuple[object, ...], template: Template) -> N
     for threads in template.knobs(spec, GPU)["threads"]:
         assert template.invalid(spec, GPU, {"threads": threads}) is None
         check_serial(spec, [Choice.of(template, {"threads": threads})])
-    assert "(32) main_kernel" in lower.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, template.default(spec, GPU))]), GPU)
+    assert "(32) main_kernel" in library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, template.default(spec, GPU))]), GPU)
 
 
 def test_it_is_compared_with_the_others(template: Template) -> None:
     spec = spec_of("conv", 64, 28, 28, line(0, k=7))
-    (own,) = (one for one in schedules.compare(spec, GPU)[0] if one[0] is template)
+    (own,) = (one for one in registry.compare(spec, GPU)[0] if one[0] is template)
     assert own[2] == {"memory": pytest.approx(2 * 7 * 32 / 28)}
-    assert len(schedules._estimated(spec, GPU)) > 1, "a template without an estimate would end the comparison"
-    assert template not in schedules.candidates(spec_of("conv", 64, 28, 28, line(0, k=31)), GPU)[0]
-    assert schedules.candidates(spec_of("conv", 64, 28, 28, line(0, k=31)), GPU)[1]["one_pixel"] == "for stride 1 and at most 15 taps"
+    assert len(registry._estimated(spec, GPU)) > 1, "a template without an estimate would end the comparison"
+    assert template not in registry.candidates(spec_of("conv", 64, 28, 28, line(0, k=31)), GPU)[0]
+    assert registry.candidates(spec_of("conv", 64, 28, 28, line(0, k=31)), GPU)[1]["one_pixel"] == "for stride 1 and at most 15 taps"
 
 
 def test_a_list_of_reasons_names_every_method_of_a_template() -> None:

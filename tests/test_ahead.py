@@ -15,13 +15,14 @@ import run
 import typer
 from typer.testing import CliRunner
 
-from tvm_orient import peers as ways
-from tvm_orient.build import build, build_key
-from tvm_orient.cache import KernelCache
-from tvm_orient.device import cpu_device
-from tvm_orient.lower import default_choices
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.bench.peers import registry
+from tvm_orient.kernels.build import build
+from tvm_orient.kernels.build_key import build_key
+from tvm_orient.kernels.cache import KernelCache
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules.choices import default_choices
 
 CPU = cpu_device()
 SPECS = [ConvSpec("conv", 3, 5, 6, Taps.oriented(angle, 3)) for angle in (0.0, 0.7)]
@@ -69,7 +70,7 @@ def test_jobs_are_ours_then_the_compiled_peers() -> None:
 
 
 def test_peers_that_are_left_out() -> None:
-    names = [peer.name for peer in ways.PEERS]
+    names = [peer.name for peer in registry.PEERS]
     assert run.rivals(SPECS[0], run.Among.ALL, ["raster"]) == [name for name in names if name != "raster"]
     assert run.rivals(SPECS[0], run.Among.SOME, []) == names  # angle 0 alone
     assert run.rivals(SPECS[1], run.Among.SOME, []) == run.rivals(SPECS[0], run.Among.NONE, []) == []

@@ -16,14 +16,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from tvm_orient import ConvSpec, Taps, angles_between, launch, logs, lower, peers, reference, speeds
-from tvm_orient import bench as module
-from tvm_orient.bench import bench, losses, markdown, read_csv, table, write_csv
-from tvm_orient.device import arch_device, cpu_device
+from tvm_orient import ConvSpec, Taps, angles_between
+from tvm_orient.bench import cell as bench_cell
+from tvm_orient.bench import methods
+from tvm_orient.bench import rows as bench_rows
+from tvm_orient.bench.bench import bench
+from tvm_orient.bench.peers import registry
+from tvm_orient.bench.peers.base import Peer
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row, losses, read_csv, write_csv
+from tvm_orient.bench.tables import markdown, table
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
-from tvm_orient.peers import Peer
-from tvm_orient.speeds import DEFAULT, TUNED, Row
-from tvm_orient.timers import keep_freed_memory, last_level_cache, others_busy
+from tvm_orient.evaluate import reference
+from tvm_orient.evaluate.machine import keep_freed_memory, last_level_cache, others_busy
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.records import record as records_record
+from tvm_orient.records import store
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import choices
 
 TINY = ConvSpec("conv", 4, 6, 8, Taps.oriented(angles_between(2), 5))
 CPU = cpu_device()
@@ -61,10 +70,10 @@ def idle(spec: ConvSpec, device: Any) -> Any:
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made = [("right", right), ("slightly_wrong", slightly_wrong), ("broken", broken), ("flaky", flaky), ("idle", idle)]
     found = [Peer(name, name, lambda spec: None, make) for name, make in made] + [Peer("elsewhere", "elsewhere", never, right)]
-    monkeypatch.setattr(peers, "PEERS", tuple(found))
-    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(registry, "PEERS", tuple(found))
+    monkeypatch.setattr(bench_cell, "_SETTLE_S", 0.0)
     yield
-    launch.forget()
+    serving.forget()
 
 
 def by_method(rows: list[Row], method: str) -> list[Row]:
@@ -124,8 +133,8 @@ def test_what_is_wrong_gets_no_time(pool: None) -> None:
 
 
 def test_a_wrong_kernel_of_ours_gets_no_time(pool: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = module.public_op
-    monkeypatch.setattr(module, "public_op", lambda spec: lambda *operands: honest(spec)(*operands) * 1.01)
+    honest = methods.public_op
+    monkeypatch.setattr(bench_cell, "public_op", lambda spec: lambda *operands: honest(spec)(*operands) * 1.01)
     rows = bench([TINY], CPU, batch=1, peers=["right"], repeats=5)
     assert [row.note[:5] for row in by_method(rows, DEFAULT)] == ["wrong"]
     assert all(row.vs_ours is None for row in rows)
@@ -135,14 +144,14 @@ def test_a_wrong_kernel_of_ours_gets_no_time(pool: None, monkeypatch: pytest.Mon
 def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
     spec = dataclasses.replace(TINY, taps=Taps.oriented([0.0], 5))
-    choice = lower.default_choices(spec, CPU)[0]
+    choice = choices.default_choices(spec, CPU)[0]
     facts = {"gpu": CPU.name, "cc": CPU.arch, "units": CPU.units, "date": "2026-01-01"}
     times: dict[str, Any] = {"median_us": 1.0, "spread_us": 0.1, "default_us": 2.0, "floor_us": 0.5, "error": 0.0}
     decisions = dict(choice.decisions)
-    record = logs.Record(
+    record = records_record.Record(
         spec=spec.key, template=choice.template, template_version=choice.version, decisions=decisions, device=CPU.slug, provenance=facts, **times
     )
-    logs.append(record, tmp_path)
+    store.append(record, tmp_path)
     rows = bench([spec], CPU, batch=1, peers=False, repeats=5, states=["warm"])
     assert [(row.method, row.cache, row.checked) for row in rows] == [(TUNED, "warm", True), (DEFAULT, "warm", True), ("copy", "warm", False)]
     assert {row.vs_ours for row in rows if row.ours} >= {1.0}
@@ -150,14 +159,14 @@ def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.Monkey
 
 def test_cold_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(cache: int) -> int:
-        monkeypatch.setattr(module, "last_level_cache", lambda device: cache)
-        return module._Cell(TINY, CPU, 1, print, "").count
+        monkeypatch.setattr(bench_cell, "last_level_cache", lambda device: cache)
+        return bench_cell.Cell(TINY, CPU, 1, print, "").count
 
     held = 4 * 2 * TINY.channels * TINY.height * TINY.width
     assert count(100 * held) == 201
     assert count(1) == 2
-    assert count(2**40) == module._MOST_SETS
-    monkeypatch.setitem(module._MEMORY, "cpu", 10 * held)
+    assert count(2**40) == bench_cell._MOST_SETS
+    monkeypatch.setitem(bench_cell._MEMORY, "cpu", 10 * held)
     assert count(100 * held) == 10
 
 
@@ -171,8 +180,8 @@ def test_calls_rotate_over_sets(pool: None, monkeypatch: pytest.MonkeyPatch) -> 
 
         return call
 
-    monkeypatch.setattr(peers, "PEERS", (Peer("watching", "", lambda spec: None, watching),))
-    monkeypatch.setattr(module, "last_level_cache", lambda device: 2**12)
+    monkeypatch.setattr(registry, "PEERS", (Peer("watching", "", lambda spec: None, watching),))
+    monkeypatch.setattr(bench_cell, "last_level_cache", lambda device: 2**12)
     bench([TINY], CPU, batch=1, repeats=5, states=["warm"])
     assert len(set(seen)) == 1
     seen.clear()
@@ -241,7 +250,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 def test_csv_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speeds.csv"
     write_csv(ROWS, path)
-    monkeypatch.setattr(speeds.os, "replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(bench_rows.os, "replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_csv(ROWS[:1], path)
     assert read_csv(path) == ROWS
@@ -294,7 +303,7 @@ def test_channels_last_is_timed_in_its_own_format() -> None:
     assert ours
     assert {row.spec for row in ours} == {spec.key}
     assert "channels_last" in ours[0].problem
-    assert {kernel.spec.layout for kernel in launch._kernels.values() if kernel.spec.channels == 4 and kernel.spec.height == 5} == {"nhwc"}
+    assert {kernel.spec.layout for kernel in serving._kernels.values() if kernel.spec.channels == 4 and kernel.spec.height == 5} == {"nhwc"}
 
 
 def test_an_epilogue_is_refused() -> None:
@@ -305,8 +314,14 @@ def test_an_epilogue_is_refused() -> None:
 
 def test_calls_that_a_method_gets() -> None:
     """Few where they are long, or where a peer is over three times as slow as we are."""
-    cell = module._Cell(TINY, CPU, 1, print, "a cell")
-    runs = [module._Run("ours", ours=True), module._Run("near"), module._Run("far"), module._Run("copy", floor=True), module._Run("slow", ours=True)]
+    cell = bench_cell.Cell(TINY, CPU, 1, print, "a cell")
+    runs = [
+        methods.Method("ours", ours=True),
+        methods.Method("near"),
+        methods.Method("far"),
+        methods.Method("copy", floor=True),
+        methods.Method("slow", ours=True),
+    ]
     for run, seconds in zip(runs, (0.01, 0.02, 0.04, 0.05, 2.0), strict=True):
         run.seconds = seconds
     assert [cell._share(run, runs, 30) for run in runs] == [30, 30, 5, 29, 5]

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tvm_orient import cache
-from tvm_orient.cache import HOW, KERNEL, BuildKey, KernelCache, choice, source_hash
 from tvm_orient.errors import BuildFailed, EnvironmentProblem, InvalidArgument
+from tvm_orient.kernels import build_key, cache, source_hash
+from tvm_orient.kernels.build_key import BuildKey, choice
+from tvm_orient.kernels.cache import KernelCache
+from tvm_orient.kernels.manifest import HOW, KERNEL
+from tvm_orient.kernels.source_hash import source_hash
 
 SPEC = "conv-c96h56w56-s1-zeros-float32-nchw-k31a0_90"
 KEY = BuildKey(
@@ -74,7 +77,7 @@ def test_every_field_changes_the_digest(field):
 
 def test_the_format_changes_the_digest(monkeypatch):
     before = KEY.digest
-    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    monkeypatch.setattr(build_key, "FORMAT", build_key.FORMAT + 1)
     assert dataclasses.replace(KEY).digest != before
 
 
@@ -130,7 +133,7 @@ def sources(root):
     (root / "schedules" / "cuda").mkdir(parents=True)
     for name in ("compute.py", "schedules/__init__.py", "schedules/cuda/patch.py"):
         (root / name).write_text(f"# {name}")
-    return lambda: cache._hash_sources([root / "compute.py"], [root / "schedules"])
+    return lambda: source_hash.hash_sources([root / "compute.py"], [root / "schedules"])
 
 
 def test_any_source_changes_the_hash(tmp_path):
@@ -153,7 +156,7 @@ def test_the_place_of_the_sources_does_not_count(tmp_path):
 
 
 def test_missing_sources_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    monkeypatch.setattr(source_hash, "__file__", str(tmp_path / "cache.py"))
     with pytest.raises(EnvironmentProblem, match=r"No such file.*reinstall"):
         source_hash.__wrapped__()
 
@@ -174,11 +177,13 @@ def test_every_module_that_generates_code_is_hashed():
     reached = set().union(*(imported(path) for path in (Path(__file__).parents[1] / "schedules").rglob("*.py")), {"lower"}) & modules
     while more := set().union(*(imported(package / f"{name}.py") for name in reached)) & modules - reached:
         reached |= more
-    assert reached - {"errors", "device", "forks", "paths", "notices"} == set(cache.GENERATORS)  # these decide no byte of a kernel
+    assert reached - {"errors", "device", "forks", "paths", "notices"} == set(source_hash.GENERATORS)  # these decide no byte of a kernel
 
 
 def test_source_hash_imports_neither_tvm_nor_torch():
-    code = "import sys; from tvm_orient.cache import source_hash; print(source_hash()); print({'tvm', 'torch', 'tvm_orient.schedules'} & set(sys.modules))"
+    code = (
+        "import sys; from tvm_orient.kernels.cache import source_hash; print(source_hash()); print({'tvm', 'torch', 'tvm_orient.schedules'} & set(sys.modules))"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split("\n")
     assert said == [source_hash(), "set()", ""]
     assert len(source_hash()) == 64
@@ -206,7 +211,7 @@ def test_how_tells_people_what_it_is(store):
     assert how["key"]["spec"] == SPEC
     assert how["facts"] == {"registers": 40, "seconds": 0.8}
     assert how["sha256"] == hashlib.sha256(b"code").hexdigest()
-    assert (how["size"], how["format"], how["name"]) == (4, cache.FORMAT, KEY.name)
+    assert (how["size"], how["format"], how["name"]) == (4, build_key.FORMAT, KEY.name)
     assert time.strptime(how["made"], "%Y-%m-%dT%H:%M:%S+00:00")
     assert store.entries() == [how]
 

@@ -12,11 +12,13 @@ from _helpers import EIGHT, OPS, assert_close, check_blocks, check_cpu, check_se
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import launch, lower, ops
-from tvm_orient.device import arch_device, cpu_device
-from tvm_orient.lower import default_choices
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient import ops
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import loader, serving
+from tvm_orient.schedules import choices
+from tvm_orient.schedules.choices import default_choices
 
 GPU = arch_device("sm_90a")
 LAST = torch.channels_last
@@ -83,9 +85,9 @@ def test_operators_keep_the_format(case: str) -> None:
 def test_the_kernel_is_the_native_one() -> None:
     x, w = torch.randn(2, 16, 6, 7).contiguous(memory_format=LAST), torch.randn(16, 5)
     to.oriented_conv2d(x, w, 0.3)
-    loaded = [kernel.spec for kernel in launch._kernels.values() if (kernel.spec.channels, kernel.spec.height, kernel.spec.width) == (16, 6, 7)]
+    loaded = [kernel.spec for kernel in serving._kernels.values() if (kernel.spec.channels, kernel.spec.height, kernel.spec.width) == (16, 6, 7)]
     assert {spec.layout for spec in loaded} == {"nhwc"}
-    assert not lower.is_generic(default_choices(loaded[0], launch.device_of(x)))
+    assert not choices.is_generic(default_choices(loaded[0], loader.device_of(x)))
 
 
 def test_gradients() -> None:
@@ -153,7 +155,7 @@ def test_a_kernel_refuses_the_images_of_another() -> None:
     """It sees addresses alone, so launching looks at the rest."""
     for op in OPS:
         spec = spec_of(op, 4, 6, 7, line(0, 45, k=3), layout="nhwc")
-        kernel, given = launch.kernel(spec, cpu_device()), operands(spec, 2)
+        kernel, given = serving.kernel(spec, cpu_device()), operands(spec, 2)
         assert_close(kernel(*given), spec, given)
         for which in range(2 if op == "conv_dw" else 1):
             for wrong in (given[which].double(), given[which][..., 1:], given[which][:, 1:], given[which].to("meta")):
@@ -163,7 +165,7 @@ def test_a_kernel_refuses_the_images_of_another() -> None:
 
 def test_threads_that_call_one_kernel() -> None:
     spec = spec_of("conv", 16, 30, 31, line(0, 45, k=7), layout="nhwc")
-    kernel, (_, w) = launch.kernel(spec, cpu_device()), operands(spec, 1)
+    kernel, (_, w) = serving.kernel(spec, cpu_device()), operands(spec, 1)
     images = [torch.randn(1, 16, 30, 31).contiguous(memory_format=LAST) for _ in range(4)]
     call, want = kernel.prepared(images[0], w), [kernel(x, w) for x in images]
     with ThreadPoolExecutor(4) as pool:

@@ -20,15 +20,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tvm_orient import doctor, logs, lookup, nvrtc, paths, schedules
-from tvm_orient.cli import app
+from tvm_orient import env
+from tvm_orient.cli.application import app
 from tvm_orient.cli.output import angle, degrees, duration, microseconds, size, speedup
-from tvm_orient.device import arch_device, archs, capability, cpu_device
 from tvm_orient.errors import EnvironmentProblem, TuningFailed, Unsupported
-from tvm_orient.journal import Journal
-from tvm_orient.lower import Choice
-from tvm_orient.spec import OPS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.device import arch_device, archs, capability, cpu_device
+from tvm_orient.problem.spec import OPS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.records import lookup, store
+from tvm_orient.records import record as records_record
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.toolchain import nvrtc
+from tvm_orient.tools import doctor, doctor_files
+from tvm_orient.tuning.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "GITHUB_ACTIONS": None, "PY_COLORS": None}
@@ -204,7 +209,7 @@ def test_bad_specs_files_are_named(content: bytes | None, says: str, tmp_path: P
 
 
 def test_no_gpu_is_a_failure_not_bad_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_orient.device.cuda_devices", lambda: ())
+    monkeypatch.setattr("tvm_orient.problem.device.cuda_devices", lambda: ())
     assert orient("explain", *TINY, "--target", "cuda", code=1).stderr.startswith("error: no CUDA GPU on this machine")
 
 
@@ -225,14 +230,14 @@ def test_what_is_not_ours_is_one_line_too(problem: BaseException, code: int, say
     def fail(*_: Any) -> None:
         raise problem
 
-    monkeypatch.setattr("tvm_orient.plots.taps_text", fail)
+    monkeypatch.setattr("tvm_orient.tools.plots.taps.taps_text", fail)
     said = orient("show", "k3a0", code=code).stderr
     assert said.startswith(says)
     assert len(said.splitlines()) == 1
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_orient.plots.taps_text", lambda *_: 1 // 0)
+    monkeypatch.setattr("tvm_orient.tools.plots.taps.taps_text", lambda *_: 1 // 0)
     assert isinstance(CliRunner().invoke(app, ["show", "k3a0"]).exception, ZeroDivisionError)
 
 
@@ -311,14 +316,14 @@ def test_show_refuses(args: tuple[str, ...], says: str) -> None:
 # ---- records ------------------------------------------------------------------------------------
 
 
-def record(key: str = "conv-c8h6w5-s1-zeros-float32-nchw-k3a0", median_us: float = 10.0, **fields: Any) -> logs.Record:
+def record(key: str = "conv-c8h6w5-s1-zeros-float32-nchw-k3a0", median_us: float = 10.0, **fields: Any) -> records_record.Record:
     """A record that this machine's CPU accepts."""
-    template, decisions = schedules.default(ConvSpec.from_key(key), cpu_device())
+    template, decisions = registry.default(ConvSpec.from_key(key), cpu_device())
     made = {
         "spec": key, "template": template.name, "template_version": template.version, "decisions": dict(decisions), "device": cpu_device().slug,
         "median_us": median_us, "spread_us": 0.1, "default_us": 20.0, "floor_us": 1.0, "error": 1e-6, "provenance": {"date": "2026-11-21"},
     }  # fmt: skip
-    return logs.Record(**{**made, **fields})
+    return records_record.Record(**{**made, **fields})
 
 
 @pytest.fixture
@@ -329,11 +334,11 @@ def user_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_explain_says_what_answered(user_logs: Path) -> None:
-    file = logs.append(record())
+    file = store.append(record())
     (spec,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"]
     tuned, untuned = spec["parts"]
     assert (tuned["step"], tuned["source"], tuned["tried"], tuned["channels"], tuned["degrees"]) == ("user", str(file), [], [0, 4], [0.0])
-    assert logs.Record.model_validate(tuned["record"]) == record()
+    assert records_record.Record.model_validate(tuned["record"]) == record()
     assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [90.0])
     assert [entry["step"] for entry in untuned["tried"]] == list(lookup.STEPS[:-1])
     assert all(entry["why_not"] for entry in untuned["tried"])
@@ -374,7 +379,7 @@ def test_a_spec_stands_for_the_options() -> None:
 def test_explain_compares_what_no_record_decides(key: str, user_logs: Path) -> None:
     device = arch_device("sm_80")
     ((part,),) = (answer["parts"] for answer in printed_json("explain", key, "--arch", "sm_80")["specs"])
-    serve, declined = schedules.candidates(ConvSpec.from_key(key), device)
+    serve, declined = registry.candidates(ConvSpec.from_key(key), device)
     assert {row["template"] for row in part["candidates"]} == {template.name for template in serve}
     assert part["declined"] == {name: why for name, why in declined.items() if not name.startswith("cpu")}
     (chosen,) = (row for row in part["candidates"] if row["chosen"])
@@ -389,7 +394,7 @@ def test_explain_compares_what_no_record_decides(key: str, user_logs: Path) -> N
 
 
 def test_explain_compares_on_a_cpu_and_not_where_a_record_answers(user_logs: Path) -> None:
-    logs.append(record(KEY))
+    store.append(record(KEY))
     tuned, untuned = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]
     assert "candidates" not in tuned
     assert [(row["template"], row["total"], row["chosen"]) for row in untuned["candidates"]] == [("cpu_rows", None, True)]
@@ -441,13 +446,13 @@ def test_what_has_no_asynchronous_copies_runs_the_generic_kernel() -> None:
     assert part["template"] == "generic"
     assert "for sm_80 and later, whose copies into shared memory may be asynchronous, got sm_75" in part["declined"]["shared_patch"]
     with pytest.raises(Unsupported, match="got sm_75"):
-        schedules.default(ConvSpec.from_key(KEY), arch_device("sm_75"))
+        registry.default(ConvSpec.from_key(KEY), arch_device("sm_75"))
 
 
 def test_logs_where_and_list(user_logs: Path) -> None:
-    assert printed_json("logs", "where") == {"user": str(user_logs), "shipped": str(paths.shipped_log_dir())}
+    assert printed_json("logs", "where") == {"user": str(user_logs), "shipped": str(env.shipped_log_dir())}
     assert "not made yet" in orient("logs", "where").stdout
-    file = logs.append(record())
+    file = store.append(record())
     mine = [row for row in printed_json("logs", "list") if row["source"] == "user"]
     assert [(row["file"], row["records"], row["bad"]) for row in mine] == [(str(file), 1, 0)]
     assert cpu_device().slug in orient("logs", "list").stdout
@@ -490,10 +495,10 @@ def test_logs_check_names_impossible_records(tmp_path: Path) -> None:
 
 
 def test_logs_check_of_the_folder_of_logs_skips_the_journals(user_logs: Path) -> None:
-    file = logs.append(record())
+    file = store.append(record())
     part = ConvSpec.from_key(record().spec)
     journal = Journal(user_logs, cpu_device(), part, 8)
-    journal.add(Choice.of(*schedules.default(part, cpu_device())), 1e-3, "")
+    journal.add(Choice.of(*registry.default(part, cpu_device())), 1e-3, "")
     assert journal.path.is_relative_to(user_logs)
     assert [row["file"] for row in printed_json("logs", "check", user_logs)] == [str(file)]
     file.unlink()
@@ -506,9 +511,9 @@ def test_logs_check_unreadable(tmp_path: Path) -> None:
 
 
 def test_logs_show(user_logs: Path) -> None:
-    file = logs.append(record())
-    logs.append(record(median_us=8.0, template_version=0))
-    logs.append(record(KEY.replace("k3a0", "k3a90")))
+    file = store.append(record())
+    store.append(record(median_us=8.0, template_version=0))
+    store.append(record(KEY.replace("k3a0", "k3a90")))
     shown = printed_json("logs", "show", KEY)
     assert [(row["file"], row["record"]["median_us"], row["impossible"]) for row in shown] == [(str(file), 8.0, None), (str(file), 10.0, None)]
     assert len(printed_json("logs", "show", KEY + "_90")) == 3, "the angles of a layer have records of their own"
@@ -533,7 +538,7 @@ def test_logs_merge_is_usable(user_logs: Path, tmp_path: Path) -> None:
     there.write_text(record(median_us=9.0).line + "\nnot json\n")
     merged = printed_json("logs", "merge", here, there, "-o", both)
     assert (merged["records"], merged["records_read"], merged["lines_skipped"]) == (2, 3, 1)
-    assert sorted(row.median_us for row in logs.read(both).records) == [9.0, 12.0]
+    assert sorted(row.median_us for row in store.read(both).records) == [9.0, 12.0]
     assert [part["step"] for part in printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]] == ["user", "user"]
     before = both.read_bytes()
     assert "1 lines skipped" in orient("logs", "merge", there, here, "-o", both).stdout
@@ -552,8 +557,8 @@ def test_logs_prune(tmp_path: Path) -> None:
     file, out = tmp_path / "conv.jsonl", tmp_path / "best.jsonl"
     file.write_text("".join(record(median_us=value).line + "\n" for value in (11.0, 9.0, 10.0)))
     orient("logs", "prune", file, "-o", out)
-    assert [row.median_us for row in logs.read(out).records] == [9.0]
-    assert len(logs.read(file).records) == 3
+    assert [row.median_us for row in store.read(out).records] == [9.0]
+    assert len(store.read(file).records) == 3
     orient("logs", "prune", file)
     assert file.read_text() == out.read_text()
     file.write_text(out.read_text() + "{\n")
@@ -572,7 +577,7 @@ def test_doctor_json(user_logs: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(seen["works"]) == set(doctor.NEEDS)
     assert seen["works"]["run on the CPU"] == {"works": True, "lacks": []}
     names = [check["name"] for check in seen["checks"]]
-    assert {"nvcc", "user logs", "kernel cache", *paths.VARIABLES, *(need for needs in doctor.NEEDS.values() for need in needs)} <= set(names)
+    assert {"nvcc", "user logs", "kernel cache", *env.VARIABLES, *(need for needs in doctor.NEEDS.values() for need in needs)} <= set(names)
     assert {check["state"] for check in seen["checks"]} <= {"ok", "missing"}
     assert all(check["hint"] for check in seen["checks"] if check["state"] == "missing")
 
@@ -584,7 +589,7 @@ def test_doctor_finds_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(folder))
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("TVM_ORIENT_LOOKUP", "guess")
-    with open(logs.append(record()), "a") as file:
+    with open(store.append(record()), "a") as file:
         file.write("{\n")
     broken = {check["name"]: check for check in printed_json("doctor", code=1)["checks"] if check["state"] == "broken"}
     assert set(broken) == {"kernel cache", "user logs", "TVM_ORIENT_LOOKUP"}
@@ -604,14 +609,14 @@ def test_doctor_guards_against_the_crashing_ffi(monkeypatch: pytest.MonkeyPatch)
 
 def test_doctor_tries_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._nvrtc()[0] == "ok"
-    monkeypatch.setattr("tvm_orient.nvrtc._include_folders", lambda: ())
+    monkeypatch.setattr("tvm_orient.toolchain.nvrtc._include_folders", lambda: ())
     state, detail, hint = doctor._nvrtc()
     assert (state, hint.split(" to ")[0]) == ("missing", "pip install 'tvm-orient[compile]'")
     assert "cuda_runtime.h" in detail
 
 
 def test_doctor_survives_what_it_finds() -> None:
-    def explode() -> doctor.Finding:
+    def explode() -> doctor_files.Finding:
         raise RuntimeError("no such symbol\nand more")
 
     assert doctor._check("packages", "torch", explode) == doctor.Check("packages", "torch", "broken", "RuntimeError: no such symbol", "reinstall it")
@@ -629,12 +634,12 @@ def test_what_works_follows_from_the_checks() -> None:
 
 
 def test_doctor_runs_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_orient.build.explain", lambda *_: pytest.fail("the user's records are not asked"))
+    monkeypatch.setattr("tvm_orient.kernels.resolve.explain", lambda *_: pytest.fail("the user's records are not asked"))
     assert doctor._kernel(cpu_device())[0] == "ok"
 
 
 def test_doctor_sees_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_orient.launch.Kernel.__call__", lambda _, x, w: x.new_zeros(x.shape))
+    monkeypatch.setattr("tvm_orient.runtime.serving.Kernel.__call__", lambda _, x, w: x.new_zeros(x.shape))
     state, detail, _ = doctor._kernel(cpu_device())
     assert state == "broken"
     assert re.search(r"built in .* and run, but its result is off by \d.*, at most ", detail)
@@ -721,7 +726,7 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     part: ConvSpec
-    record: logs.Record | None
+    record: records_record.Record | None
     default_us: float | None
     best_us: float | None
     trials: int
@@ -761,7 +766,7 @@ def searching(stop: str = "", **seen: Any) -> Callable[..., list[Outcome]]:
     ) -> list[Outcome]:  # fmt: skip
         given.update(how)
         parts = distinct_parts(spec)
-        folder = directory or paths.user_log_dir()
+        folder = directory or env.user_log_dir()
         stages = {"build": 3.0, "measure": 0.5}
         doubt = "the copy took 1 to 9 us in 5 turns" if stop == "doubt" else ""
 
@@ -880,7 +885,7 @@ def test_tune_goes_on_after_an_op_that_fails(monkeypatch: pytest.MonkeyPatch, us
 def test_tune_board_in_a_terminal() -> None:
     from rich.console import Console
 
-    from tvm_orient.cli.board import Board
+    from tvm_orient.cli.progress import Board
 
     spec = ConvSpec("conv", 8, 6, 5, Taps.from_key("k3a0_90_45"))
     out = io.StringIO()
@@ -907,7 +912,7 @@ def test_tune_board_in_a_terminal() -> None:
 
 def test_tune_for_real(user_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the lock of the device: whoever else tunes here is not waited for
-    monkeypatch.setattr("tvm_orient.timers.others_busy", lambda: 0.0)  # other tests are no reason to wait,
+    monkeypatch.setattr("tvm_orient.evaluate.machine.others_busy", lambda: 0.0)  # other tests are no reason to wait,
     result = CliRunner(env=PLAIN).invoke(app, ["tune", "--target", "cpu", *TINY, "--kernel-size", "5", "--angles", "45,135", "--trials", "4", "--batch", "1"])
     said = result.stdout
     assert result.exit_code == ("not recorded" in said), result.output  # but may be one to record nothing

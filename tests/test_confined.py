@@ -14,11 +14,14 @@ import torch
 from _helpers import call, compiled, fitted, generic_function, line, of_kind, operands, space_of, spec_of, with_template
 from torch import Tensor
 
-from tvm_orient import Taps, anysize, lower, ops, reference
-from tvm_orient.device import cpu_device
+from tvm_orient import Taps, ops
+from tvm_orient.compiler import lower
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem import generic_args
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.schedules.base import Template
-from tvm_orient.spec import DTYPES, ConvSpec
-from tvm_orient.tvmkit import target
+from tvm_orient.toolchain.tvm import target
 
 CPU = cpu_device()
 TEMPLATES = [template for template in of_kind("cpu") if "conv_dw" in template.ops]
@@ -53,7 +56,7 @@ def spoiled(spec: ConvSpec) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
 
 def assert_confined(spec: ConvSpec, run: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
     """NaN, infinities with their signs, and numbers stand where they do in the oracle's result; the numbers are right."""
-    bound = reference.tolerance(spec, 2, *operands(spec, 2))
+    bound = tolerance.tolerance(spec, 2, *operands(spec, 2))
     for what, given in spoiled(spec):
         got, want = run(given), reference.run(spec, *given)
         for name, kind in (("NaN", torch.isnan), ("infinity", torch.isposinf), ("minus infinity", torch.isneginf)):
@@ -81,7 +84,7 @@ def test_templates(template: Template, case: str, dtype: str) -> None:
 @pytest.mark.parametrize(("case", "dtype"), TRIED)
 def test_generic(case: str, dtype: str) -> None:
     spec = dataclasses.replace(spec_of("conv_dw", *CASES[case]), dtype=dtype)
-    plan = anysize.plan(spec, "cpu", CPU.vector_bytes // DTYPES[spec.sums])
+    plan = generic_args.generic_args(spec, "cpu", CPU.vector_bytes // DTYPES[spec.sums])
     function = generic_function("cpu", spec.op, spec.padding_mode, spec.dtype)
     assert_confined(spec, lambda given: call(spec, function, given, plan.workspace, plan))
 

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from _helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
 
-from tvm_orient import lower, schedules
-from tvm_orient.device import arch_device, cpu_device
+from tvm_orient.compiler import lower
 from tvm_orient.errors import InvalidArgument, Unsupported
-from tvm_orient.lower import Choice
-from tvm_orient.schedules.base import Template, divisors, most_dividing
-from tvm_orient.spec import LAYOUTS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.base import Template
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.tiling import divisors, most_dividing
 
 CPU = cpu_device()
 TEMPLATES = of_kind("cpu")
@@ -73,7 +75,7 @@ def test_default_of_each_template(template: Template, case: str) -> None:
         spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, CPU)
         assert choices is not None, [template.declines(part, CPU) for _, _, part in spec.parts()]
-        if choices != with_template(schedules.candidates(spec.parts()[0][2], CPU)[0][0], spec, CPU):  # test_default has that
+        if choices != with_template(registry.candidates(spec.parts()[0][2], CPU)[0][0], spec, CPU):  # test_default has that
             check_cpu(spec, choices, batches=(2,))
 
 
@@ -119,10 +121,10 @@ def test_something_serves_every_spec() -> None:
     for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + REAL:
         for _, _, part in spec.parts():
             for layout in LAYOUTS:
-                schedules.default(dataclasses.replace(part, layout=layout), CPU)
+                registry.default(dataclasses.replace(part, layout=layout), CPU)
 
 
-@pytest.mark.parametrize("template", schedules.TEMPLATES, ids=lambda t: t.name)
+@pytest.mark.parametrize("template", registry.TEMPLATES, ids=lambda t: t.name)
 def test_reasons_to_decline(template: Template) -> None:
     other = arch_device("sm_90a") if template.kind == "cpu" else CPU
     device = CPU if template.kind == "cpu" else arch_device("sm_90a")
@@ -136,7 +138,7 @@ def test_reasons_to_decline(template: Template) -> None:
         assert template.declines(other_layout, device) == f"for {spec.layout} only"
 
 
-@pytest.mark.parametrize("template", schedules.TEMPLATES, ids=lambda t: t.name)
+@pytest.mark.parametrize("template", registry.TEMPLATES, ids=lambda t: t.name)
 def test_decisions_that_are_refused(template: Template) -> None:
     device = CPU if template.kind == "cpu" else arch_device("sm_90a")
     spec = fitted(template, spec_of(template.ops[0], 2, 8, 8, line(45, k=7)))
@@ -149,24 +151,24 @@ def test_decisions_that_are_refused(template: Template) -> None:
 
 
 def test_names_are_unique_and_found() -> None:
-    names = [t.name for t in schedules.TEMPLATES]
+    names = [t.name for t in registry.TEMPLATES]
     assert len(names) == len(set(names))
-    assert [schedules.find(name).name for name in names] == names
+    assert [registry.find(name).name for name in names] == names
     with pytest.raises(InvalidArgument, match="unknown template 'spoon'"):
-        schedules.find("spoon")
+        registry.find("spoon")
 
 
 def test_a_spec_that_no_template_serves_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules, "TEMPLATES", tuple(t for t in schedules.TEMPLATES if t.kind == "cuda"))
+    monkeypatch.setattr(registry, "TEMPLATES", tuple(t for t in registry.TEMPLATES if t.kind == "cuda"))
     with pytest.raises(Unsupported, match=r"no template serves conv-c2h8w8.*for cuda only"):
-        schedules.default(ConvSpec("conv", 2, 8, 8, line(45, k=7)), CPU)
+        registry.default(ConvSpec("conv", 2, 8, 8, line(45, k=7)), CPU)
 
 
 def test_sums_of_a_patch_stay_in_registers() -> None:
     """A row of seven vectors by patches of two: LLVM keeps eight sums in registers, and stores each once, not with every multiply-add."""
-    from tvm_orient.tvmkit import load_tvm, target
+    from tvm_orient.toolchain.tvm import load_tvm, target
 
-    device, template = dataclasses.replace(CPU, vector_bytes=32), schedules.find("cpu_rows")
+    device, template = dataclasses.replace(CPU, vector_bytes=32), registry.find("cpu_rows")
     spec = spec_of("conv", 4, 56, 56, line(22.5, k=31))
     decisions = {"vector": 8, "patch_h": 4, "patch_v": 2, "band_patches": 14, "tap_outer": 1, "ahead": 0}
     assert template.invalid(spec, device, decisions) is None

@@ -15,12 +15,18 @@ import pytest
 from _helpers import assert_close, line, operands, spec_of
 
 import tvm_orient as to
-from tvm_orient import aot, build, cpus, device, doctor, foreign, kernels, launch, lower, tvmkit
-from tvm_orient.cache import KernelCache
-from tvm_orient.cpus import Cpu
-from tvm_orient.device import Device, arch_device, cpu_device, own_cpu
+from tvm_orient.compiler import lower
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.kernels import build, build_key, bundle
+from tvm_orient.kernels.cache import KernelCache
+from tvm_orient.problem import cpus, device
+from tvm_orient.problem.cpus import Cpu
+from tvm_orient.problem.device import Device, arch_device, cpu_device, own_cpu
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.runtime import foreign, kernel, loader, serving
+from tvm_orient.schedules import choices
+from tvm_orient.toolchain import tvm
+from tvm_orient.tools import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = cpu_device()
@@ -61,10 +67,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., De
         monkeypatch.setattr(platform, "machine", lambda: arch)
         own = cpus.this_cpu()
         monkeypatch.setattr(device, "own_cpu", lambda: own)
-        monkeypatch.setattr(tvmkit, "own_cpu", lambda: own)
+        monkeypatch.setattr(tvm, "own_cpu", lambda: own)
         monkeypatch.setattr(foreign, "own_cpu", lambda: own)
         if llvm is not None:
-            monkeypatch.setattr(tvmkit, "host_name", lambda: llvm)
+            monkeypatch.setattr(tvm, "host_name", lambda: llvm)
         return cpu_device.__wrapped__()
 
     return pretend
@@ -110,8 +116,8 @@ def test_a_cpu_that_does_not_tell_shares_with_no_other_machine(machine: Callable
     assert first.features == ""
     assert first.model != second.model
     assert key(first) != key(second)
-    (host, attributes) = tvmkit._cpu(second)
-    assert host == tvmkit.host_name()
+    (host, attributes) = tvm._cpu(second)
+    assert host == tvm.host_name()
     assert {word[0] for word in attributes} == {"+", "-"}, "what LLVM asked the CPU itself"
 
 
@@ -121,7 +127,7 @@ def test_another_architecture_is_told_by_its_words(machine: Callable[..., Device
 
 
 def test_asking_who_it_is_needs_no_compiler() -> None:
-    code = "import sys; from tvm_orient.device import cpu_device; cpu_device(); print({'tvm', 'tvm_ffi', 'torch', 'subprocess'} & set(sys.modules))"
+    code = "import sys; from tvm_orient.problem.device import cpu_device; cpu_device(); print({'tvm', 'tvm_ffi', 'torch', 'subprocess'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "set()"
 
 
@@ -130,7 +136,7 @@ def test_asking_who_it_is_needs_no_compiler() -> None:
 
 def key(found: Device, spec: ConvSpec = SPEC, *, generic: bool = False) -> str:
     like = dataclasses.replace(HERE, vector_bytes=found.vector_bytes, arch=found.arch)
-    return build.build_key(spec, found, (lower.generic_choices if generic else lower.default_choices)(spec, like)).name
+    return build_key.build_key(spec, found, (choices.generic_choices if generic else choices.default_choices)(spec, like)).name
 
 
 @pytest.mark.parametrize("generic", [False, True])
@@ -158,8 +164,8 @@ def assembly(found: Device, dtype: str = "float32", generic: bool = False) -> st
     import tvm
 
     spec = dataclasses.replace(SPEC, dtype=dtype)
-    module = lower.scheduled(spec, found, (lower.generic_choices if generic else lower.default_choices)(spec, found))
-    return str(tvm.compile(module, target=tvmkit.target(found)).mod.inspect_source("asm"))
+    module = lower.scheduled(spec, found, (choices.generic_choices if generic else choices.default_choices)(spec, found))
+    return str(tvm.compile(module, target=tvm.target(found)).mod.inspect_source("asm"))
 
 
 AVX512 = re.compile(r"%zmm|%k[1-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b")
@@ -250,7 +256,7 @@ def test_a_level_is_a_device(level: str, isa: str, width: int) -> None:
     found = arch_device(level)
     assert (found.kind, found.arch, found.vector_bytes, found.model) == ("cpu", isa, width, level)
     assert found.features.split() == sorted(cpus.LEVELS[level])
-    assert str(tvmkit.target(found).attrs["mcpu"]) == level
+    assert str(tvm.target(found).attrs["mcpu"]) == level
     code = assembly(found, generic=True)
     assert bool(AVX512.search(code)) == (level == "x86-64-v4")
     assert ("%ymm" in code) == (level != "x86-64-v2")
@@ -260,11 +266,11 @@ def test_a_level_is_a_device(level: str, isa: str, width: int) -> None:
 def test_a_folder_of_a_level_runs_on_every_cpu_that_has_it(tmp_path: Path) -> None:
     low = arch_device("x86-64-v2")
     for spec in (SPEC, dataclasses.replace(SPEC, op="conv_dw")):
-        folder = aot.export(spec, low, tmp_path)
+        folder = bundle.export(spec, low, tmp_path)
         how = json.loads((folder / "how.json").read_text())
         assert (how["model"], how["features"], how["mcpu"]) == ("x86-64-v2", low.features, "x86-64-v2")
         given = operands(spec, 2)
-        assert_close(launch.Kernel(spec, low, folder / "kernel.so")(*given), spec, given)
+        assert_close(kernel.Kernel(spec, low, folder / "kernel.so")(*given), spec, given)
 
 
 @x86_only
@@ -279,7 +285,7 @@ def test_a_process_is_held_to_a_level(monkeypatch: pytest.MonkeyPatch, tmp_path:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         cpu_device.cache_clear()
-        launch.forget()
+        serving.forget()
         assert_close(to.tap_conv2d(*given, SPEC.taps), SPEC, given)
 
     try:
@@ -292,7 +298,7 @@ def test_a_process_is_held_to_a_level(monkeypatch: pytest.MonkeyPatch, tmp_path:
             call(TVM_ORIENT_BUILD="0")
     finally:
         cpu_device.cache_clear()
-        launch.forget()
+        serving.forget()
 
 
 def test_levels_that_cannot_be(machine: Callable[..., Device], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +329,7 @@ def test_doctor_says_what_a_cpu_is_taken_for(monkeypatch: pytest.MonkeyPatch) ->
     state, detail, hint = doctor._cpu()
     assert (state, hint) == ("broken", "unset TVM_ORIENT_CPU")
     assert "choose a lower level" in detail
-    told = doctor._check("kernels", "CPU kernel", lambda: doctor._kernel(doctor.cpu_device()))
+    told = doctor._check("kernels", "CPU kernel", lambda: doctor._kernel(device.cpu_device()))
     assert (told.state, told.detail, told.hint) == ("broken", "this CPU lacks it: choose a lower level", "")
 
 
@@ -334,23 +340,23 @@ def test_a_kernel_for_more_than_this_cpu_has_is_refused(machine: Callable[..., D
     """In an exported folder and in an entry of the cache: an error instead of a signal that ends the process."""
     here = HERE
     spec = spec_of("conv", 2, 5, 6, line(0, k=3))
-    folder, entry = aot.export(spec, here, tmp_path) / "kernel.so", build.build(spec, here)
+    folder, entry = bundle.export(spec, here, tmp_path) / "kernel.so", build.build(spec, here)
     given = operands(spec, 1)
     for path in (folder, entry):
-        kernels.forget_libraries()
-        assert_close(launch.Kernel(spec, here, path)(*given), spec, given)
+        loader.forget_libraries()
+        assert_close(kernel.Kernel(spec, here, path)(*given), spec, given)
         how = json.loads((path.parent / "how.json").read_text())
         assert {**how, **how.get("key", {})}["features"] == here.features
-        assert {**how, **how.get("facts", {})}["mcpu"] == tvmkit.host_name()
+        assert {**how, **how.get("facts", {})}["mcpu"] == tvm.host_name()
     missing = here.features.split()[0]
     less = dataclasses.replace(own_cpu(), name="a lesser CPU", features=tuple(here.features.split()[1:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(foreign, "own_cpu", lambda: less)
         for path in (folder, entry):
-            kernels.forget_libraries()
+            loader.forget_libraries()
             with pytest.raises(EnvironmentProblem, match=rf"{re.escape(here.model)}.* a lesser CPU lacks {missing}: .*build it on this machine"):
-                launch.Kernel(spec, here, path)
-    kernels.forget_libraries()
+                kernel.Kernel(spec, here, path)
+    loader.forget_libraries()
 
 
 def test_what_says_nothing_of_instructions_is_let_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,12 +13,16 @@ import torch
 from _blocks import Blocks, divergent, launches
 from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, covering, fitted, line, of_kind, operands, spec_of, variations, with_template
 
-from tvm_orient import estimate, figures, lower, schedules
-from tvm_orient.device import arch_device
-from tvm_orient.lower import Choice
-from tvm_orient.schedules.base import CLOSE, ONE_TILE, Template
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.compiler import library, lower
+from tvm_orient.perf_model import block_cost, gpu_specs
+from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.base import ONE_TILE, Template
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.default import CLOSE
 
 GPU = arch_device("sm_90a")
 SMALL_GPU = arch_device("sm_89")  # 99 KiB of shared memory a block
@@ -89,7 +93,7 @@ def test_default_of_each_template(template: Template, case: str) -> None:
     for op in template.ops:
         spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, GPU)
-        if choices is not None and choices != lower.default_choices(spec, GPU):  # test_default has the first choice
+        if choices is not None and choices != schedules_choices.default_choices(spec, GPU):  # test_default has the first choice
             check_serial(spec, choices, batches=(2,))
 
 
@@ -132,7 +136,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
 
 
 def test_the_reasons_of_shared_patch() -> None:
-    template = schedules.find("shared_patch")
+    template = registry.find("shared_patch")
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
     default = {**template.default(spec, GPU), "collect": 0}
     assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "planes": 16, "row_patches": 14, "patch_w": 1}))
@@ -148,7 +152,7 @@ def test_the_reasons_of_shared_patch() -> None:
 def test_tiles_of_columns(op: str) -> None:
     """Tiles that do not part the plane, in bands that do not either; with vectors and without. Whole rows of a strided plane cannot be loaded by vectors."""
     spec = spec_of(op, 4, 22, 60 if op != "conv_dx" else 72, line(22.5, k=9), 2)
-    template = schedules.find("two_pass_dw" if op == "conv_dw" else "shared_patch")
+    template = registry.find("two_pass_dw" if op == "conv_dw" else "shared_patch")
     rows = {"row_lanes": 2, "turns": 1, "dy_shared": 0, "lanes": 7} if op == "conv_dw" else {"row_patches": 2, "collect": 0}
     common = {**template.default(spec, GPU), "patch_h": 4, "patch_w": 2, "planes": 1, "pad": 0, **rows}
     for tile, vector in ((16 if op == "conv_dx" else 14, 4), (28, 1)):
@@ -163,7 +167,7 @@ def test_tiles_of_columns(op: str) -> None:
 
 
 def test_the_reasons_of_whole_plane() -> None:
-    template = schedules.find("whole_plane")
+    template = registry.find("whole_plane")
     assert "at most 64 outputs" in str(template.declines(spec_of("conv", 64, 14, 14, line(45, k=7)), GPU))
     assert "float32" in str(template.declines(spec_of("conv", 64, 7, 7, line(45, k=7), dtype="float64"), GPU))
     assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 15, 15, Taps.from_offsets(GRID), 2, "circular"), GPU))
@@ -172,7 +176,7 @@ def test_the_reasons_of_whole_plane() -> None:
 
 
 def test_the_reasons_of_plane_lanes() -> None:
-    template = schedules.find("plane_lanes")
+    template = registry.find("plane_lanes")
     assert "at most 256 inputs" in str(template.declines(spec_of("conv", 64, 28, 28, line(45, k=7)), GPU))
     assert "no number of warps" in str(template.declines(spec_of("conv", 64, 40, 1, line(90, k=7)), GPU))
     assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 14, 14, Taps.from_offsets(GRID)), GPU))
@@ -186,7 +190,7 @@ def test_the_reasons_of_plane_lanes() -> None:
 
 
 def test_the_reasons_of_direct() -> None:
-    template = schedules.find("direct")
+    template = registry.find("direct")
     assert "unrolls at most 64 taps" in str(template.declines(spec_of("conv", 1, 200, 200, line(0, k=101)), GPU))
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
     default = template.default(spec, GPU)
@@ -198,8 +202,8 @@ def test_the_reasons_of_direct() -> None:
 def estimated(spec: ConvSpec, template: Any, decisions: Any) -> float:
     """Clocks of an SM for 32 outputs: the slowest resource's, and those for which it waits for code."""
     clocks = template.estimate(spec, GPU, decisions)
-    units = spec.outputs * figures.BATCH / 32 / figures.figures("sm_90a").sms
-    return estimate.soft_maximum(clocks.among(estimate.ALONE)) + estimate.FETCH * clocks.code / units
+    units = spec.outputs * gpu_specs.BATCH / 32 / gpu_specs.gpu_spec("sm_90a").sms
+    return block_cost.soft_maximum(clocks.among(block_cost.ALONE)) + block_cost.FETCH * clocks.code / units
 
 
 @pytest.mark.parametrize("size", [56, 28, 14, 7])
@@ -207,21 +211,21 @@ def estimated(spec: ConvSpec, template: Any, decisions: Any) -> float:
 def test_the_default_is_of_the_least_estimate(op: str, size: int) -> None:
     """Or of one that is close to it and compiles much sooner."""
     spec = spec_of(op, 512, size, size, line(45, k=7))
-    chosen = estimated(spec, *schedules.default(spec, GPU))
-    every = [(t, trial) for t in schedules.candidates(spec, GPU)[0] for trial in t.worth_estimating(spec, GPU) or [t.default(spec, GPU)]]
+    chosen = estimated(spec, *registry.default(spec, GPU))
+    every = [(t, trial) for t in registry.candidates(spec, GPU)[0] for trial in t.worth_estimating(spec, GPU) or [t.default(spec, GPU)]]
     least = min(estimated(spec, *choice) for choice in every)
     assert len(every) > 5
     assert least <= chosen <= CLOSE * least
 
 
 def test_blocks_of_one_thread_are_no_default() -> None:
-    assert schedules.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name != "whole_plane"  # 67 is prime
+    assert registry.default(spec_of("conv", 67, 7, 7, line(0, k=3)), GPU)[0].name != "whole_plane"  # 67 is prime
 
 
 def test_long_code_is_for_no_launch() -> None:
     """A thread that owns a plane of 14x14 unrolls thousands of multiply-adds, which are fetched in each launch; strips of it do with fewer."""
-    spec, (whole, strips) = spec_of("conv_dw", 512, 14, 14, line(22.5, k=31)), map(schedules.find, ("two_pass_dw", "strips_dw"))
-    template, decisions = schedules.default(spec, GPU)
+    spec, (whole, strips) = spec_of("conv_dw", 512, 14, 14, line(22.5, k=31)), map(registry.find, ("two_pass_dw", "strips_dw"))
+    template, decisions = registry.default(spec, GPU)
     assert template is strips
     assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, {**whole.default(spec, GPU), "whole": 1})
 
@@ -235,11 +239,11 @@ def test_a_layer_keeps_its_code_in_the_instruction_cache(size: int) -> None:
     def code(choices: Any) -> float:
         return sum(template.estimate(part, GPU, decisions).code for part, (template, decisions) in zip(parts, choices, strict=True))
 
-    together = code(schedules.together(parts, GPU))
-    assert together <= estimate.CODE_CACHE
+    together = code(registry.together(parts, GPU))
+    assert together <= block_cost.CODE_CACHE
     if size > 14:
-        assert code([schedules.default(part, GPU) for part in parts]) > estimate.CODE_CACHE
-    assert lower.default_choices(spec, GPU) == tuple(Choice.of(*choice) for choice in schedules.together(parts, GPU))
+        assert code([registry.default(part, GPU) for part in parts]) > block_cost.CODE_CACHE
+    assert schedules_choices.default_choices(spec, GPU) == tuple(Choice.of(*choice) for choice in registry.together(parts, GPU))
 
 
 @pytest.mark.parametrize("op", ["conv", "conv_dx"])
@@ -247,27 +251,27 @@ def test_angles_of_which_one_has_a_single_offset_lower_together(op: str) -> None
     """On a plane of one column the first of these lines has one tap that lands. Its group has fewer threads than the other, so that none may hold a barrier."""
     spec = spec_of(op, 3, 13, 1, line(22.5, 90, k=7))
     parts = [part for _, _, part in spec.parts()]
-    serving = [template for template in schedules.TEMPLATES if all(template.declines(part, GPU) is None for part in parts)]
+    serving = [template for template in registry.TEMPLATES if all(template.declines(part, GPU) is None for part in parts)]
     assert serving
     for template in serving:
         choices = [Choice.of(template, template.default(part, GPU)) for part in parts]
-        assert "main_kernel" in lower.cuda_source(lower.scheduled(spec, GPU, choices), GPU), template.name
+        assert "main_kernel" in library.cuda_source(lower.scheduled(spec, GPU, choices), GPU), template.name
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("two_pass_dw", {"whole": 1}), ("strips_dw", {})])
 def test_long_sums_gain_nothing_by_the_pass_that_is_left_out(name: str, chosen: dict[str, int]) -> None:
-    spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), schedules.find(name)
+    spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), registry.find(name)
     module = lower.scheduled(spec, GPU, [Choice.of(template, {**template.default(spec, GPU), **chosen})])
     assert "tvm_orient.settled" in module["main"].attrs
     with_it = type(module)({"main": module["main"].without_attr("tvm_orient.settled")})
-    assert lower.cuda_source(module, GPU) == lower.cuda_source(with_it, GPU)
+    assert library.cuda_source(module, GPU) == library.cuda_source(with_it, GPU)
 
 
 # ---- one launch a layer -------------------------------------------------------------------------
 
 
 def source_of(spec: ConvSpec, choices: Any = None) -> str:
-    return lower.cuda_source(lower.scheduled(spec, GPU, choices or lower.default_choices(spec, GPU)), GPU)
+    return library.cuda_source(lower.scheduled(spec, GPU, choices or schedules_choices.default_choices(spec, GPU)), GPU)
 
 
 def kernel_of(source: str) -> str:
@@ -290,7 +294,7 @@ def test_the_barrier_check_sees_what_it_should() -> None:
 def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
     """Three angles whose blocks have different numbers of threads, and those numbers."""
     spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=3))
-    template, choices = schedules.find("two_pass_dw" if op == "conv_dw" else "shared_patch"), []
+    template, choices = registry.find("two_pass_dw" if op == "conv_dw" else "shared_patch"), []
     default = template.default(next(iter(spec.parts()))[2], GPU)
     for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
         decisions = {**default, "planes": planes}
@@ -341,7 +345,7 @@ def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
 
 def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
-    spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), schedules.find("shared_patch")
+    spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), registry.find("shared_patch")
     decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0, "skew": 4}
     decisions |= {"raw": 0, **ONE_TILE}
     assert template.invalid(spec, GPU, decisions) is None
@@ -353,7 +357,7 @@ def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
 
 def in_turn(spec: ConvSpec, name: str, **decisions: int) -> tuple[Choice, ...]:
     """The template's default for every part, with blocks of two tiles in two stages, and other decisions where given."""
-    template, choices = schedules.find(name), []
+    template, choices = registry.find(name), []
     for _, _, part in spec.parts():
         chosen = {**template.default(part, GPU), "planes": 2, "turns": 2, "stages": 2, **decisions}
         assert template.invalid(part, GPU, chosen) is None
@@ -383,7 +387,7 @@ def test_lines_of_tiles_that_are_copied_ahead(turns: int, weights_shared: int) -
         choices = in_turn(spec, "lines", turns=turns, staged=1, weights_shared=weights_shared)
         check_serial(spec, choices, batches=(2,))
         check_blocks(spec, choices)
-    assert "planes that are staged" in str(schedules.find("lines").invalid(spec, GPU, {**dict(choices[0].decisions), "staged": 0}))
+    assert "planes that are staged" in str(registry.find("lines").invalid(spec, GPU, {**dict(choices[0].decisions), "staged": 0}))
 
 
 def test_what_is_left_of_turns_where_channels_do_not_part() -> None:
@@ -391,17 +395,17 @@ def test_what_is_left_of_turns_where_channels_do_not_part() -> None:
     for choices in (in_turn(spec, "shared_patch"), in_turn(spec, "shared_patch", turns=4, stages=1)):
         assert "tvm_orient_ahead" not in kernel_of(source_of(spec, choices))
         check_serial(spec, choices, batches=(2,))
-    reason = schedules.find("shared_patch").invalid(spec, GPU, {**dict(choices[0].decisions), "turns": 1, "stages": 2})
+    reason = registry.find("shared_patch").invalid(spec, GPU, {**dict(choices[0].decisions), "turns": 1, "stages": 2})
     assert "turns must be at least as many" in str(reason)
     half = dataclasses.replace(spec, dtype="float16")
-    assert "stages must be one of 1, got 2" in str(schedules.find("shared_patch").invalid(half, GPU, {**dict(choices[0].decisions), "stages": 2}))
+    assert "stages must be one of 1, got 2" in str(registry.find("shared_patch").invalid(half, GPU, {**dict(choices[0].decisions), "stages": 2}))
 
 
 def test_angles_of_unlike_stages_share_a_launch() -> None:
     spec = spec_of("conv", 48, 10, 12, line(0, 45, 67.5, 135, k=7))
     ahead, one, turns, strips = (
         in_turn(spec, "shared_patch", collect=1, weights_shared=1)[0],
-        lower.default_choices(spec, GPU)[1],
+        schedules_choices.default_choices(spec, GPU)[1],
         in_turn(spec, "shared_patch", turns=4, stages=1, planes=1)[2],
         in_turn(spec, "strips", turns=4, planes=2)[3],
     )
@@ -433,7 +437,7 @@ def test_copies_that_come_too_early_or_late_are_seen(pattern: str, replacement: 
     spec = spec_of("conv", 8, 9, 12, line(22.5, k=5))
     choices = in_turn(spec, "shared_patch", turns=4, collect=0)
     module = lower.scheduled(spec, GPU, choices, 2)
-    source, given = lower.cuda_source(module, GPU), operands(spec, 2)
+    source, given = library.cuda_source(module, GPU), operands(spec, 2)
     changed, count = re.subn(pattern, replacement, source)
     assert count == 1
     broken = Blocks(module, GPU, changed)
@@ -443,19 +447,19 @@ def test_copies_that_come_too_early_or_late_are_seen(pattern: str, replacement: 
 
 def test_no_room_for_rows_that_do_not_exist() -> None:
     """14 rows by 4 at once: TVM would stage 16, and planes would begin in other banks than the template chose."""
-    spec, template = spec_of("conv_dw", 4, 28, 28, line(45, k=7), dtype="float16"), schedules.find("two_pass_dw")
+    spec, template = spec_of("conv_dw", 4, 28, 28, line(45, k=7), dtype="float16"), registry.find("two_pass_dw")
     decisions = {
         "patch_h": 7, "patch_w": 7, "lanes": 4, "row_lanes": 2, "turns": 1, "planes": 4, "vector": 4, "dy_shared": 1, "pad": 0, "whole": 0,
         "tile": 0,
     }  # fmt: skip
     assert template.invalid(spec, GPU, decisions) is None
-    source = lower.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, decisions)]), GPU)
+    source = library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, decisions)]), GPU)
     assert f"float dys_shared_ptr[{4 * 14 * 28}]" in source
 
 
 def test_loads_go_by_batches() -> None:
     """A loop that converts half precision loads first and stores then; copies of float32 are asynchronous and no batches."""
-    sources, template = {}, schedules.find("shared_patch")
+    sources, template = {}, registry.find("shared_patch")
     for dtype in ("float16", "float32"):
         spec = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype=dtype)
         sources[dtype] = source_of(spec, [Choice.of(template, {**template.default(spec, GPU), "raw": 0})])
@@ -471,7 +475,7 @@ def test_loads_go_by_batches() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_staged_as_it_lies(dtype: str) -> None:
     """Copies of whole words are asynchronous, values are read four at a time; in whole rows, in tiles and by planes that stand apart."""
-    template = schedules.find("shared_patch")
+    template = registry.find("shared_patch")
     for case, decisions in [
         (("conv", 4, 12, 16, line(22.5, 90, k=7)), {"patch_h": 4, "patch_w": 4, "row_patches": 4, "planes": 2, "skew": 4, "tile": 0}),
         (("conv_dx", 2, 9, 112, line(135, k=9)), {"patch_h": 2, "patch_w": 4, "row_patches": 2, "planes": 1, "skew": 0, "tile": 28}),
@@ -499,11 +503,11 @@ def test_blocks_of_different_thread_counts(op: str) -> None:
 def test_a_missing_barrier_is_seen() -> None:
     """The emulation would notice: the same source with its barriers taken out."""
     spec = spec_of("conv", *CASES["odd"])
-    choices = with_template(schedules.find("shared_patch"), spec, GPU)
+    choices = with_template(registry.find("shared_patch"), spec, GPU)
     assert choices is not None
     module = lower.scheduled(spec, GPU, choices, 2)
     given = operands(spec, 2)
-    without = Blocks(module, GPU, lower.cuda_source(module, GPU).replace("__syncthreads();", ""))
+    without = Blocks(module, GPU, library.cuda_source(module, GPU).replace("__syncthreads();", ""))
     results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
     assert not torch.equal(*results)
 

@@ -14,11 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from tvm_orient import ConvSpec, Taps, angles_between, demo, paths, reference
-from tvm_orient.device import cpu_device
+from tvm_orient import ConvSpec, Taps, angles_between, env
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
-from tvm_orient.speeds import DEFAULT, TUNED, Row
-from tvm_orient.tune import Outcome, Progress, TooBusy, distinct_parts
+from tvm_orient.evaluate import reference
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.tools import demo
+from tvm_orient.tuning.result import Outcome, Progress, TooBusy
+from tvm_orient.tuning.tune import distinct_parts
 
 
 def small_photograph() -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -48,7 +51,7 @@ def text(console: Console) -> str:
 
 def test_the_steps(tmp_path: Path, printed: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_photograph", small_photograph)
-    monkeypatch.setattr(paths, "shipped_log_dir", lambda: tmp_path / "none shipped")  # whose records might answer for a near shape
+    monkeypatch.setattr(env, "shipped_log_dir", lambda: tmp_path / "none shipped")  # whose records might answer for a near shape
     monkeypatch.setattr(demo, "tune", finds_nothing)
     monkeypatch.setattr(demo, "_PEERS", ("grouped_raster",))  # the compiled ones take a minute
     assert demo.run(tmp_path / "new" / "pictures", 2, printed) == 0

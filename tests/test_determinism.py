@@ -11,13 +11,15 @@ import pytest
 import torch
 from _helpers import EIGHT, OPS, operands, spec_of
 
-from tvm_orient import build, launch, lower
-from tvm_orient.device import cpu_device
 from tvm_orient.functional import warmup
-from tvm_orient.launch import Converted, Kernel
+from tvm_orient.kernels import resolve
 from tvm_orient.nn import OrientedConv2d
-from tvm_orient.spec import LAYOUTS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import serving
+from tvm_orient.runtime.kernel import GenericAdapter, Kernel
+from tvm_orient.schedules import choices as schedules_choices
 
 pytestmark = pytest.mark.timeout(600)  # the first test pays for the kernels of all
 _RUNS = 20
@@ -29,17 +31,17 @@ def problem(op: str, layout: str, dtype: str) -> ConvSpec:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> dict[ConvSpec, list[Kernel | Converted]]:
+def kernels() -> dict[ConvSpec, list[Kernel | GenericAdapter]]:
     """Of each problem its own kernel and the generic one; made before the load, under which a compiler takes minutes."""
     device, found = cpu_device(), {}
     for spec in itertools.starmap(problem, itertools.product(OPS, LAYOUTS, _DTYPES)):
-        choices = ([part.choice for part in build.explain(spec, device)], lower.generic_choices(spec, device))
-        found[spec] = [launch.load(spec, device, chosen) for chosen in choices]
+        choices = ([part.choice for part in resolve.explain(spec, device)], schedules_choices.generic_choices(spec, device))
+        found[spec] = [serving.load(spec, device, chosen) for chosen in choices]
     return found
 
 
 @pytest.fixture(scope="module")
-def load(kernels: dict[ConvSpec, list[Kernel | Converted]]) -> Iterator[None]:
+def load(kernels: dict[ConvSpec, list[Kernel | GenericAdapter]]) -> Iterator[None]:
     """Four threads that multiply matrices as fast as they can."""
     over = threading.Event()
 
@@ -60,7 +62,7 @@ def load(kernels: dict[ConvSpec, list[Kernel | Converted]]) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
-def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kernel | Converted]], op: str, layout: str, dtype: str) -> None:
+def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kernel | GenericAdapter]], op: str, layout: str, dtype: str) -> None:
     spec = problem(op, layout, dtype)
     first, second = operands(spec, 5)
     for kernel in kernels[spec]:

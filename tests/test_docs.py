@@ -19,7 +19,8 @@ import pytest
 import torch
 
 import tvm_orient as to
-from tvm_orient import device, reference
+from tvm_orient.evaluate import reference
+from tvm_orient.problem import device
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors", "moving")  # whole modules

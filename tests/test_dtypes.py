@@ -9,8 +9,9 @@ import torch
 from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of
 
 import tvm_orient as to
-from tvm_orient import lower
-from tvm_orient.device import arch_device, cpu_device
+from tvm_orient.compiler import library, lower
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.schedules import choices as schedules_choices
 
 HALVES = ("float16", "bfloat16")
 # name: channels, height, width, taps, stride, padding
@@ -46,15 +47,16 @@ def test_cuda(op: str, dtype: str, case: str) -> None:
 @pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
 @pytest.mark.parametrize(("arch", "dtype"), [("sm_80", "bfloat16"), ("sm_90a", "float16")])
 def test_cuda_compiles(arch: str, dtype: str) -> None:
-    from tvm_orient import nvrtc, sass
-    from tvm_orient.predict import together
+    from tvm_orient.compiler.predict import together
+    from tvm_orient.sass import cubin
+    from tvm_orient.toolchain import nvrtc
 
     device, sources = arch_device(arch), {}
     for op in OPS:
         spec = spec_of(op, 16, 28, 28, line(45, k=7), dtype=dtype)
-        for name, choices in (("own", lower.default_choices(spec, device)), ("generic", lower.generic_choices(spec, device))):
-            sources[f"{op}_{name}"] = lower.cuda_source(lower.scheduled(spec, device, choices), device)
-    assert len(sass.kernels(nvrtc.compile_cubin(together(sources), arch))) == 8  # conv_dw has two
+        for name, choices in (("own", schedules_choices.default_choices(spec, device)), ("generic", schedules_choices.generic_choices(spec, device))):
+            sources[f"{op}_{name}"] = library.cuda_source(lower.scheduled(spec, device, choices), device)
+    assert len(cubin.kernels(nvrtc.compile_cubin(together(sources), arch))) == 8  # conv_dw has two
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -125,7 +127,7 @@ def test_autocast_under_compile() -> None:
 
 def test_the_cpu_kernel_moves_two_bytes() -> None:
     spec = spec_of("conv", 4, 8, 32, line(0, k=7), dtype="bfloat16")
-    script = lower.scheduled(spec, cpu_device(), lower.default_choices(spec, cpu_device())).script()
+    script = lower.scheduled(spec, cpu_device(), schedules_choices.default_choices(spec, cpu_device())).script()
     assert '"bfloat16"' in script
     given = operands(spec, 1)
     assert {t.dtype for t in given} == {torch.bfloat16}

@@ -13,12 +13,13 @@ from _helpers import EIGHT, assert_close, check_blocks, check_cpu, check_serial,
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import build, ops
-from tvm_orient.device import arch_device, cpu_device
+from tvm_orient import ops
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.lower import default_choices
-from tvm_orient.spec import ACTIVATIONS, LAYOUTS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.kernels import resolve
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import ACTIVATIONS, LAYOUTS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules.choices import default_choices
 
 EPILOGUES = [(bias, name) for bias, name in itertools.product((True, False), ACTIVATIONS) if bias or name != "none"]
 NAMES = [name for name in ACTIVATIONS if name != "none"]
@@ -143,7 +144,7 @@ def test_modules() -> None:
 def test_records_of_the_plain_problem_serve() -> None:
     """An epilogue changes no decision, so none is tuned of its own."""
     spec = ended(True, "gelu")
-    for one, other in zip(build.explain(spec, cpu_device()), build.explain(spec.plain, cpu_device()), strict=True):
+    for one, other in zip(resolve.explain(spec, cpu_device()), resolve.explain(spec.plain, cpu_device()), strict=True):
         assert (one.choice, one.record) == (other.choice, other.record)
 
 

@@ -16,10 +16,16 @@ import torch
 from _helpers import line, spec_of
 
 import tvm_orient as to
-from tvm_orient import build, checks, errors, launch, lower, nvrtc, ops, schedules, tvmkit
-from tvm_orient.device import arch_device, cpu_device, device_for
-from tvm_orient.lower import Choice
-from tvm_orient.taps import Taps
+from tvm_orient import errors, ops
+from tvm_orient.compiler import library, lower
+from tvm_orient.kernels import build, compile_process
+from tvm_orient.ops import checks
+from tvm_orient.problem.device import arch_device, cpu_device, device_for
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import loader, serving
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.toolchain import nvrtc, tvm
 
 X, W = torch.randn(2, 6, 8, 9), torch.randn(6, 5)
 KEY = line(0, 45, k=5).key
@@ -29,7 +35,7 @@ KEY = line(0, 45, k=5).key
 def _nothing_is_built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any work: a test here that compiles something fails, but for those that are about compiling."""
     if "compiles" not in request.fixturenames:
-        monkeypatch.setattr(launch, "build", lambda *_, **__: pytest.fail("a kernel was asked for"))
+        monkeypatch.setattr(serving, "build", lambda *_, **__: pytest.fail("a kernel was asked for"))
 
 
 @pytest.fixture
@@ -150,7 +156,7 @@ def test_bad_arguments_under_compile() -> None:
 
 def test_operands_on_another_kind_of_device() -> None:
     with pytest.raises(to.Unsupported, match="on a CPU or a CUDA device, got meta"):
-        launch.device_of(X.to("meta"))
+        loader.device_of(X.to("meta"))
     with pytest.raises(to.Unsupported, match="got meta"):
         to.warmup(spec_of("conv", 6, 8, 9, line(0, k=5)), "meta")
 
@@ -165,7 +171,7 @@ def test_targets_and_archs() -> None:
 
 
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_orient.device.cuda_devices", tuple)
+    monkeypatch.setattr("tvm_orient.problem.device.cuda_devices", tuple)
     assert device_for("auto") == cpu_device()
     with pytest.raises(to.EnvironmentProblem, match=r"no CUDA GPU on this machine: .*--target cpu.*--arch sm_90a"):
         device_for("cuda")
@@ -179,7 +185,7 @@ def test_an_ffi_that_would_crash(version: str, monkeypatch: pytest.MonkeyPatch) 
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "apache-tvm-ffi" else real(name))
     with pytest.raises(to.EnvironmentProblem, match=rf"apache-tvm-ffi must be 0\.1\.14\.x .*got {version}: pip install"):
-        tvmkit.check_ffi()
+        tvm.check_ffi()
 
 
 def test_no_ffi(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +194,7 @@ def test_no_ffi(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(to.EnvironmentProblem, match="apache-tvm-ffi is not installed: pip install"):
-        tvmkit.check_ffi()
+        tvm.check_ffi()
 
 
 _OTHER_FFI = """
@@ -243,7 +249,7 @@ def test_no_linker_at_hand(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(to.EnvironmentProblem, match=r"needs a C[+][+] compiler.*install g[+][+]"):
-        lower.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "kernel.so")
+        library.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "kernel.so")
 
 
 def test_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,15 +280,15 @@ def test_what_the_compiler_says_is_kept(tmp_path: Any) -> None:
     import tvm
 
     with pytest.raises(to.BuildFailed, match=r"refused the kernel: .+"):
-        lower.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "no" / "folder" / "kernel.so")
+        library.compile_library(tvm.IRModule({}), cpu_device(), tmp_path / "no" / "folder" / "kernel.so")
 
 
 @pytest.mark.usefixtures("compiles")
 def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvm_orient import cache
+    from tvm_orient.kernels import cache
 
     store, spec = cache.KernelCache(tmp_path / "kernels"), spec_of("conv", 1, 3, 3, line(0, k=3))
-    real = build.compiled
+    real = compile_process.compiled
     monkeypatch.setattr(build, "compiled", lambda *_: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
     with pytest.raises(to.BuildFailed, match="on fire"):
         build.build(spec, cpu_device(), store=store)
@@ -293,7 +299,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest
 
 def test_no_template_serves() -> None:
     with pytest.raises(to.Unsupported, match=r"no template serves conv-.*shared_patch: for sums in float32, got float64"):
-        schedules.default(spec_of("conv", 1, 8, 8, line(0, k=3), dtype="float64"), arch_device("sm_90a"))
+        registry.default(spec_of("conv", 1, 8, 8, line(0, k=3), dtype="float64"), arch_device("sm_90a"))
 
 
 def test_an_unknown_template() -> None:

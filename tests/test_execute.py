@@ -14,12 +14,14 @@ import torch
 from _helpers import AHEAD, assert_close, line, nvrtc_missing, of_kind, operands, spec_of, with_template
 from _machine import Case, check_machine, machines, outcome
 
-from tvm_orient import nvrtc, sass, schedules
-from tvm_orient.device import arch_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
-from tvm_orient.execute import ORDERS, execute
-from tvm_orient.hazards import Fault
-from tvm_orient.lower import Choice, default_choices, generic_choices
+from tvm_orient.problem.device import arch_device
+from tvm_orient.sass import cubin
+from tvm_orient.sass.checked_memory import Fault
+from tvm_orient.sass.executor import ORDERS, execute
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
+from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -82,7 +84,7 @@ def test_machine_code_of_fused_epilogues(dtype: str, arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_both_passes_of_strips_dw(arch: str) -> None:
     """14x14, K=31, 67.5 degrees: a case of which an interpreter of other machine code has said that the second pass is wrong."""
-    template, spec = schedules.find("strips_dw"), spec_of("conv_dw", 4, 14, 14, line(67.5, k=31))
+    template, spec = registry.find("strips_dw"), spec_of("conv_dw", 4, 14, 14, line(67.5, k=31))
     (machine,) = machines({"case": (spec, [Choice.of(template, template.default(spec, arch_device(arch)))])}, arch).values()
     check_machine(machine, ORDERS)
 
@@ -90,7 +92,7 @@ def test_both_passes_of_strips_dw(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_copies_of_several_planes_of_no_whole_quads(arch: str) -> None:
     """Planes of 9 x 14 floats side by side, copied by two: the first float of each is at an even place."""
-    template, spec = schedules.find("strips_dw"), spec_of("conv_dw", 8, 9, 14, line(22.5, k=5))
+    template, spec = registry.find("strips_dw"), spec_of("conv_dw", 8, 9, 14, line(22.5, k=5))
     decisions = {"patch_h": 1, "patch_w": 14, "planes": 8, "vector": 2, "across": 1}
     (machine,) = machines({"case": (spec, [Choice.of(template, decisions)])}, arch).values()
     check_machine(machine, ORDERS)
@@ -149,7 +151,7 @@ def mutants(code: str, warps: int) -> Iterator[tuple[str, str]]:
 def test_every_mutant_is_found(arch: str) -> None:
     device, built, tried = arch_device(arch), {}, 0
     for i, (name, op, channels, size, taps, dtype, decisions) in enumerate(_MUTATED.values()):
-        template, spec = schedules.find(name), spec_of(op, channels, size, size, line(45, k=taps), dtype=dtype)
+        template, spec = registry.find(name), spec_of(op, channels, size, size, line(45, k=taps), dtype=dtype)
         built[f"mutant{i}"] = spec, [Choice.of(template, {**template.default(spec, device), **decisions})]
     survived = []
     for what, machine in zip(_MUTATED, machines(built, arch).values(), strict=True):
@@ -225,11 +227,11 @@ _BODIES = {
 
 
 @functools.cache
-def written(arch: str) -> dict[str, sass.Kernel]:
+def written(arch: str) -> dict[str, cubin.KernelFacts]:
     """Kernels with these bodies, all of one source."""
     texts = [f'extern "C" __global__ void {name}(const float* x, float* y, int n) {{ {body} }}' for name, body in _BODIES.items()]
     source = "\n".join(["#include <cuda_fp16.h>", "#include <cuda_bf16.h>", *texts])
-    return {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(source, arch))}
+    return {kernel.name: kernel for kernel in cubin.kernels(nvrtc.compile_cubin(source, arch))}
 
 
 def whole(value: Any) -> Any:

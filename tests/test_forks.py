@@ -16,10 +16,11 @@ import pytest
 from _helpers import line, spec_of
 from test_cache import KEY, maker
 
-from tvm_orient import compiler, launch
-from tvm_orient.cache import Busy, KernelCache
-from tvm_orient.device import cpu_device
 from tvm_orient.forks import Lock, kept
+from tvm_orient.kernels import compile_process
+from tvm_orient.kernels.cache import Busy, KernelCache
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.runtime import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -118,24 +119,24 @@ def test_no_other_locks_in_the_package() -> None:
 def test_a_problem_that_a_thread_compiles_while_the_process_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_ORIENT_BUILD", "8")
     busy, other = (spec_of("conv", 4, 12, width, line(30, k=7)) for width in (30, 31))
-    launch.forget()
-    launch.serving(other, cpu_device())  # the generic kernel is in the cache
-    launch.forget()
-    real = launch._made
+    serving.forget()
+    serving.kernel_for_call(other, cpu_device())  # the generic kernel is in the cache
+    serving.forget()
+    real = serving.acquire
 
     def hold(wait: Callable[[], None]) -> None:
         def made(spec: Any, *rest: Any) -> Any:
             if spec == busy:
                 wait()
-            return real(spec, *rest) if spec != busy else launch._generic(spec, cpu_device())
+            return real(spec, *rest) if spec != busy else serving._generic(spec, cpu_device())
 
-        monkeypatch.setattr(launch, "_made", made)
-        launch.kernel(busy, cpu_device())
+        monkeypatch.setattr(serving, "acquire", made)
+        serving.kernel(busy, cpu_device())
 
     with Held(hold):
-        assert in_child(lambda: isinstance(launch.serving(other, cpu_device()), launch.Provisional))
-        assert in_child(lambda: isinstance(launch.serving(busy, cpu_device()), launch.Provisional))
-    launch.forget()
+        assert in_child(lambda: isinstance(serving.kernel_for_call(other, cpu_device()), serving.ProvisionalKernel))
+        assert in_child(lambda: isinstance(serving.kernel_for_call(busy, cpu_device()), serving.ProvisionalKernel))
+    serving.forget()
 
 
 def test_the_lock_of_an_entry_stays_the_parents(tmp_path: Path) -> None:
@@ -163,9 +164,9 @@ def test_the_lock_of_an_entry_stays_the_parents(tmp_path: Path) -> None:
 
 
 def test_a_child_has_compilers_of_its_own() -> None:
-    shop = compiler._shop
-    assert in_child(lambda: compiler._shop is not shop and compiler._shop._room.acquire(blocking=False) and not compiler._shop._waiting)
-    assert compiler._shop is shop
+    shop = compile_process._shop
+    assert in_child(lambda: compile_process._shop is not shop and compile_process._shop._room.acquire(blocking=False) and not compile_process._shop._waiting)
+    assert compile_process._shop is shop
 
 
 _ORPHAN = """

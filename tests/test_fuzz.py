@@ -15,10 +15,11 @@ from _helpers import OPS, assert_close, check_cpu, check_generic, check_serial, 
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tvm_orient import launch, lower
-from tvm_orient.device import cpu_device
-from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, PADDING_MODES, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ACTIVATIONS, DTYPES, LAYOUTS, PADDING_MODES, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import choices
 
 pytestmark = pytest.mark.filterwarnings("ignore:theta is in radians")  # some of these are more than a turn
 
@@ -79,7 +80,7 @@ def test_generic_on_a_cpu(spec: ConvSpec, batch: int) -> None:
     given = operands(spec, batch, seed=batch)
     laid = [t.contiguous(memory_format=torch.channels_last) if spec.layout == "nhwc" and t.dim() == 4 else t for t in given]
     rounded = stored_rounding(spec, given)  # of the sum, before torch's epilogue
-    assert_close(launch.load(spec, cpu_device(), lower.generic_choices(spec, cpu_device()))(*laid), spec, given, extra=rounded)
+    assert_close(serving.load(spec, cpu_device(), choices.generic_choices(spec, cpu_device()))(*laid), spec, given, extra=rounded)
 
 
 @settings(max_examples=settings().max_examples * 2, **_SETTINGS)

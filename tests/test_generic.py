@@ -17,10 +17,15 @@ from test_cpu_schedules import CASES as CPU_CASES
 from test_cuda_schedules import CASES as CUDA_CASES
 
 import tvm_orient as to
-from tvm_orient import anysize, build, cache, launch, lower, paths
-from tvm_orient.device import arch_device, cpu_device
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient import env
+from tvm_orient.compiler import library, lower
+from tvm_orient.kernels import build, build_key, cache, manifest, resolve
+from tvm_orient.problem import generic_args
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import choices
 
 CPU, GPU = cpu_device(), arch_device("sm_90a")
 LONG: tuple[Any, ...] = (3, 40, 37, line(0, 22.5, 90, k=511))
@@ -52,12 +57,13 @@ def test_cuda(op: str, case: str) -> None:
 @pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_88", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120", "sm_121a"])
 def test_cuda_compiles_without_spills(arch: str) -> None:
-    from tvm_orient import nvrtc, sass
-    from tvm_orient.predict import together
+    from tvm_orient.compiler.predict import together
+    from tvm_orient.sass import cubin
+    from tvm_orient.toolchain import nvrtc
 
     device, specs = arch_device(arch), {op: spec_of(op, 1, 1, 1, line(0, k=1)) for op in OPS}
-    sources = {op: lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device) for op, spec in specs.items()}
-    kernels = sass.kernels(nvrtc.compile_cubin(together(sources), arch))
+    sources = {op: library.cuda_source(lower.scheduled(spec, device, choices.generic_choices(spec, device)), device) for op, spec in specs.items()}
+    kernels = cubin.kernels(nvrtc.compile_cubin(together(sources), arch))
     assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
     assert all(kernel.spills == 0 for kernel in kernels)
 
@@ -67,14 +73,14 @@ def test_cuda_compiles_without_spills(arch: str) -> None:
 def test_a_cuda_kernel_takes_operands_alone(op: str, dtype: str) -> None:
     """What a thread sums in is its own. TVM hands a buffer that is made outside the loop over threads to all of them, as one more operand."""
     spec, device = spec_of(op, 1, 1, 1, line(0, k=1), dtype=dtype), arch_device("sm_90a")
-    source = lower.cuda_source(lower.scheduled(spec, device, lower.generic_choices(spec, device)), device)
+    source = library.cuda_source(lower.scheduled(spec, device, choices.generic_choices(spec, device)), device)
     wanted = {"x", "dy", "table", "part", "dw"} if op == "conv_dw" else {"source", "w", "table", "out"}
     assert set(re.findall(r"\* __restrict__ (\w+)_ptr", source)) == wanted
 
 
 def test_one_kernel_serves_every_size() -> None:
     specs = [spec_of("conv", c, h, w, line(45, k=k)) for c, h, w, k in ((3, 8, 9, 5), (5, 40, 7, 9))]
-    kernels = [launch.load(spec, CPU, lower.generic_choices(spec, CPU)) for spec in specs]
+    kernels = [serving.load(spec, CPU, choices.generic_choices(spec, CPU)) for spec in specs]
     assert kernels[0].path == kernels[1].path
     for kernel, spec in zip(kernels, specs, strict=True):
         for batch in (0, 1, 3):
@@ -99,10 +105,10 @@ def test_a_layer_that_no_template_serves_runs_on_it(caplog: pytest.LogCaptureFix
 def test_one_angle_that_needs_it_takes_the_layer_with_it() -> None:
     """Each line of a long kernel is alone too long on a GPU only where it lies inside the plane."""
     spec = spec_of("conv", 64, 224, 224, line(0, 90, k=301))
-    parts = build.explain(spec, GPU)
+    parts = resolve.explain(spec, GPU)
     assert {part.choice.template for part in parts} == {"generic"}
     assert all("unrolls at most" in dict(part.tried)["default"] for part in parts)
-    key = build.build_key(spec, GPU, [part.choice for part in parts])
+    key = build_key.build_key(spec, GPU, [part.choice for part in parts])
     assert key.spec == "conv-generic-zeros-float32-nchw"
     assert len(key.choices) == 1
 
@@ -111,33 +117,33 @@ def test_where_compiling_is_off_it_stands_in(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
     spec = spec_of("conv", 3, 11, 12, line(45, k=5))
     given = operands(spec, 2)
-    launch.forget()
+    serving.forget()
     monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
     with pytest.raises(to.EnvironmentProblem, match=r"no kernel for conv-c3h11w12"):
         to.tap_conv2d(*given, spec.taps)
-    path = build.build(spec, CPU, lower.generic_choices(spec, CPU))
-    assert json.loads((path.parent / cache.HOW).read_text())["key"]["spec"] == anysize.key(spec)
-    assert paths.building_call() == 0
+    path = build.build(spec, CPU, choices.generic_choices(spec, CPU))
+    assert json.loads((path.parent / manifest.HOW).read_text())["key"]["spec"] == generic_args.key(spec)
+    assert env.building_call() == 0
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
     monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
     build.build(spec, CPU)
     monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
-    launch.forget()
-    assert launch.kernel(spec, CPU).path != path, "its own kernel comes first"
-    launch.forget()
+    serving.forget()
+    assert serving.kernel(spec, CPU).path != path, "its own kernel comes first"
+    serving.forget()
 
 
 def test_a_band_too_large_for_32_bits() -> None:
     spec = ConvSpec("conv", 1, 2**20, 2**20, line(90, k=4095))
     with pytest.raises(to.Unsupported, match=r"a band of conv-c1h1048576w1048576.*cut the plane into tiles"):
-        anysize.plan(spec, "cpu", 16)
+        generic_args.generic_args(spec, "cpu", 16)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_plans_are_int32_and_complete(kind: str, mode: str) -> None:
     for op in OPS:
-        plan = anysize.plan(spec_of(op, 2, 5, 6, FAR, 2, mode), kind, 8)
+        plan = generic_args.generic_args(spec_of(op, 2, 5, 6, FAR, 2, mode), kind, 8)
         assert all(table.dtype == np.int32 and table.flags.c_contiguous for table in plan.tables)
         assert all(type(number) is int and abs(number) < 2**31 for number in plan.numbers)
         assert (plan.workspace[1] > 0) == (op == "conv_dw")
@@ -151,9 +157,9 @@ def fourth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty cache, and kernels of their own from the fourth call on."""
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TVM_ORIENT_BUILD", "4")
-    launch.forget()
+    serving.forget()
     yield tmp_path
-    launch.forget()
+    serving.forget()
 
 
 def built(folder: Path) -> list[str]:
@@ -162,20 +168,20 @@ def built(folder: Path) -> list[str]:
 
 def test_a_new_problem_runs_at_once_and_is_built_when_it_stays(fourth: Path, caplog: pytest.LogCaptureFixture) -> None:
     specs = [spec_of("conv", 3, 5, width, line(45, k=5)) for width in (7, 8, 9)]
-    with caplog.at_level("INFO", logger="tvm_orient.launch"):
+    with caplog.at_level("INFO", logger="tvm_orient.runtime.serving"):
         for spec in specs:
             given = operands(spec, 2)
             assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    assert built(fourth) == [anysize.key(specs[0])], "one kernel for all of them"
+    assert built(fourth) == [generic_args.key(specs[0])], "one kernel for all of them"
     assert [record.message.partition(" ")[0] for record in caplog.records] == [spec.key for spec in specs], "each says so once"
     assert all("until call 4" in record.message and "tvm-orient tune" in record.message for record in caplog.records)
     caplog.clear()
     results = [to.tap_conv2d(*given, specs[-1].taps) for _ in range(5)]  # calls 2 to 6
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[2], results[3]), "its own from the fourth call on"
-    assert built(fourth) == [specs[-1].key, anysize.key(specs[0])]
+    assert built(fourth) == [specs[-1].key, generic_args.key(specs[0])]
     assert_close(results[-1], specs[-1], given)
-    assert launch.kernel(specs[-1], CPU).path == build.build(specs[-1], CPU)
+    assert serving.kernel(specs[-1], CPU).path == build.build(specs[-1], CPU)
 
 
 def test_warmup_makes_one_at_once(fourth: Path) -> None:
@@ -184,7 +190,7 @@ def test_warmup_makes_one_at_once(fourth: Path) -> None:
     to.tap_conv2d(*given, spec.taps)
     to.warmup(spec)
     assert spec.key in built(fourth)
-    own = launch.kernel(spec, CPU)(*given)
+    own = serving.kernel(spec, CPU)(*given)
     assert torch.equal(to.tap_conv2d(*given, spec.taps), own)
 
 
@@ -206,7 +212,7 @@ def test_a_kernel_that_cannot_be_built_leaves_the_generic_one(fourth: Path, monk
     def refuse(*_: object) -> None:
         raise to.BuildFailed("no")
 
-    monkeypatch.setattr(launch, "_made", refuse)
+    monkeypatch.setattr(serving, "acquire", refuse)
     for _ in range(8):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [f"{spec} stays on the generic kernel: no"]
@@ -216,7 +222,7 @@ def test_a_kernel_that_cannot_be_built_leaves_the_generic_one(fourth: Path, monk
 def test_what_the_variable_may_hold(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TVM_ORIENT_BUILD", text)
     with pytest.raises(to.InvalidArgument, match="TVM_ORIENT_BUILD must be a whole number >= 0"):
-        paths.building_call()
+        env.building_call()
 
 
 def test_warmup_of_a_model(fourth: Path) -> None:
@@ -232,7 +238,7 @@ def test_warmup_of_a_model(fourth: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     made = [key.partition("-c4h5w6-")[0] for key in built(fourth)]
     assert made == ["conv+bias", "conv+bias", "conv_dw", "conv_dw", "conv_dx"], "no gradient of the input was asked for"
-    assert paths.building_call() == 4
+    assert env.building_call() == 4
     with torch.no_grad():
         to.warmup(model.eval(), torch.randn(2, 4, 9, 9))
     assert sum("-c4h9w9-" in key for key in built(fourth)) == 2

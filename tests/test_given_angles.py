@@ -13,7 +13,8 @@ import torch
 
 import tvm_orient as to
 from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
-from tvm_orient.taps import Taps, angles_between, from_degrees
+from tvm_orient.problem.line_offsets import angles_between, from_degrees
+from tvm_orient.problem.taps import Taps
 
 X, W = torch.randn(1, 4, 6, 7), torch.randn(4, 5)
 

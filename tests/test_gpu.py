@@ -21,11 +21,12 @@ from test_epilogue import EPILOGUES, ended
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import launch, ops
-from tvm_orient.device import cuda_devices
-from tvm_orient.lower import default_choices
-from tvm_orient.spec import LAYOUTS, ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient import ops
+from tvm_orient.problem.device import cuda_devices
+from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import serving
+from tvm_orient.schedules.choices import default_choices
 
 _BLIND = bool(cuda_devices()) and not torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_BLIND, reason=f"there is a GPU, but torch {torch.__version__} has no CUDA")]
@@ -289,7 +290,7 @@ def test_the_current_stream(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_graph(op: str) -> None:
     spec = spec_of(op, 64, 14, 14, Taps.oriented(EIGHT, 7))
-    launch.forget()
+    serving.forget()
     to.warmup(spec, DEVICE)
     held = [t.to(DEVICE) for t in operands(spec, 4)]
     graph = torch.cuda.CUDAGraph()
@@ -307,7 +308,7 @@ def test_cuda_graph(op: str) -> None:
 def test_nothing_is_compiled_inside_a_cuda_graph() -> None:
     spec = spec_of("conv", 64, 14, 14, Taps.oriented(EIGHT, 7))
     given = [t.to(DEVICE) for t in operands(spec, 4)]
-    launch.forget()
+    serving.forget()
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(to.EnvironmentProblem, match="captured: call tvm_orient"), torch.cuda.graph(graph):
         run(spec, *given)
@@ -381,7 +382,7 @@ def test_compiled_whole() -> None:
 def test_the_kernel_is_the_one_of_this_gpu() -> None:
     device = cuda_devices()[0]
     spec = spec_of("conv", 16, 14, 14, line(45, k=7))
-    kernel = launch.kernel(spec, device)
+    kernel = serving.kernel(spec, device)
     assert kernel.device is device
     assert device.arch in (kernel.path.parent / "how.json").read_text()
     assert default_choices(spec, device)[0].template in (kernel.path.parent / "how.json").read_text()

@@ -25,10 +25,11 @@ import gpu_collect
 import gpu_results
 import gpu_summary
 
-from tvm_orient import cli, logs
-from tvm_orient.device import cpu_device
+from tvm_orient.bench.rows import read_csv
+from tvm_orient.cli import application
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.speeds import read_csv
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.records import store
 
 ROOT = Path(__file__).resolve().parent.parent
 Job = dict[str, Any]
@@ -37,7 +38,7 @@ SLUG = cpu_device().slug
 INSTANT = """
 import os, sys, time
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-from tvm_orient.served import serve
+from tvm_orient.toolchain.worker import serve
 device = dict(kind="cpu", name="a card", slug="a-card", arch="avx2", units=1, shared_memory=0, vector_bytes=32, index=0)
 def answer(request):
     if request["do"] == "facts":
@@ -384,11 +385,11 @@ def test_a_candidate_that_wins_becomes_a_record(kit: Path, tmp_path: Path) -> No
     shipped = tmp_path / "tuning_logs"
     said = list(gpu_collect.collect(out, tmp_path / "results", shipped))
     assert any("1 records of this run, 1 in all" in line for line in said), said
-    (record,) = logs.read(logs.log_path(shipped, SLUG, "conv")).records
+    (record,) = store.read(store.log_path(shipped, SLUG, "conv")).records
     assert (record.spec, record.template, record.decisions) == (job["spec"], job["choices"][0][0], dict(job["choices"][0][2]))
     assert (record.median_us, record.default_us) == (pytest.approx(1e-5 / 1.3 * 1e6), pytest.approx(10))
     assert {"gpu", "cc", "units", "driver", "date", "trials", "batch", "tvm", "tvm_ffi", "cuda", "version"} <= set(record.provenance)
-    done = CliRunner().invoke(cli.app, ["logs", "check", str(logs.log_path(shipped, SLUG, "conv"))])
+    done = CliRunner().invoke(application.app, ["logs", "check", str(store.log_path(shipped, SLUG, "conv"))])
     assert done.exit_code == 0, done.output
 
 

@@ -15,9 +15,12 @@ from _helpers import line, spec_of
 from typer.testing import CliRunner
 
 import tvm_orient as to
-from tvm_orient import build, cache, doctor_files, lookup, paths
-from tvm_orient.cli import app
-from tvm_orient.device import cpu_device
+from tvm_orient import env
+from tvm_orient.cli.application import app
+from tvm_orient.kernels import build, resolve, source_hash
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.records import lookup
+from tvm_orient.tools import doctor_files
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = spec_of("conv", 3, 6, 7, line(45, k=5))
@@ -35,27 +38,27 @@ def homeless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     if request.param == "left as it is":
         for name in ("user_cache_dir", "user_data_dir"):
-            monkeypatch.setattr(paths.platformdirs, name, lambda application: f"~/.somewhere/{application}")
+            monkeypatch.setattr(env.platformdirs, name, lambda application: f"~/.somewhere/{application}")
 
 
 @pytest.mark.usefixtures("homeless")
 @pytest.mark.parametrize(("folder", "folders", "variable"), [("user_log_dir", "user_log_dirs", "LOG"), ("cache_dir", "cache_dirs", "CACHE")])
 def test_a_folder_to_write_to_is_asked_for_and_one_to_read_is_not(folder: str, folders: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(to.EnvironmentProblem, match=f"has no home: set TVM_ORIENT_{variable}_DIR to a folder of yours, or HOME"):
-        getattr(paths, folder)()
-    assert getattr(paths, folders)() == []
+        getattr(env, folder)()
+    assert getattr(env, folders)() == []
     monkeypatch.setenv(f"TVM_ORIENT_{variable}_DIR", "~/mine")
     with pytest.raises(to.EnvironmentProblem, match=f"set TVM_ORIENT_{variable}_DIR"):
-        getattr(paths, folder)()
+        getattr(env, folder)()
     monkeypatch.setenv(f"TVM_ORIENT_{variable}_DIR", "/mine")
-    assert getattr(paths, folders)() == [Path("/mine")]
+    assert getattr(env, folders)() == [Path("/mine")]
 
 
 @pytest.mark.usefixtures("homeless")
 def test_lookup_reads_what_ships() -> None:
     found = lookup.lookup(SPEC, cpu_device(), lambda record: None)
     assert dict(found.tried).get("user") == "no folder to look in"
-    assert build.explain(SPEC, cpu_device())
+    assert resolve.explain(SPEC, cpu_device())
 
 
 @pytest.mark.usefixtures("homeless")
@@ -93,7 +96,7 @@ def test_the_doctor_says_what_to_set() -> None:
 
 def test_the_doctor_sees_a_cache_that_runs_no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(paths, "runs_no_programs", lambda _: True)
+    monkeypatch.setattr(env, "runs_no_programs", lambda _: True)
     state, detail, _ = doctor_files.kernel_cache()
     assert state == "broken"
     assert "mounted noexec" in detail
@@ -122,7 +125,7 @@ def test_tvm_is_imported_all_the_same() -> None:
 
 def hashed(tree: Path) -> str:
     """What a fresh process that imports the package from a folder takes for the hash of its sources."""
-    code = "import tvm_orient, tvm_orient.cache as c; print(c.source_hash(), c.__file__)"
+    code = "import tvm_orient, tvm_orient.kernels.cache as c; print(c.source_hash(), c.__file__)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree)
     digest, place = done.stdout.split()
     assert Path(place).is_relative_to(tree), "another installation was imported"
@@ -135,7 +138,7 @@ def test_an_installation_without_sources_has_a_key(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(ROOT / "tvm_orient", tree / "tvm_orient", ignore=ignored)
     shutil.copytree(ROOT / "schedules", tree / "tvm_orient" / "schedules", ignore=ignored)
-    assert hashed(tree) == cache.source_hash(), "sources are hashed wherever they lie"
+    assert hashed(tree) == source_hash.source_hash(), "sources are hashed wherever they lie"
 
     def compiled(*names: str) -> str:
         """The hash once these files are compiled anew and no source is there."""
@@ -152,7 +155,7 @@ def test_an_installation_without_sources_has_a_key(tmp_path: Path) -> None:
 
     assert compileall.compile_dir(tree, quiet=1, legacy=True, workers=2)
     digest = compiled()
-    assert digest != cache.source_hash()
+    assert digest != source_hash.source_hash()
     assert compiled("compute.py") == digest, "when it was compiled does not count"
     for name in ("compute.py", "schedules/cpu/rows.py"):
         with (tree / "tvm_orient" / name).open("a") as file:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import registration
+from tvm_orient import torch_hook
 
 X = torch.linspace(-1, 1, 2 * 4 * 6 * 7).reshape(2, 4, 6, 7)
 
@@ -99,10 +99,10 @@ def test_what_it_costs() -> None:
     assert float(share) < 0.5
 
 
-WHEN = "print(torch.ops.tvm_orient.conv, 'tvm_orient.flops' in sys.modules, any('orient' in str(one) for one in sys.meta_path))"
+WHEN = "print(torch.ops.tvm_orient.conv, 'tvm_orient.ops.flops' in sys.modules, any('orient' in str(one) for one in sys.meta_path))"
 
 
-@pytest.mark.parametrize("first", ["tvm_orient.launch", "tvm_orient.nn", "tvm_orient, torch"])
+@pytest.mark.parametrize("first", ["tvm_orient.runtime.serving", "tvm_orient.nn", "tvm_orient, torch"])
 def test_whichever_module_brings_torch(first: str) -> None:
     """Where a module of ours is the first to import torch the operators wait until it is whole."""
     assert fresh(f"import sys, {first}, torch\n{WHEN}", warnings="error").split() == ["tvm_orient.conv", "True", "False"]
@@ -154,9 +154,9 @@ def test_a_failure_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> types.ModuleType:
         raise AttributeError("this torch has no library")
 
-    monkeypatch.setattr(registration.importlib, "import_module", refuse)
+    monkeypatch.setattr(torch_hook.importlib, "import_module", refuse)
     with pytest.warns(UserWarning, match="has not registered its operators: AttributeError: this torch has no library"):
-        registration.register()
+        torch_hook.register()
 
 
 def test_dir_shows_the_interface() -> None:

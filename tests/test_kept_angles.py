@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient import angled, rounding
-from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
-from tvm_orient.taps import angles_between
+from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d, angled, rounding
+from tvm_orient.problem.line_offsets import angles_between
 
 ROOT = Path(__file__).resolve().parent.parent
 Layer = OrientedConv2d | DepthwiseOrientedConv1d

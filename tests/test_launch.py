@@ -15,11 +15,15 @@ import torch
 from _helpers import OPS, assert_close, line, operands, spec_of
 
 import tvm_orient as to
-from tvm_orient import cache, kernels, launch, lower, ops, paths
-from tvm_orient.build import build
-from tvm_orient.device import cpu_device
-from tvm_orient.lower import Choice
-from tvm_orient.spec import ConvSpec
+from tvm_orient import env, ops
+from tvm_orient.kernels import cache, manifest
+from tvm_orient.kernels.build import build
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import kernel as runtime_kernel
+from tvm_orient.runtime import loader, serving
+from tvm_orient.schedules import choices
+from tvm_orient.schedules.choices import Choice
 
 CPU = cpu_device()
 SPEC = spec_of("conv", 3, 6, 7, line(0, 45, k=5))
@@ -34,8 +38,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
         asked.append(spec)
         return build(spec, *given, **rest)
 
-    launch.forget()
-    monkeypatch.setattr(launch, "build", counted)
+    serving.forget()
+    monkeypatch.setattr(serving, "build", counted)
     return asked
 
 
@@ -44,14 +48,14 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
 def test_a_kernel_takes_any_batch(op: str, batch: int) -> None:
     spec = spec_of(op, 3, 6, 7, line(0, 45, k=5), 2)
     given = operands(spec, batch)
-    out = launch.kernel(spec, CPU)(*given)
+    out = serving.kernel(spec, CPU)(*given)
     assert out.is_contiguous()
     assert_close(out, spec, given)
 
 
 def test_a_kernel_is_loaded_once(builds: list[ConvSpec]) -> None:
-    first = launch.kernel(SPEC, CPU)
-    assert launch.kernel(SPEC, CPU) is first
+    first = serving.kernel(SPEC, CPU)
+    assert serving.kernel(SPEC, CPU) is first
     x, w = operands(SPEC, 2)
     for _ in range(3):
         to.tap_conv2d(x, w, SPEC.taps)
@@ -61,18 +65,18 @@ def test_a_kernel_is_loaded_once(builds: list[ConvSpec]) -> None:
 def test_forget_asks_again(builds: list[ConvSpec]) -> None:
     x, w = operands(SPEC, 2)
     before = to.tap_conv2d(x, w, SPEC.taps)
-    first = launch.kernel(SPEC, CPU)
-    launch.forget()
+    first = serving.kernel(SPEC, CPU)
+    serving.forget()
     after = to.tap_conv2d(x, w, SPEC.taps)
     assert builds == [SPEC, SPEC], "the op itself asks again, not only launch"
-    assert launch.kernel(SPEC, CPU) is not first
+    assert serving.kernel(SPEC, CPU) is not first
     assert torch.equal(before, after)
 
 
 def test_a_kernel_that_was_forgotten_still_runs() -> None:
     x, w = operands(SPEC, 2)
-    kernel = launch.kernel(SPEC, CPU)
-    launch.forget()
+    kernel = serving.kernel(SPEC, CPU)
+    serving.forget()
     assert_close(kernel(x, w), SPEC, (x, w))
 
 
@@ -89,11 +93,11 @@ def test_warmup(builds: list[ConvSpec]) -> None:
 def test_every_entry_says_how_it_was_made() -> None:
     for op in OPS:
         path = build(spec_of(op, 3, 6, 7, line(0, 45, k=5)), CPU)
-        how = json.loads((path.parent / cache.HOW).read_text())
-        assert path.name == cache.KERNEL
+        how = json.loads((path.parent / manifest.HOW).read_text())
+        assert path.name == manifest.KERNEL
         assert how["key"]["spec"] == f"{op}-c3h6w7-s1-zeros-float32-nchw-k5a0_45"
         assert (how["key"]["device"], how["key"]["model"], how["key"]["features"]) == (CPU.kin, CPU.model, CPU.features)
-        assert [choice[0] for choice in how["key"]["choices"]] == [c.template for c in lower.default_choices(ConvSpec.from_key(how["key"]["spec"]), CPU)]
+        assert [choice[0] for choice in how["key"]["choices"]] == [c.template for c in choices.default_choices(ConvSpec.from_key(how["key"]["spec"]), CPU)]
         assert how["facts"]["steps"] == ["default", "default"]
         assert set(how["facts"]["seconds"]) == {"schedule", "compile"}
         assert ("workspace" in how["facts"]) == (op == "conv_dw")
@@ -102,14 +106,14 @@ def test_every_entry_says_how_it_was_made() -> None:
 
 def test_choices_are_part_of_the_entry() -> None:
     spec = spec_of("conv", 2, 6, 18, line(45, k=5))
-    (default,) = lower.default_choices(spec, CPU)
+    (default,) = choices.default_choices(spec, CPU)
     other = Choice(default.template, default.version, tuple((k, 1 - v if k == "tap_outer" else v) for k, v in default.decisions))
     assert other != default
     paths = [build(spec, CPU, [choice]) for choice in (default, other)]
     assert paths[0] != paths[1]
     given = operands(spec, 2)
     for path in paths:
-        assert_close(launch.Kernel(spec, CPU, path)(*given), spec, given)
+        assert_close(runtime_kernel.Kernel(spec, CPU, path)(*given), spec, given)
 
 
 def test_two_threads_at_once(builds: list[ConvSpec]) -> None:
@@ -135,7 +139,7 @@ def test_two_threads_at_once(builds: list[ConvSpec]) -> None:
 
 
 def test_one_kernel_in_many_threads() -> None:
-    kernel = launch.kernel(spec_of("conv_dw", 3, 6, 7, line(0, 45, k=5)), CPU)
+    kernel = serving.kernel(spec_of("conv_dw", 3, 6, 7, line(0, 45, k=5)), CPU)
     results: dict[int, Any] = {}
 
     def work(index: int) -> None:
@@ -160,7 +164,7 @@ def test_more_elements_than_32_bits_count(op: str) -> None:
     shapes = {"x": (batch, 3, 6, 7), "dy": (batch, 3, 3, 4), "w": (3, 5)}
     first, second = (torch.zeros(1).expand(shapes[name]) for name in {"conv": ("x", "w"), "conv_dx": ("dy", "w"), "conv_dw": ("x", "dy")}[op])
     with pytest.raises(to.Unsupported, match=rf"at most {2**31 - 1} elements.*got {batch * 3 * 6 * 7}: split the batch"):
-        launch.kernel(spec, CPU)(first, second)
+        serving.kernel(spec, CPU)(first, second)
 
 
 def test_more_elements_of_workspace_than_32_bits_count() -> None:
@@ -170,11 +174,11 @@ def test_more_elements_of_workspace_than_32_bits_count() -> None:
     x = torch.zeros(1).expand(batch, 1, 1, 8)
     assert x.numel() < 2**31
     with pytest.raises(to.Unsupported, match=f"got {batch * 15}"):
-        launch.kernel(spec, CPU)(x, x)
+        serving.kernel(spec, CPU)(x, x)
 
 
 def test_operands_that_are_not_aligned_are_copied() -> None:
-    kernel = launch.kernel(SPEC, CPU)
+    kernel = serving.kernel(SPEC, CPU)
     x, w = operands(SPEC, 2)
     for offset in (1, 2, 4, 8, 16):
         moved = torch.cat([x.new_zeros(offset), x.flatten()])[offset:].view(x.shape)
@@ -235,8 +239,8 @@ def test_a_second_process_does_without_the_compiler(tmp_path: Path) -> None:
 def test_compiling_forbidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
-    launch.forget()
-    assert paths.building_call() == 0
+    serving.forget()
+    assert env.building_call() == 0
     x, w = operands(SPEC, 2)
     with pytest.raises(
         to.EnvironmentProblem, match=r"no kernel for conv-c3h6w7-.* and compiling is off \(TVM_ORIENT_BUILD=0\): run `tvm-orient build.*or unset it"
@@ -244,28 +248,28 @@ def test_compiling_forbidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         to.tap_conv2d(x, w, SPEC.taps)
     monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
     assert_close(to.tap_conv2d(x, w, SPEC.taps), SPEC, (x, w))
-    launch.forget()
+    serving.forget()
     monkeypatch.setenv("TVM_ORIENT_BUILD", "0")
     assert_close(to.tap_conv2d(x, w, SPEC.taps), SPEC, (x, w))
-    launch.forget()
+    serving.forget()
 
 
 def test_a_cache_that_others_can_write_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels").chmod(0o777)
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
-    launch.forget()
+    serving.forget()
     with pytest.raises(to.EnvironmentProblem, match="nobody else may write, got mode 0o777"):
-        launch.kernel(SPEC, CPU)
+        serving.kernel(SPEC, CPU)
 
 
 def test_no_runtime_library(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sys.modules.pop("tvm", None)
-    monkeypatch.setattr(kernels, "_runtimes", [])
+    monkeypatch.setattr(loader, "_runtimes", [])
     try:
-        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(runtime_kernel.importlib.util, "find_spec", lambda _: None)
         with pytest.raises(to.EnvironmentProblem, match=r"libtvm_runtime.so of apache-tvm, which is not installed: pip install"):
-            launch.load_runtime("cpu")
+            loader.load_runtime("cpu")
     finally:
         if real is not None:
             sys.modules["tvm"] = real

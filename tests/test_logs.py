@@ -18,13 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tvm_orient import logs, paths
-from tvm_orient.device import Device
+from tvm_orient import env
 from tvm_orient.errors import InvalidArgument, LogFileError
-from tvm_orient.logs import Record, append, log_path, merge, prune, read, write
-from tvm_orient.lookup import lookup
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.records import store as records_store
+from tvm_orient.records.lookup import lookup
+from tvm_orient.records.merge import merge, prune
+from tvm_orient.records.record import Record
+from tvm_orient.records.store import append, log_path, read, write
 
 H200 = Device("cuda", "NVIDIA H200", "nvidia-h200", "sm_90a", 132, 232448, 16)
 SPEC = ConvSpec("conv", 96, 56, 56, Taps.oriented(math.radians(22.5), 31))
@@ -181,7 +185,7 @@ def test_windows_line_ends_are_no_matter(tmp_path):
 def test_an_empty_file_is_an_empty_log(tmp_path):
     path = tmp_path / "conv.jsonl"
     path.touch()
-    assert read(path) == logs.LogFile(path)
+    assert read(path) == records_store.LogFile(path)
 
 
 @pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\0\0\xff\xfe\n\0\n", "{}".encode("utf-16"), b"\xff\xfe\xfd"])
@@ -378,7 +382,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(logs.os, "replace", fail)
+    monkeypatch.setattr(records_store.os, "replace", fail)
     with pytest.raises(LogFileError, match=r"conv\.jsonl.*No space left"):
         write([record(median_us=1.0)], path)
     assert path.read_bytes() == before
@@ -588,7 +592,7 @@ def test_mode_comes_from_the_environment(store, monkeypatch):
 
 def test_folders_come_from_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
-    monkeypatch.setattr(paths, "shipped_log_dir", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(env, "shipped_log_dir", lambda: tmp_path / "shipped")
     append(record(), tmp_path / "shipped")
     assert lookup(SPEC, H200, lambda r: None).step == "shipped"
     append(record())
@@ -596,7 +600,7 @@ def test_folders_come_from_paths(tmp_path, monkeypatch):
 
 
 def test_the_shipped_folder_is_there():
-    assert paths.shipped_log_dir().is_dir()
+    assert env.shipped_log_dir().is_dir()
 
 
 def test_the_fastest_record_answers_then_the_newest(store):

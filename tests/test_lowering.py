@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from test_gpu import ANGLES, LAYERS, SMALL
 
-from tvm_orient.device import arch_device
-from tvm_orient.lower import cuda_source, default_choices, scheduled
-from tvm_orient.spec import ConvSpec
+from tvm_orient.compiler.library import cuda_source
+from tvm_orient.compiler.lower import scheduled
+from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.schedules.choices import default_choices
 
 EVERY = [spec for _, spec in SMALL] + LAYERS + ANGLES
 _STEP = 7  # of every so many one is lowered in each run of the tests

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tvm_orient.moving import optimizer_state
+from tvm_orient.nn.moving import optimizer_state
 
 ANGLES = torch.tensor([0.1, 0.1, 0.5, 0.5])
 

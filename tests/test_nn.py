@@ -14,7 +14,8 @@ from torch import Tensor
 
 import tvm_orient as to
 from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.taps import Taps
 
 
 def image() -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tvm_orient as to
 from tvm_orient import ops
-from tvm_orient.taps import Taps
+from tvm_orient.problem.taps import Taps
 
 THREE = (0.3, 1.2, 2.7)
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvm_orient import peers, reference
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.bench.peers import base, dense, floors, registry
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
 
-PEERS = {peer.name: peer for peer in peers.PEERS}
+PEERS = {peer.name: peer for peer in registry.PEERS}
 COMPILED = [name for name in PEERS if name.startswith("compiled")]
 OPS = ["conv", "conv_dx", "conv_dw"]
 TAPS = {
@@ -37,14 +39,14 @@ def operands(spec: ConvSpec, batch: int = 2, device: str = "cpu") -> tuple[Tenso
     return {"conv": (x, w), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
 
 
-def check(peer: peers.Peer, spec: ConvSpec, device: str = "cpu") -> None:
+def check(peer: base.Peer, spec: ConvSpec, device: str = "cpu") -> None:
     inputs = operands(spec, device=device)
-    with peers.settings():
+    with base.settings():
         result = peer.make(spec, device)(*inputs)
     expected = reference.run(spec, *inputs)
     assert result.shape == expected.shape
     assert result.dtype == torch.float32
-    assert (result - expected).abs().max() <= reference.tolerance(spec, 2, *inputs)
+    assert (result - expected).abs().max() <= tolerance.tolerance(spec, 2, *inputs)
 
 
 def specs(op: str, taps: Taps) -> list[ConvSpec]:
@@ -61,7 +63,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize("name", PEERS)
 def test_same_function(name: str, taps: str, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_compiled", lambda function: function)
+    monkeypatch.setattr(base, "compiled_peer", lambda function: function)
     for spec in specs(op, TAPS[taps]):
         if PEERS[name].applies(spec) is None:
             check(PEERS[name], spec)
@@ -128,7 +130,7 @@ def test_cudnn_by_name(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_are_unique_and_described() -> None:
-    everyone = peers.PEERS + peers.FLOORS
+    everyone = registry.PEERS + floors.FLOORS
     assert len({peer.name for peer in everyone}) == len(everyone)
     assert all(peer.describe and "\n" not in peer.describe for peer in everyone)
 
@@ -145,7 +147,7 @@ def test_channels_last_is_asked_for_and_kept() -> None:
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
 def test_floors(op: str, stride: tuple[int, int]) -> None:
     spec = ConvSpec(op, 3, 7, 8, TAPS["flat"], stride)
-    (floor,) = (floor for floor in peers.FLOORS if floor.applies(spec) is None)
+    (floor,) = (floor for floor in floors.FLOORS if floor.applies(spec) is None)
     inputs = operands(spec)
     call = floor.make(spec, "cpu")
     result = call(*inputs)
@@ -159,6 +161,6 @@ def test_floors(op: str, stride: tuple[int, int]) -> None:
 
 def test_onednn_is_off_only_inside() -> None:
     before = torch.backends.mkldnn.enabled
-    with peers._without_onednn():
+    with dense._without_onednn():
         assert not torch.backends.mkldnn.enabled
     assert torch.backends.mkldnn.enabled == before

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvm_orient import pool
 from tvm_orient.errors import EnvironmentProblem
+from tvm_orient.toolchain import openmp
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -39,8 +39,8 @@ import ctypes, math, os, sys
 import torch
 import tvm_orient as to
 from tvm_orient import launch, reference
-from tvm_orient.device import cpu_device
-from tvm_orient.spec import ConvSpec
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
 
 TAPS = to.Taps.oriented([0.0, math.pi / 4], 7)
 SPEC = ConvSpec("conv", 16, 40, 48, TAPS)
@@ -103,7 +103,7 @@ def library(folder: Path, name: str, source: str) -> Path:
     """A shared library of this name made of C source."""
     path, text = folder / name, folder / f"{name}.c"
     text.write_text(source)
-    subprocess.run([pool.compiler(), "-shared", "-fPIC", "-w", "-o", str(path), str(text)], check=True)
+    subprocess.run([openmp.compiler(), "-shared", "-fPIC", "-w", "-o", str(path), str(text)], check=True)
     return path
 
 
@@ -117,8 +117,8 @@ def stand_ins(folder: Path) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The launcher of the kernels as a library by itself, on torch's threads."""
-    found = ctypes.CDLL(str(library(tmp_path_factory.mktemp("launcher"), "launcher.so", pool.SOURCE)))
-    pool.connect(found)
+    found = ctypes.CDLL(str(library(tmp_path_factory.mktemp("launcher"), "launcher.so", openmp.SOURCE)))
+    openmp.connect(found)
     return found
 
 
@@ -181,12 +181,12 @@ def test_a_task_that_fails_is_reported(launcher: ctypes.CDLL) -> None:
 
 def test_a_torch_without_the_functions_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch._C, "__file__", str(library(tmp_path, "older.so", "int nothing;")))
-    pool._torch_functions.cache_clear()
+    openmp._torch_functions.cache_clear()
     try:
         with pytest.raises(EnvironmentProblem, match=r"torch's threads, which torch .* lends to nobody: install torch 2.11 or later"):
-            pool._torch_functions()
+            openmp._torch_functions()
     finally:
-        pool._torch_functions.cache_clear()
+        openmp._torch_functions.cache_clear()
 
 
 FORKED = """

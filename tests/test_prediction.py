@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import prediction
 
-from tvm_orient.figures import figures
-from tvm_orient.speeds import DEFAULT, TUNED, write_csv
-from tvm_orient.taps import Taps
+from tvm_orient.bench.rows import DEFAULT, TUNED, write_csv
+from tvm_orient.perf_model.gpu_specs import gpu_spec
+from tvm_orient.problem.taps import Taps
 
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
 
@@ -32,7 +32,7 @@ def test_untuned_kernels_of_one_angle_with_cold_caches(tmp_path: Path) -> None:
         (found,) = csv.DictReader(file)
     assert (found["spec"], found["bound"], found["arch"]) == (one.key, "dram", "sm_90a")
     # bound by DRAM: the bytes that must move, at the bandwidth that a copy reaches
-    h200 = figures("sm_90a")
+    h200 = gpu_spec("sm_90a")
     moved = 1e3 * one.bytes_moved(64) / (h200.dram * h200.sms * h200.clock)
     assert float(found["predicted_ms"]) == pytest.approx(moved, rel=0.02)
     assert float(found["share"]) == pytest.approx(float(found["predicted_ms"]) / float(found["measured_ms"]), rel=0.01)

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvm_orient import published, reference
-from tvm_orient.bench import bench
-from tvm_orient.device import cpu_device
+from tvm_orient.bench.bench import bench
+from tvm_orient.bench.peers import published
 from tvm_orient.errors import Unsupported
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps, angles_between
-from tvm_orient.timers import time_limit
+from tvm_orient.evaluate import reference
+from tvm_orient.evaluate.timing import time_limit
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
 EIGHT = Taps.oriented(angles_between(8), 7)

@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 
-from tvm_orient import build, journal, logs, quiet, schedules, timers, tune
-from tvm_orient.contest import contest, noise
-from tvm_orient.device import Device, arch_device, cpu_device
 from tvm_orient.errors import InvalidArgument, TuningFailed
-from tvm_orient.lower import Choice
-from tvm_orient.measure import Timing
-from tvm_orient.plausible import doubtful, impossible
-from tvm_orient.quiet import Busy, Patience
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.evaluate import machine as evaluate_machine
+from tvm_orient.kernels import resolve
+from tvm_orient.problem.device import Device, arch_device, cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.records import record as records_record
+from tvm_orient.records import store
+from tvm_orient.records.plausible import doubtful, impossible
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.tuning import journal, quiet, tune
+from tvm_orient.tuning import result as tuning_result
+from tvm_orient.tuning.quiet import Busy, Patience
+from tvm_orient.tuning.runner import Timing
+from tvm_orient.tuning.winner import contest, noise
 
 SPEC = ConvSpec("conv", 64, 28, 28, Taps.oriented([0.0, 0.4], 7))
 PART = SPEC.parts()[0][2]
@@ -59,7 +65,7 @@ class Shop:
         pass
 
     def built(self, part: ConvSpec, choice: Choice) -> tuple[Path, None]:
-        return Path("default" if choice == Choice.of(*schedules.default(part, cpu_device())) else "other"), None
+        return Path("default" if choice == Choice.of(*registry.default(part, cpu_device())) else "other"), None
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., li
     def make(*shares: float | None) -> list[float]:
         clock, slept = [0.0], []
         looks: Iterator[float | None] = itertools.chain(shares[:-1], itertools.repeat(shares[-1]))
-        monkeypatch.setattr(timers, "others_busy", lambda: next(looks))
+        monkeypatch.setattr(evaluate_machine, "others_busy", lambda: next(looks))
         monkeypatch.setattr(quiet.time, "monotonic", lambda: clock[0])
 
         def sleep(seconds: float) -> None:
@@ -83,7 +89,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., li
     return make
 
 
-def tuned(tmp_path: Path, times: dict[str, list[float]], spec: ConvSpec = PART, **how: Any) -> list[tune.Outcome]:
+def tuned(tmp_path: Path, times: dict[str, list[float]], spec: ConvSpec = PART, **how: Any) -> list[tuning_result.Outcome]:
     return tune.tune(spec, cpu_device(), trials=how.pop("trials", 3), batch=BATCH, directory=tmp_path, shop=Shop(times), **how)  # type: ignore[arg-type]
 
 
@@ -133,8 +139,8 @@ def test_the_share_is_of_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "read_text", lambda _: next(texts))
     found = []
     for cores in ({0}, {1}, {0, 1}):
-        monkeypatch.setattr(timers.os, "sched_getaffinity", lambda _, cores=cores: cores)
-        found.append(timers.others_busy(0.0))
+        monkeypatch.setattr(evaluate_machine.os, "sched_getaffinity", lambda _, cores=cores: cores)
+        found.append(evaluate_machine.others_busy(0.0))
     assert found == [0.0, 1.0, 0.5]
 
 
@@ -196,9 +202,9 @@ def test_a_quiet_run_records(machine: Callable[..., list[float]], tmp_path: Path
     assert outcome.doubt == ""
     assert outcome.record is not None
     assert outcome.record.default_us == pytest.approx(3e6 * COPY)
-    assert outcome.written == logs.log_path(tmp_path, cpu_device().slug, "conv")
-    assert [row.line for row in logs.read(outcome.written).records] == [outcome.record.line]
-    assert build.accepts(PART, cpu_device(), outcome.record) is None
+    assert outcome.written == store.log_path(tmp_path, cpu_device().slug, "conv")
+    assert [row.line for row in store.read(outcome.written).records] == [outcome.record.line]
+    assert resolve.accepts(PART, cpu_device(), outcome.record) is None
 
 
 def test_where_the_default_wins_that_is_written(machine: Callable[..., list[float]], tmp_path: Path) -> None:
@@ -206,7 +212,7 @@ def test_where_the_default_wins_that_is_written(machine: Callable[..., list[floa
     (outcome,) = tuned(tmp_path, {**STEADY, "other": [4 * COPY]})
     assert (outcome.record, outcome.note) == (None, "the default is the best found")
     assert outcome.written is not None
-    (row,) = logs.read(outcome.written).records
+    (row,) = store.read(outcome.written).records
     assert row.median_us == row.default_us
 
 
@@ -236,8 +242,8 @@ def test_a_comparison_is_made_again_before_it_is_given_up(machine: Callable[...,
 
 def test_no_trial_on_a_busy_machine(machine: Callable[..., list[float]], tmp_path: Path) -> None:
     machine(0.55)
-    waits: list[tune.Progress] = []
-    with pytest.raises(tune.TooBusy) as raised:
+    waits: list[tuning_result.Progress] = []
+    with pytest.raises(tuning_result.TooBusy) as raised:
         tuned(tmp_path, STEADY, report=waits.append, wait=5)
     assert raised.value.outcomes == []
     assert [seen.waiting for seen in waits] == [(0.55, 5), (0.55, 3), (0.55, 1)]
@@ -248,7 +254,7 @@ def test_no_trial_on_a_busy_machine(machine: Callable[..., list[float]], tmp_pat
 def test_work_that_begins_during_a_run_ends_it(looks: int, machine: Callable[..., list[float]], tmp_path: Path) -> None:
     """After the first look, or after the one before the first round; what was measured stays in the journal, and no record is written."""
     machine(*[0.0] * looks, 0.55)
-    with pytest.raises(tune.TooBusy) as raised:
+    with pytest.raises(tuning_result.TooBusy) as raised:
         tuned(tmp_path, STEADY, spec=SPEC, wait=0)
     (outcome,) = raised.value.outcomes  # the second angle does not begin
     assert outcome.doubt
@@ -262,11 +268,11 @@ def test_work_that_begins_during_a_run_ends_it(looks: int, machine: Callable[...
 def test_ctrl_c_while_waiting_keeps_what_was_found(machine: Callable[..., list[float]], tmp_path: Path) -> None:
     machine(*[0.0] * 3, 0.5)  # the first angle's looks: before it, before its round, before its last comparison
 
-    def stop(seen: tune.Progress) -> None:
+    def stop(seen: tuning_result.Progress) -> None:
         if seen.waiting:
             raise KeyboardInterrupt
 
-    with pytest.raises(tune.Interrupted) as raised:
+    with pytest.raises(tuning_result.Interrupted) as raised:
         tuned(tmp_path, STEADY, spec=SPEC, report=stop)
     (outcome,) = raised.value.outcomes
     assert outcome.record is not None
@@ -296,7 +302,7 @@ def test_a_busy_restart_forgets_nothing(machine: Callable[..., list[float]], tmp
     machine(0.0)
     tuned(tmp_path, STEADY)
     machine(0.9)
-    with pytest.raises(tune.TooBusy):
+    with pytest.raises(tuning_result.TooBusy):
         tuned(tmp_path, STEADY, restart=True, wait=0)
     machine(0.0)
     assert tuned(tmp_path, STEADY)[0].resumed == 3
@@ -319,18 +325,18 @@ def test_bad_wait(wait: float) -> None:
 # ---- records that exist -------------------------------------------------------------------------
 
 
-def record(device: Device, **fields: Any) -> logs.Record:
-    choice = Choice.of(*schedules.default(PART, device))
+def record(device: Device, **fields: Any) -> records_record.Record:
+    choice = Choice.of(*registry.default(PART, device))
     times = {"median_us": 120.0, "spread_us": 1.0, "default_us": 150.0, "floor_us": 1e6 * COPY, "provenance": {"batch": BATCH}}
     made = {"spec": PART.key, "template": choice.template, "template_version": choice.version, "decisions": dict(choice.decisions)}
-    return logs.Record(**{**made, "device": device.slug, "error": 0.0, **times, **fields})
+    return records_record.Record(**{**made, "device": device.slug, "error": 0.0, **times, **fields})
 
 
 def test_a_record_made_of_noise_never_answers() -> None:
     device = cpu_device()
-    assert build.accepts(PART, device, record(device)) is None
-    assert "its floor" in (build.accepts(PART, device, record(device, floor_us=7863.0, median_us=281.0, default_us=7980.0)) or "")
-    assert "spread" in (build.accepts(PART, device, record(device, spread_us=90.0)) or "")
+    assert resolve.accepts(PART, device, record(device)) is None
+    assert "its floor" in (resolve.accepts(PART, device, record(device, floor_us=7863.0, median_us=281.0, default_us=7980.0)) or "")
+    assert "spread" in (resolve.accepts(PART, device, record(device, spread_us=90.0)) or "")
 
 
 def test_what_does_not_say_its_batch_is_not_judged_by_its_floor() -> None:
@@ -341,7 +347,7 @@ def test_what_does_not_say_its_batch_is_not_judged_by_its_floor() -> None:
 
 
 def test_every_shipped_record_is_possible() -> None:
-    rows = [row for path in (Path(logs.__file__).parent.parent / "tuning_logs").rglob("*.jsonl") for row in logs.read(path).records]
+    rows = [row for path in (Path(store.__file__).parent.parent / "tuning_logs").rglob("*.jsonl") for row in store.read(path).records]
     assert [doubtful(row.spec, row.median_us, row.spread_us, row.floor_us, row.provenance) for row in rows] == [None] * len(rows)
 
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvm_orient import reference
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
 
 SIZES = [(1, 1), (1, 9), (8, 1), (5, 5), (14, 10), (7, 16), (13, 3)]
 STRIDES = [(1, 1), (2, 2), (2, 1), (3, 2)]
@@ -160,7 +161,7 @@ def test_run(op: str, batch: int) -> None:
     result = reference.run(spec, *operands(spec, batch))
     assert result.shape == {"conv": (batch, 8, 5, 3), "conv_dx": (batch, 8, 9, 6), "conv_dw": (8, 31)}[op]
     assert batch or not result.numel() or result.abs().max() == 0
-    assert reference.tolerance(spec, batch, *operands(spec, batch)) >= 0
+    assert tolerance.tolerance(spec, batch, *operands(spec, batch)) >= 0
 
 
 @pytest.mark.parametrize("op", ["conv", "conv_dx", "conv_dw"])
@@ -168,7 +169,7 @@ def test_run(op: str, batch: int) -> None:
 def test_tolerance_holds_float32_and_catches_a_fault(op: str, size: tuple[int, int]) -> None:
     spec = ConvSpec(op, 8, *size, EIGHT)
     first, second = operands(spec, 4)
-    exact, bound = reference.run(spec, first, second), reference.tolerance(spec, 4, first, second)
+    exact, bound = reference.run(spec, first, second), tolerance.tolerance(spec, 4, first, second)
     single = torch.zeros_like(exact, dtype=torch.float32)  # the same sums in float32, one tap at a time
     for lo, hi, s, out, into in reference._walk(EIGHT, 8, *size, (1, 1), "zeros"):
         if op == "conv":
@@ -185,11 +186,11 @@ def test_tolerance_holds_float32_and_catches_a_fault(op: str, size: tuple[int, i
 def test_tolerance_formula() -> None:
     u, taps = 2.0**-24, Taps.oriented(0.0, 3)
     x, w = torch.ones(1, 1, 4, 4), torch.full((1, 3), -2.0)
-    worst = reference.tolerance(ConvSpec("conv", 1, 4, 4, taps), 1, x, w)
+    worst = tolerance.tolerance(ConvSpec("conv", 1, 4, 4, taps), 1, x, w)
     assert worst == pytest.approx(6 * 3 * u / (1 - 3 * u), rel=1e-6)  # three products of magnitude 2
-    assert reference.tolerance(ConvSpec("conv", 1, 4, 4, taps, dtype="float64"), 1, x, w) == pytest.approx(2 * 6 * 3 * 2.0**-53)
+    assert tolerance.tolerance(ConvSpec("conv", 1, 4, 4, taps, dtype="float64"), 1, x, w) == pytest.approx(2 * 6 * 3 * 2.0**-53)
     deep = torch.ones(16, 1, 25, 25)  # ten thousand products of 1: 6 * 100 * u each
-    assert reference.tolerance(ConvSpec("conv_dw", 1, 25, 25, taps), 16, deep, deep) == pytest.approx(1e4 * 600 * u, rel=1e-4)
+    assert tolerance.tolerance(ConvSpec("conv_dw", 1, 25, 25, taps), 16, deep, deep) == pytest.approx(1e4 * 600 * u, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from _helpers import check_cpu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_orient import schedules
-from tvm_orient.device import device_for
-from tvm_orient.lower import Choice, scheduled
-from tvm_orient.rewrite import pieces, runs
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient.codegen.tir.vectorize_pieces import pieces, runs
+from tvm_orient.compiler.lower import scheduled
+from tvm_orient.problem.device import device_for
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
 
 
 @given(st.sets(st.integers(1, 300), min_size=1, max_size=5), st.sampled_from([1, 2, 4, 8, 16]))
@@ -48,7 +49,7 @@ def test_a_wide_row(op: str) -> None:
 def test_prefetches_stand_only_where_a_choice_asks_for_them(op: str, ahead: int) -> None:
     spec = ConvSpec(op, 8, 14, 14, Taps.oriented([0.3], 7))
     device = device_for("cpu")
-    template, decisions = schedules.default(spec, device)
+    template, decisions = registry.default(spec, device)
     text = scheduled(spec, device, [Choice.of(template, {**decisions, "ahead": ahead})]).script()
     assert ("llvm.prefetch" in text) == bool(ahead)
 
@@ -57,5 +58,5 @@ def test_prefetches_stand_only_where_a_choice_asks_for_them(op: str, ahead: int)
 def test_staged_rows_are_cut_at_the_edges_of_the_plane(width: int) -> None:
     spec = ConvSpec("conv", 4, 5, width, Taps.oriented([0.0], 7))
     device = device_for("cpu")
-    text = scheduled(spec, device, [Choice.of(*schedules.default(spec, device))]).script()
+    text = scheduled(spec, device, [Choice.of(*registry.default(spec, device))]).script()
     assert text.count('T.sblock("stage")') >= len(list(pieces((0, width), 4)))

@@ -13,8 +13,8 @@ import sanitize
 import typer
 from typer.testing import CliRunner
 
-from tvm_orient import schedules
-from tvm_orient.device import arch_device, cpu_device
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.schedules import registry
 
 APP = typer.Typer()
 APP.command()(sanitize.main)
@@ -37,9 +37,9 @@ def script(folder: Path, body: str) -> Path:
 def test_every_template_has_cases(kind: str) -> None:
     device = cpu_device() if kind == "cpu" else arch_device("sm_90a")
     shallow, deep = list(sanitize.cases(device, False)), list(sanitize.cases(device, True))
-    names = {template.name for template in schedules.TEMPLATES if template.kind == kind}
+    names = {template.name for template in registry.TEMPLATES if template.kind == kind}
     for found in (shallow, deep):
-        assert {choice.template for _, _, choices in found for choice in choices} == names | {schedules.GENERIC[kind].name}
+        assert {choice.template for _, _, choices in found for choice in choices} == names | {registry.GENERIC[kind].name}
     assert len(deep) > 3 * len(shallow)
     assert {spec.op for _, spec, _ in shallow} == {"conv", "conv_dx", "conv_dw"}
 

@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 
-from tvm_orient import banks, figures, integers, lower, nvrtc, sass, schedules, trace
-from tvm_orient.device import Device, arch_device
+from tvm_orient.compiler import library, lower
+from tvm_orient.compiler.predict import Predicted, predict, together
 from tvm_orient.errors import BuildFailed, InvalidArgument
-from tvm_orient.gather import gather
-from tvm_orient.lower import Choice
-from tvm_orient.predict import Predicted, predict, together
-from tvm_orient.spec import ConvSpec
+from tvm_orient.perf_model import gpu_specs
+from tvm_orient.problem.device import Device, arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.stencil import stencil
+from tvm_orient.sass import alu, bank_conflicts, decode, interpreter
+from tvm_orient.sass import cubin as sass_cubin
+from tvm_orient.sass import known as sass_known
+from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -30,11 +37,11 @@ _EM_CUDA = 190  # e_machine of a cubin
 
 def source_of(spec: ConvSpec, arch: str) -> str:
     device = arch_device(arch)
-    return lower.cuda_source(lower.scheduled(spec, device, lower.default_choices(spec, device)), device)
+    return library.cuda_source(lower.scheduled(spec, device, schedules_choices.default_choices(spec, device)), device)
 
 
-def kernels_of(source: str, arch: str = "sm_90a") -> dict[str, sass.Kernel]:
-    return {kernel.name: kernel for kernel in sass.kernels(nvrtc.compile_cubin(source, arch))}
+def kernels_of(source: str, arch: str = "sm_90a") -> dict[str, sass_cubin.KernelFacts]:
+    return {kernel.name: kernel for kernel in sass_cubin.kernels(nvrtc.compile_cubin(source, arch))}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -42,7 +49,7 @@ def test_every_arch(arch: str) -> None:
     cubin = nvrtc.compile_cubin(together({op: source_of(spec_of(op, 8, 28, 28, line(22.5, k=7)), arch) for op in OPS}), arch)
     assert cubin[:4] == b"\x7fELF"
     assert struct.unpack_from("<H", cubin, 18)[0] == _EM_CUDA
-    kernels = sass.kernels(cubin)
+    kernels = sass_cubin.kernels(cubin)
     assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
     for kernel in kernels:
         assert kernel.spills == 0
@@ -62,12 +69,12 @@ def defaults(
 ) -> list[tuple[ConvSpec, Choice]]:
     """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
     specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for k, height in sizes for angle in angles]
-    return [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
+    return [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
 
 
 def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:
     """What ranks the choices, before anything is compiled, against what is compiled: within 20 % for the pipe of memory."""
-    estimate = schedules.find(choice.template).estimate(spec, device, dict(choice.decisions))
+    estimate = registry.find(choice.template).estimate(spec, device, dict(choice.decisions))
     assert estimate["memory"] == pytest.approx(found.bounds[0].clocks["memory"], rel=0.2), spec
     assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01), spec
 
@@ -146,18 +153,18 @@ def test_eight_angles_in_one_kernel(height: int) -> None:
     assert kernel.spills == 0
     assert kernel.registers <= 168, "the angles take registers in turn, not together"
     assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
-    assert figures.resident_blocks(figures.figures("sm_90a"), threads, kernel.registers, kernel.shared - 1024) >= 3
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_90a"), threads, kernel.registers, kernel.shared - 1024) >= 3
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_the_next_tile_is_on_its_way_while_one_is_computed(arch: str) -> None:
     """Two stages: no wait between the copies of a tile and the multiply-adds of the one before it; and the prediction knows that they overlap."""
     device, spec = arch_device(arch), spec_of("conv", 512, 28, 28, line(22.5, k=7))
-    template, block = schedules.find("shared_patch"), {"patch_h": 7, "patch_w": 2, "row_patches": 4, "planes": 2, "weights_shared": 1, "collect": 0}
+    template, block = registry.find("shared_patch"), {"patch_h": 7, "patch_w": 2, "row_patches": 4, "planes": 2, "weights_shared": 1, "collect": 0}
     choices = [Choice.of(template, {**template.default(spec, device), **block, "turns": 4, "stages": stages}) for stages in (1, 2)]
     waiting, ahead = predict([(spec, choice) for choice in choices], device)
     (kernel,) = ahead.kernels
-    code = [step for step in trace.steps(kernel.code) if step.opcode[0] in ("LDGSTS", "LDGDEPBAR", "DEPBAR", "FFMA")]
+    code = [step for step in decode.steps(kernel.code) if step.opcode[0] in ("LDGSTS", "LDGDEPBAR", "DEPBAR", "FFMA")]
     order = [name for name, _ in itertools.groupby(" ".join([step.opcode[0], *step.operands[1:]][: 2 if step.opcode[0] == "DEPBAR" else 1]) for step in code)]
     assert order == ["LDGSTS", "LDGDEPBAR", "LDGSTS", "LDGDEPBAR", "DEPBAR 0x1", "FFMA"]
     assert ahead.spills == 0
@@ -174,8 +181,8 @@ def test_small_planes_in_one_kernel() -> None:
     """Eight angles of 7x7 planes, a plane a thread; and the template that stages nothing."""
     device = arch_device("sm_90a")
     spec = spec_of("conv", 512, 7, 7, line(*ANGLES, k=7))
-    choice, part = schedules.find("direct"), spec_of("conv", 512, 56, 56, line(45, k=3))
-    direct = lower.cuda_source(lower.scheduled(part, device, [Choice.of(choice, choice.default(part, device))]), device)
+    choice, part = registry.find("direct"), spec_of("conv", 512, 56, 56, line(45, k=3))
+    direct = library.cuda_source(lower.scheduled(part, device, [Choice.of(choice, choice.default(part, device))]), device)
     kernels = kernels_of(together({"planes": source_of(spec, "sm_90a"), "direct": direct}))
     assert all(kernel.spills == 0 and kernel.registers <= 128 for kernel in kernels.values())
     assert kernels["planes_kernel"].shared <= 36 * 1024
@@ -196,7 +203,7 @@ def test_counts_are_read_right() -> None:
       x[0] = room[i];
     }
     """
-    add, spill = sorted(sass.kernels(nvrtc.compile_cubin(source, "sm_80")), key=lambda kernel: kernel.name)
+    add, spill = sorted(sass_cubin.kernels(nvrtc.compile_cubin(source, "sm_80")), key=lambda kernel: kernel.name)
     assert (add.name, spill.name) == ("add", "spill")
     assert (add.shared, spill.shared) == (256, 0)
     assert (add.count("LDG"), add.count("LDS"), add.count("STS"), add.count("FFMA"), add.spills) == (1, 1, 1, 1, 0)
@@ -222,8 +229,8 @@ LOOP = """
 @pytest.mark.parametrize(("step", "ways"), [(33, 1), (32, 32), (2, 2), (1, 1)])
 def test_a_trace_follows_loops_branches_and_banks(arch: str, step: int, ways: int) -> None:
     """Two blocks of two warps; all counts are known from the source."""
-    (kernel,) = sass.kernels(nvrtc.compile_cubin(LOOP.replace("STEP", str(step)), arch))
-    ran = trace.run(kernel, 64, [0, 5], [7])
+    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(LOOP.replace("STEP", str(step)), arch))
+    ran = interpreter.run(kernel, 64, [0, 5], [7])
     assert (ran.blocks, ran.warps) == (2, 4)
     assert ran.count("LDG") == 4 * 64
     assert ran.sectors["load"] == 2 * 64 * 64 * 4 / 32
@@ -245,77 +252,77 @@ def test_a_trace_follows_votes(arch: str, n: int, stores: int) -> None:
       if (__all_sync(~0u, low)) y[threadIdx.x] = 1;
       if (__any_sync(~0u, low)) y[64 + threadIdx.x] = 1;
     }"""
-    (kernel,) = sass.kernels(nvrtc.compile_cubin(source, arch))
+    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(source, arch))
     assert "VOTE" in kernel.code
-    assert trace.run(kernel, 64, [0], [n]).stored == stores * 128
+    assert interpreter.run(kernel, 64, [0], [n]).stored == stores * 128
 
 
 def test_a_trace_follows_bits_of_a_register_that_is_not_known() -> None:
     class Given:
-        def __init__(self, **known: integers.Known) -> None:
+        def __init__(self, **known: sass_known.Known) -> None:
             self.known = known
 
-        def partial(self, text: str) -> integers.Known:
+        def partial(self, text: str) -> sass_known.Known:
             return (
-                self.known.get(text, integers.Known(None, None))
+                self.known.get(text, sass_known.Known(None, None))
                 if text[0] == "R" and text != "RZ"
-                else integers.Known(np.uint32(int(text.replace("RZ", "0"), 0)), True)
+                else sass_known.Known(np.uint32(int(text.replace("RZ", "0"), 0)), True)
             )
 
-    def and_or(reader: Given, lut: str, mask: str) -> integers.Known:
-        return integers.INTEGER["LOP3"](reader, ("LUT",), ("R1", "R1", mask, "RZ", lut, "!PT"))["R1"]
+    def and_or(reader: Given, lut: str, mask: str) -> sass_known.Known:
+        return alu.INTEGER["LOP3"](reader, ("LUT",), ("R1", "R1", mask, "RZ", lut, "!PT"))["R1"]
 
     cleared = and_or(Given(), "0xc0", "0xfffffdff")  # data & ~0x200
     assert (int(cleared.value[0]), cleared.bits) == (0, 0x200)
     filled = and_or(Given(R1=cleared), "0xfc", "0x200")  # ... | 0x200
     assert (int(filled.value[0]), filled.bits) == (0x200, 0x200)
     tested = and_or(Given(R1=filled), "0xc0", "0x200")  # ... & 0x200
-    assert (int(tested.value[0]), tested.bits) == (0x200, integers.ALL_BITS)
-    assert and_or(Given(R1=filled), "0xc0", "0x300").bits != integers.ALL_BITS, "the other bit is data"
+    assert (int(tested.value[0]), tested.bits) == (0x200, sass_known.ALL_BITS)
+    assert and_or(Given(R1=filled), "0xc0", "0x300").bits != sass_known.ALL_BITS, "the other bit is data"
 
 
 def test_a_trace_says_what_it_cannot_follow() -> None:
     source = 'extern "C" __global__ void main_kernel(int* x) { if (x[threadIdx.x] > 3) x[x[threadIdx.x + 32]] = 1; }'
-    (kernel,) = sass.kernels(nvrtc.compile_cubin(source, "sm_80"))
+    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(source, "sm_80"))
     with pytest.raises(BuildFailed, match="depends on data"):
-        trace.run(kernel, 32, [0])
+        interpreter.run(kernel, 32, [0])
 
 
 def test_wavefronts() -> None:
     lane, every = np.arange(32), np.ones(32, bool)
     cases = [(4 * lane, 4, 1), (8 * lane, 4, 2), (0 * lane, 4, 1), (16 * lane, 16, 4), (16 * lane, 4, 4), (8 * lane, 8, 2), (128 * lane, 4, 32)]
     for address, size, passes in cases:
-        assert banks.wavefronts(address, size, every) == passes, (address, size)
-    assert banks.wavefronts(128 * lane, 4, lane < 3) == 3
-    assert banks.wavefronts(132 * lane, 4, every) == 1
-    assert banks.wavefronts(132 * lane, 4, every, lines=True) == 32
+        assert bank_conflicts.wavefronts(address, size, every) == passes, (address, size)
+    assert bank_conflicts.wavefronts(128 * lane, 4, lane < 3) == 3
+    assert bank_conflicts.wavefronts(132 * lane, 4, every) == 1
+    assert bank_conflicts.wavefronts(132 * lane, 4, every, lines=True) == 32
 
 
 def test_resident_blocks() -> None:
     """By hand, from the limits of compute capability 9.0 and 8.9."""
-    assert figures.resident_blocks(figures.figures("sm_90a"), 256, 32, 0) == 8  # 64 warps
-    assert figures.resident_blocks(figures.figures("sm_90a"), 256, 128, 0) == 2  # 65536 registers
-    assert figures.resident_blocks(figures.figures("sm_90a"), 196, 56, 24320) == 5
-    assert figures.resident_blocks(figures.figures("sm_90a"), 32, 32, 48 * 1024) == 4  # 228 KiB
-    assert figures.resident_blocks(figures.figures("sm_89"), 32, 32, 0) == 24
-    assert figures.resident_blocks(figures.figures("sm_89"), 64, 32, 48 * 1024) == 2  # 100 KiB
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_90a"), 256, 32, 0) == 8  # 64 warps
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_90a"), 256, 128, 0) == 2  # 65536 registers
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_90a"), 196, 56, 24320) == 5
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_90a"), 32, 32, 48 * 1024) == 4  # 228 KiB
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_89"), 32, 32, 0) == 24
+    assert gpu_specs.resident_blocks(gpu_specs.gpu_spec("sm_89"), 64, 32, 48 * 1024) == 2  # 100 KiB
     with pytest.raises(InvalidArgument, match="no figures"):
-        figures.figures("sm_70")
+        gpu_specs.gpu_spec("sm_70")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_predictions_agree_with_what_is_known(arch: str) -> None:
     specs = [spec_of("conv", 16, 28, 28, line(45, k=7)), spec_of("conv_dx", 16, 28, 28, line(45, k=7), 2), spec_of("conv_dw", 16, 28, 28, line(22.5, k=7))]
     device = arch_device(arch)
-    for spec, found in zip(specs, predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device), strict=True):
+    for spec, found in zip(specs, predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device), strict=True):
         assert found.spills == 0
         assert len(found.bounds) == (2 if spec.op == "conv_dw" else 1)
         first = found.bounds[0]
-        live = len(gather(spec).every) / (4 if spec.op == "conv_dx" else 1)
+        live = len(stencil(spec).every) / (4 if spec.op == "conv_dx" else 1)
         assert first.fma >= live * 0.95
         assert first.worst == max(first.clocks.values()) == first.clocks[first.limit]
         assert 0 < first.occupancy <= 1
-        copied = 32 * spec.bytes_moved(64) / 64 / spec.outputs / figures.figures(arch).dram
+        copied = 32 * spec.bytes_moved(64) / 64 / spec.outputs / gpu_specs.gpu_spec(arch).dram
         assert copied <= first.clocks["dram"] <= 1.2 * copied
 
 
@@ -325,7 +332,7 @@ def test_what_nvrtc_refuses() -> None:
     with pytest.raises(BuildFailed, match=r"NVRTC refused the kernel for sm_90a.*spoon"):
         nvrtc.compile_cubin("void f() { spoon(); }", "sm_90a")
     with pytest.raises(BuildFailed, match="nvdisasm does not read"):
-        sass.kernels(b"\x7fELF not a cubin")
+        sass_cubin.kernels(b"\x7fELF not a cubin")
 
 
 def test_archs() -> None:
@@ -342,7 +349,7 @@ def test_stems_run_near_the_speed_of_dram(layout: str) -> None:
     device = arch_device("sm_90a")
     problems = (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))
     specs = [spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout) for op, height, angle in problems]
-    cases = [(spec, lower.default_choices(spec, device)[0]) for spec in specs]
+    cases = [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         assert found.spills == 0, spec
         assert found.kernels[0].shared <= 49152 + 1024
@@ -365,7 +372,7 @@ def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
     """A warp of channels shares its taps: at 28x28 every angle is near what DRAM allows, and nothing spills."""
     device = arch_device("sm_90a")
     specs = [dataclasses.replace(spec_of("conv", 512, 28, 28, line(angle, k=kernel_size)), layout="nhwc") for angle in (0, 22.5, 45, 90)]
-    for predicted in predict([(spec, lower.default_choices(spec, device)[0]) for spec in specs], device):
+    for predicted in predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device):
         assert predicted.spills == 0
         (one,) = predicted.bounds
         assert one.worst <= 1.2 * one.clocks["dram"], one.clocks

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tvm_orient.errors import EnvironmentProblem
-from tvm_orient.served import Died, Served, interpreter
+from tvm_orient.toolchain.worker import ChildProcess, Died, interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = """
 import os, sys, time
-from tvm_orient.served import serve
+from tvm_orient.toolchain.worker import serve
 dead = []
 def answer(request):
     print("what a library says")
@@ -37,17 +37,17 @@ def answer(request):
     return {"pid": os.getpid(), "said": request}
 serve(answer)
 """
-ECHO = "from tvm_orient.served import serve; serve(lambda request: {'said': request})"
+ECHO = "from tvm_orient.toolchain.worker import serve; serve(lambda request: {'said': request})"
 MOST = 1024  # the first descriptor that select does not take
 
 
 @pytest.fixture
-def served() -> Served:
+def served() -> ChildProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return Served([sys.executable, "-c", SERVER], 30, environment)
+    return ChildProcess([sys.executable, "-c", SERVER], 30, environment)
 
 
-def test_one_process_answers_until_it_fails(served: Served, tmp_path: Path) -> None:
+def test_one_process_answers_until_it_fails(served: ChildProcess, tmp_path: Path) -> None:
     served.log = tmp_path / "log"
     first, second = served.ask("a"), served.ask("b")
     assert (first["said"], second["said"], first["pid"]) == ("a", "b", second["pid"])
@@ -59,14 +59,14 @@ def test_one_process_answers_until_it_fails(served: Served, tmp_path: Path) -> N
     assert served.log.read_text() == "what a library says\n" * 4, "and none of it was taken for an answer"
 
 
-def test_a_lasting_one_is_kept(served: Served) -> None:
+def test_a_lasting_one_is_kept(served: ChildProcess) -> None:
     served.lasting = True
     assert "error" in served.ask("poison")
     assert "error" in served.ask("a")
     served.close()
 
 
-def test_death_and_silence(served: Served) -> None:
+def test_death_and_silence(served: ChildProcess) -> None:
     for request, said in (("die", "ended with status 7"), ("abort", "died of SIGABRT")):
         with pytest.raises(Died, match=said):
             served.ask(request)
@@ -82,7 +82,7 @@ def test_death_and_silence(served: Served) -> None:
 
 def test_a_bound_one_ends_with_who_asked(tmp_path: Path) -> None:
     asking = (
-        f"import sys; from tvm_orient.served import Served; s = Served([sys.executable, '-c', {SERVER!r}], 30, bound=True)\n"
+        f"import sys; from tvm_orient.toolchain.worker import Served; s = Served([sys.executable, '-c', {SERVER!r}], 30, bound=True)\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(s.ask('a')['pid'])); print('asked', flush=True); s.ask('hang')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -103,8 +103,8 @@ def test_a_bound_one_ends_with_who_asked(tmp_path: Path) -> None:
 # ---- which Python, and what is left ---------------------------------------------------------------
 
 
-def echo(code: str = ECHO) -> Served:
-    return Served([sys.executable, "-c", code], 20.0, {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+def echo(code: str = ECHO) -> ChildProcess:
+    return ChildProcess([sys.executable, "-c", code], 20.0, {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_answers_come_through_descriptors_beyond_those_of_select() -> None:
 
 
 def test_a_process_that_ended_of_itself_leaves_no_entry_in_the_table_of_processes() -> None:
-    asked = echo("from tvm_orient.served import serve; serve(lambda request: {}, idle=0.1)")
+    asked = echo("from tvm_orient.toolchain.worker import serve; serve(lambda request: {}, idle=0.1)")
     asked.ask("a")
     process = asked._process
     assert process is not None

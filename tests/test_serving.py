@@ -19,10 +19,14 @@ import torch
 from _helpers import EIGHT, OPS, assert_close, line, operands, spec_of
 
 import tvm_orient as to
-from tvm_orient import build, cache, compiler, cost, kernels, launch, lower
-from tvm_orient.device import arch_device, cpu_device
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
+from tvm_orient import env
+from tvm_orient.kernels import build, cache, compile_cost, compile_process, manifest, resolve
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import kernel, serving
+from tvm_orient.schedules import choices
+from tvm_orient.toolchain import worker
 
 CPU = cpu_device()
 MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an angle for each of 128 channels
@@ -36,10 +40,10 @@ def spec_at(width: int) -> ConvSpec:
 def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels of their own from the second call on; the generic one is in the session's cache."""
     monkeypatch.setenv("TVM_ORIENT_BUILD", "2")
-    launch.forget()
-    launch.load(spec_at(1), CPU, lower.generic_choices(spec_at(1), CPU))
+    serving.forget()
+    serving.load(spec_at(1), CPU, choices.generic_choices(spec_at(1), CPU))
     yield
-    launch.forget()
+    serving.forget()
 
 
 def never(*_: Any, **__: Any) -> Any:
@@ -53,13 +57,13 @@ def never(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize("op", OPS)
 def test_eight_directions_are_compiled_unasked_and_an_angle_a_channel_is_not(op: str, device: Any) -> None:
     published = spec_of(op, 128, 28, 28, Taps.oriented(EIGHT, 31))
-    assert 0 < cost.seconds(published, device) <= launch._UNASKED_S
-    assert cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * launch._UNASKED_S
+    assert 0 < compile_cost.seconds(published, device) <= serving._UNASKED_S
+    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._UNASKED_S
 
 
 def test_the_cost_grows_with_angles_and_taps_and_not_with_channels() -> None:
     lines = [spec_of("conv", c, 28, 28, Taps.oriented(EIGHT[:g], k)) for c, g, k in ((8, 2, 7), (800, 2, 7), (8, 4, 7), (8, 4, 15))]
-    seconds = [cost.seconds(spec, CPU) for spec in lines]
+    seconds = [compile_cost.seconds(spec, CPU) for spec in lines]
     assert seconds[0] == seconds[1] < seconds[2] < seconds[3]
 
 
@@ -80,14 +84,14 @@ def test_what_takes_long_is_not_compiled_unasked(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("second")
 def test_what_is_asked_for_is_compiled_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_at(11)
-    monkeypatch.setattr(launch, "_UNASKED_S", 0.0)
+    monkeypatch.setattr(serving, "_UNASKED_S", 0.0)
     given = operands(spec, 2)
     for _ in range(4):
         to.tap_conv2d(*given, spec.taps)
-    assert isinstance(launch.serving(spec, CPU), launch.Provisional)
+    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
     to.warmup(spec)
-    own = launch.serving(spec, CPU)
-    assert isinstance(own, kernels.Kernel)
+    own = serving.kernel_for_call(spec, CPU)
+    assert isinstance(own, kernel.Kernel)
     assert not own.generic
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
 
@@ -95,11 +99,11 @@ def test_what_is_asked_for_is_compiled_however_long_it_takes(monkeypatch: pytest
 @pytest.mark.usefixtures("second")
 def test_a_layer_of_which_one_angle_is_tuned_is_not_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of("conv", 128, 9, 11, MANY)
-    first, *others = build.explain(spec, CPU)
+    first, *others = resolve.explain(spec, CPU)
     tuned = dataclasses.replace(first, choice=dataclasses.replace(first.choice, step="user"))
-    monkeypatch.setattr(launch, "explain", lambda *_: [tuned, *others])
+    monkeypatch.setattr(serving, "explain", lambda *_: [tuned, *others])
     monkeypatch.setattr(build, "compiled", never)
-    assert isinstance(launch.serving(spec, CPU), launch.Provisional)
+    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
 
 
 # ---- other calls meanwhile ----------------------------------------------------------------------
@@ -116,7 +120,7 @@ def until(fact: Callable[[], bool]) -> None:
 def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that is due goes on after a while, every other call at once, and the kernel comes when it is made."""
     spec, other, gate, begun = spec_at(12), spec_at(13), threading.Event(), threading.Event()
-    real = launch._made
+    real = serving.acquire
 
     def made(wanted: ConvSpec, *rest: Any) -> Any:
         if wanted == spec:
@@ -124,31 +128,31 @@ def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
             assert gate.wait(60)
         return real(wanted, *rest)
 
-    monkeypatch.setattr(launch, "_made", made)
-    monkeypatch.setattr(launch, "_WAIT_S", 0.2)
+    monkeypatch.setattr(serving, "acquire", made)
+    monkeypatch.setattr(serving, "_WAIT_S", 0.2)
     given, others = operands(spec, 2), operands(other, 2)
     to.tap_conv2d(*given, spec.taps)
     due = threading.Thread(target=to.tap_conv2d, args=(*given, spec.taps))
     due.start()
     assert begun.wait(60)
-    provisional = launch.serving(spec, CPU)
-    assert isinstance(provisional, launch.Provisional)
+    provisional = serving.kernel_for_call(spec, CPU)
+    assert isinstance(provisional, serving.ProvisionalKernel)
     for _ in range(3):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)  # the same problem
     assert_close(to.tap_conv2d(*others, other.taps), other, others)  # a new one
     due.join(60)
     assert not due.is_alive()
-    assert launch.serving(spec, CPU) is provisional
+    assert serving.kernel_for_call(spec, CPU) is provisional
     gate.set()
-    until(lambda: not isinstance(launch.serving(spec, CPU), launch.Provisional))
+    until(lambda: not isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel))
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    assert launch.kernel(spec, CPU) is launch.serving(spec, CPU)
+    assert serving.kernel(spec, CPU) is serving.kernel_for_call(spec, CPU)
 
 
 @pytest.mark.usefixtures("second")
 def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, gate, begun = spec_at(24), threading.Event(), threading.Event()
-    real = launch._made
+    real = serving.acquire
 
     def made(*given: Any) -> Any:
         begun.set()
@@ -157,8 +161,8 @@ def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest
 
     given = operands(spec, 2)
     to.tap_conv2d(*given, spec.taps)
-    monkeypatch.setattr(launch, "_made", made)
-    monkeypatch.setattr(launch, "_WAIT_S", 40.0)
+    monkeypatch.setattr(serving, "acquire", made)
+    monkeypatch.setattr(serving, "_WAIT_S", 40.0)
     warm = threading.Thread(target=to.warmup, args=(spec,))
     warm.start()
     assert begun.wait(60)
@@ -168,7 +172,7 @@ def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest
     assert time.monotonic() - start < 30
     gate.set()
     warm.join(60)
-    assert isinstance(launch.serving(spec, CPU), kernels.Kernel)
+    assert isinstance(serving.kernel_for_call(spec, CPU), kernel.Kernel)
 
 
 @pytest.mark.usefixtures("second")
@@ -183,23 +187,23 @@ def test_what_another_process_compiles_is_looked_for_again(monkeypatch: pytest.M
 
     given = operands(spec, 2)
     to.tap_conv2d(*given, spec.taps)
-    monkeypatch.setattr(launch, "build", busy)
+    monkeypatch.setattr(serving, "build", busy)
     for _ in range(5):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    assert asked == [launch._UNASKED_LIMIT_S] * 3, "every second call"
+    assert asked == [serving._UNASKED_LIMIT_S] * 3, "every second call"
 
 
 def test_a_warmup_asks_for_its_own_thread_and_for_those_of_autograd() -> None:
     found: dict[str, bool] = {}
-    with launch.compiling_at_once():
-        found["its own"] = launch._asked()
-        python = threading.Thread(target=lambda: found.update(python=launch._asked()))
+    with serving.compiling_at_once():
+        found["its own"] = serving._asked()
+        python = threading.Thread(target=lambda: found.update(python=serving._asked()))
         python.start()
         python.join()
-        _thread.start_new_thread(lambda: found.update(native=launch._asked()), ())  # as one of autograd's, it is none of threading's
+        _thread.start_new_thread(lambda: found.update(native=serving._asked()), ())  # as one of autograd's, it is none of threading's
         until(lambda: "native" in found)
     assert found == {"its own": True, "python": False, "native": True}
-    assert not launch._asked()
+    assert not serving._asked()
 
 
 # ---- a compiler that dies -----------------------------------------------------------------------
@@ -211,14 +215,14 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def use(said: str) -> None:
         code = f"import os, sys; sys.stdin.readline(); os.write(2, {said!r}.encode()); os._exit(1)"
-        start = compiler._Compiler.__init__
+        start = compile_process._Compiler.__init__
 
-        def made(self: compiler._Compiler) -> None:
+        def made(self: compile_process._Compiler) -> None:
             start(self)
             self.command = [sys.executable, "-c", code]
 
-        monkeypatch.setattr(compiler._Compiler, "__init__", made)
-        monkeypatch.setattr(compiler, "_shop", compiler._Shop())
+        monkeypatch.setattr(compile_process._Compiler, "__init__", made)
+        monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
 
     return use
 
@@ -242,7 +246,7 @@ def test_a_compiler_that_dies_leaves_the_generic_kernel(dying: Callable[[str], N
     assert "stays on the generic kernel" in said
     assert "LLVM ERROR: out of registers" in said
     with pytest.raises(to.BuildFailed, match=r"ended with status 1.*out of registers"):
-        launch.kernel(spec, CPU)
+        serving.kernel(spec, CPU)
 
 
 def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -250,12 +254,12 @@ def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_
     cause = RuntimeError("ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status")
     problem = to.BuildFailed("refused the kernel: collect2: error: ld returned 1 exit status")
     problem.__cause__ = cause
-    monkeypatch.setattr(compiler, "make", lambda *_, **__: (_ for _ in ()).throw(problem))
-    monkeypatch.setattr(compiler.tempfile, "tempdir", None)
+    monkeypatch.setattr(compile_process, "make", lambda *_, **__: (_ for _ in ()).throw(problem))
+    monkeypatch.setattr(compile_process.tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    answer = compiler._answer(request_of(spec_at(17), tmp_path))
-    assert compiler.full(tmp_path, answer["trail"])
-    assert not compiler.full(tmp_path, answer["text"])
+    answer = compile_process._answer(request_of(spec_at(17), tmp_path))
+    assert compile_process.full(tmp_path, answer["trail"])
+    assert not compile_process.full(tmp_path, answer["text"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -270,18 +274,18 @@ def test_a_kernel_is_compiled_where_there_is_no_room_for_temporary_files(monkeyp
     changed = (tmp_path / "temporary").stat().st_mtime_ns
     for name in ("TMPDIR", "TMP", "TEMP"):
         monkeypatch.setenv(name, str(tmp_path / "temporary"))
-    monkeypatch.setattr(compiler, "_shop", compiler._Shop())
+    monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
     store = cache.KernelCache(tmp_path / "kernels")
     path = build.build(spec_at(18), CPU, store=store)
     assert (tmp_path / "temporary").stat().st_mtime_ns == changed
-    assert sorted(os.listdir(path.parent)) == [cache.HOW, cache.KERNEL]
+    assert sorted(os.listdir(path.parent)) == [manifest.HOW, manifest.KERNEL]
     given = operands(spec_at(18), 2)
-    assert_close(launch.Kernel(spec_at(18), CPU, path)(*given), spec_at(18), given)
-    (compiler._shop._waiting.pop()).end()
+    assert_close(kernel.Kernel(spec_at(18), CPU, path)(*given), spec_at(18), given)
+    (compile_process._shop._waiting.pop()).end()
 
 
 def test_a_compiler_with_nothing_to_do_ends_and_the_next_request_starts_another() -> None:
-    served = compiler.Served([sys.executable, "-c", "from tvm_orient.served import serve; serve(lambda asked: {'got': asked}, 0.2)"], 60.0)
+    served = worker.ChildProcess([sys.executable, "-c", "from tvm_orient.toolchain.worker import serve; serve(lambda asked: {'got': asked}, 0.2)"], 60.0)
     assert served.ask(1) == {"got": 1}
     assert served._process is not None
     assert served._process.wait(60) == 0
@@ -295,16 +299,16 @@ def test_a_compiler_with_nothing_to_do_ends_and_the_next_request_starts_another(
 
 def junk(*given: Any) -> dict[str, Any]:
     """A compiler that leaves a library of another machine."""
-    (given[3] / cache.KERNEL).write_bytes(b"\x7fELF of another machine")
+    (given[3] / manifest.KERNEL).write_bytes(b"\x7fELF of another machine")
     return {}
 
 
 @pytest.fixture
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
-    launch.forget()
+    serving.forget()
     yield tmp_path / "kernels"
-    launch.forget()
+    serving.forget()
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, *makers: Any) -> list[str]:
@@ -321,16 +325,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, *makers: Any) -> list[str]:
 
 def test_a_kernel_of_another_machine_is_built_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     spec = spec_at(19)
-    made = counted(monkeypatch, junk, compiler.compiled)
+    made = counted(monkeypatch, junk, compile_process.compiled)
     build.build(spec, CPU)
     given = operands(spec, 2)
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
     assert made == [spec.key] * 2
     assert sum("built again" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
-    launch.forget()
+    serving.forget()
     to.tap_conv2d(*given, spec.taps)
     assert len(made) == 2, "the new one is in the cache"
-    assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [launch.kernel(spec, CPU).path.parent.name]
+    assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [serving.kernel(spec, CPU).path.parent.name]
 
 
 def test_one_that_does_not_load_built_again_either_is_an_error_with_a_remedy(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +342,7 @@ def test_one_that_does_not_load_built_again_either_is_an_error_with_a_remedy(own
     made = counted(monkeypatch, junk)
     for _ in range(3):
         with pytest.raises(to.EnvironmentProblem, match=r"must be a library that this machine can load, and .*kernel.so is not .*set TVM_ORIENT_CACHE_DIR"):
-            launch.kernel(spec, CPU)
+            serving.kernel(spec, CPU)
     assert len(made) == 2, "once a process, not at every call"
 
 
@@ -351,17 +355,17 @@ def test_one_whose_rebuilding_fails_is_not_lost(own_cache: Path, monkeypatch: py
     counted(monkeypatch, junk, refuse)
     path = build.build(spec, CPU)
     with pytest.raises(to.BuildFailed, match="today"):
-        launch.kernel(spec, CPU)
+        serving.kernel(spec, CPU)
     assert path.read_bytes() == b"\x7fELF of another machine"
-    assert json.loads((path.parent / cache.HOW).read_text())["size"] == path.stat().st_size
+    assert json.loads((path.parent / manifest.HOW).read_text())["size"] == path.stat().st_size
 
 
 def test_on_a_file_system_that_runs_no_programs_nothing_is_built_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_at(22)
     made = counted(monkeypatch, junk)
-    monkeypatch.setattr(kernels.paths, "runs_no_programs", lambda _: True)
+    monkeypatch.setattr(env, "runs_no_programs", lambda _: True)
     with pytest.raises(to.EnvironmentProblem, match=r"its file system is mounted noexec\): set TVM_ORIENT_CACHE_DIR"):
-        launch.kernel(spec, CPU)
+        serving.kernel(spec, CPU)
     assert len(made) == 1
 
 

@@ -18,9 +18,12 @@ import pytest
 from _helpers import assert_close, line, operands, spec_of
 from test_cache import KEY, flip, maker
 
-from tvm_orient import build, launch, paths, shared
-from tvm_orient.cache import HOW, KERNEL, KernelCache
-from tvm_orient.device import cpu_device
+from tvm_orient import env
+from tvm_orient.kernels import build, shared_cache
+from tvm_orient.kernels.cache import KernelCache
+from tvm_orient.kernels.manifest import HOW, KERNEL
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.runtime import serving
 
 CPU = cpu_device()
 SPEC = spec_of("conv", 3, 6, 7, line(0, 45, k=5))
@@ -38,9 +41,9 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def told() -> Iterator[None]:
-    shared._warn_once.cache_clear()
+    shared_cache._warn_once.cache_clear()
     yield
-    shared._warn_once.cache_clear()
+    shared_cache._warn_once.cache_clear()
 
 
 def test_what_is_made_for_many_can_be_read_by_them(brought: Path, tmp_path: Path) -> None:
@@ -53,9 +56,9 @@ def test_what_is_made_for_many_can_be_read_by_them(brought: Path, tmp_path: Path
 
 def test_a_shared_kernel_is_found_and_the_folder_stays_as_it_is(brought: Path) -> None:
     before = sorted(path.name for path in brought.parents[1].iterdir())
-    assert shared.find(KEY) == brought.resolve()
+    assert shared_cache.find(KEY) == brought.resolve()
     assert sorted(path.name for path in brought.parents[1].iterdir()) == before
-    assert [how["name"] for how in shared.entries()[str(brought.parents[1])]] == [KEY.name]
+    assert [how["name"] for how in shared_cache.entries()[str(brought.parents[1])]] == [KEY.name]
 
 
 @pytest.mark.usefixtures("told")
@@ -65,7 +68,7 @@ def test_what_others_can_write_is_not_used(brought: Path, what: str, mode: int, 
     above = brought.parents[2]
     {"entry": brought.parent, "kernel": brought, "how": brought.with_name(HOW), "cache": brought.parents[1], "above": above}[what].chmod(mode)
     try:
-        assert [shared.find(KEY) for _ in range(2)] == [None] * 2
+        assert [shared_cache.find(KEY) for _ in range(2)] == [None] * 2
     finally:
         above.chmod(0o700)
     (said,) = [record.message for record in caplog.records]
@@ -79,7 +82,7 @@ def test_what_others_can_write_is_not_used(brought: Path, what: str, mode: int, 
 def test_what_another_user_owns_is_not_used(brought: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
     above = brought.parents[2]
     os.chown({"entry": brought.parent, "kernel": brought, "how": brought.with_name(HOW), "cache": brought.parents[1], "above": above}[what], OTHER, -1)
-    assert shared.find(KEY) is None
+    assert shared_cache.find(KEY) is None
     assert f"belongs to user {OTHER}" in caplog.text
     os.chown(above, 0, -1)
 
@@ -89,36 +92,36 @@ def test_links_are_followed_to_where_they_lead_and_no_further(brought: Path, tmp
     """A link to a safe folder is fine; a kernel that is one is not, and a folder behind one is looked at like any other."""
     (tmp_path / "link").symlink_to(brought.parents[1])
     monkeypatch.setenv("TVM_ORIENT_SHARED_CACHE", str(tmp_path / "link"))
-    assert shared.find(KEY) == brought.resolve()
+    assert shared_cache.find(KEY) == brought.resolve()
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / KEY.name).mkdir()
     shutil.copytree(brought.parent, tmp_path / "open" / KEY.name, dirs_exist_ok=True)
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to(tmp_path / "open")
-    assert shared.find(KEY) is None
+    assert shared_cache.find(KEY) is None
     monkeypatch.setenv("TVM_ORIENT_SHARED_CACHE", str(brought.parents[1]))
     brought.rename(tmp_path / "kernel elsewhere")
     brought.symlink_to(tmp_path / "kernel elsewhere")
-    assert shared.find(KEY) is None
+    assert shared_cache.find(KEY) is None
 
 
 @pytest.mark.usefixtures("told")
 def test_a_broken_entry_is_a_miss(brought: Path, caplog: pytest.LogCaptureFixture) -> None:
     flip(brought.parent)
-    assert shared.find(KEY) is None
+    assert shared_cache.find(KEY) is None
     assert "does not match the checksum" in caplog.text
 
 
 def test_folders_that_are_not_there_are_passed_over(brought: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders = [tmp_path / "nowhere", brought.parents[1]]
     monkeypatch.setenv("TVM_ORIENT_SHARED_CACHE", os.pathsep.join(["", *map(str, folders)]))
-    assert paths.shared_cache_dirs() == folders
-    assert shared.find(KEY) == brought.resolve()
+    assert env.shared_cache_dirs() == folders
+    assert shared_cache.find(KEY) == brought.resolve()
     monkeypatch.setenv("TVM_ORIENT_SHARED_CACHE", "")
-    assert shared.find(KEY) is None
+    assert shared_cache.find(KEY) is None
     monkeypatch.delenv("TVM_ORIENT_SHARED_CACHE")
-    assert paths.shared_cache_dirs() == [Path(sys.prefix) / "share" / "tvm_orient" / "kernels"]
+    assert env.shared_cache_dirs() == [Path(sys.prefix) / "share" / "tvm_orient" / "kernels"]
 
 
 def copied(entry: Path, cache_folder: Path, code: bytes | None = None) -> Path:
@@ -149,13 +152,13 @@ def test_a_kernel_that_was_brought_runs_and_one_that_does_not_load_is_built(load
     monkeypatch.setattr(build, "compiled", compiled)
     given = operands(SPEC, 2)
     for _ in range(2):
-        launch.forget()
-        kernel = launch.kernel(SPEC, CPU)
+        serving.forget()
+        kernel = serving.kernel(SPEC, CPU)
         assert kernel.path.parents[1] == (brought.parent if loads else tmp_path / "own")
         assert_close(kernel(*given), SPEC, given)
     assert made == ([] if loads else [SPEC]), "the second time it is in the user's cache"
     assert (tmp_path / "own").exists() != loads, "nothing is written where nothing is missing"
-    launch.forget()
+    serving.forget()
 
 
 _CALL = """

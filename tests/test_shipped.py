@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tvm_orient import build, doctor_files, logs, lookup, lower, paths
-from tvm_orient.device import Device, recorded_device
-from tvm_orient.logs import Record
-from tvm_orient.lower import Choice
-from tvm_orient.spec import ConvSpec
+from tvm_orient import env
+from tvm_orient.compiler import lower
+from tvm_orient.kernels import resolve
+from tvm_orient.problem.device import Device, recorded_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.records import lookup, store
+from tvm_orient.records.record import Record
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.tools import doctor_files
 
-FILES = sorted(paths.shipped_log_dir().glob("*/*.jsonl"))
-RECORDS = [record for path in FILES for record in logs.read(path).records]
+FILES = sorted(env.shipped_log_dir().glob("*/*.jsonl"))
+RECORDS = [record for path in FILES for record in store.read(path).records]
 
 
 def device_of(record: Record) -> Device:
@@ -23,14 +27,14 @@ def device_of(record: Record) -> Device:
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.stem}" for path in FILES])
 def test_every_shipped_record_answers(path: Path, tmp_path: Path) -> None:
-    log = logs.read(path)
+    log = store.read(path)
     assert (log.bad, log.blank, log.foreign) == (0, 0, 0)
     for record in log.records:
         assert (path.parent.name, path.stem) == (record.device, record.spec.partition("-")[0]), "lookup reads it nowhere else"
-        assert build.outdated(record) is None, record.line
+        assert resolve.outdated(record) is None, record.line
         spec, device = ConvSpec.from_key(record.spec), device_of(record)
-        folders = [tmp_path, paths.shipped_log_dir()]
-        found = lookup.lookup(spec, device, lambda other, spec=spec, device=device: build.accepts(spec, device, other), directories=folders)
+        folders = [tmp_path, env.shipped_log_dir()]
+        found = lookup.lookup(spec, device, lambda other, spec=spec, device=device: resolve.accepts(spec, device, other), directories=folders)
         assert (found.step, found.record) == ("shipped", record), "lookup answers with another"
         assert record.median_us <= record.default_us
 
@@ -58,9 +62,9 @@ def test_shipped_records_lower() -> None:
     ],
 )
 def test_doctor_sees_records_that_no_longer_answer(change: dict[str, object], why: str, tmp_path: Path) -> None:
-    path = logs.append(RECORDS[0].model_copy(update=change), tmp_path)
-    logs.append(RECORDS[0], tmp_path)
-    reason = build.outdated(RECORDS[0].model_copy(update=change))
+    path = store.append(RECORDS[0].model_copy(update=change), tmp_path)
+    store.append(RECORDS[0], tmp_path)
+    reason = resolve.outdated(RECORDS[0].model_copy(update=change))
     assert reason is not None
     assert why in reason
     state, detail, hint = doctor_files.log_folder(tmp_path, "none", shipped=True)
@@ -73,4 +77,4 @@ def test_doctor_sees_records_that_no_longer_answer(change: dict[str, object], wh
 
 
 def test_what_ships_is_in_order() -> None:
-    assert doctor_files.log_folder(paths.shipped_log_dir(), "none", shipped=True)[0] == "ok"
+    assert doctor_files.log_folder(env.shipped_log_dir(), "none", shipped=True)[0] == "ok"

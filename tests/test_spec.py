@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec, stride_pair
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec, stride_pair
+from tvm_orient.problem.taps import Taps
 
 pytestmark = pytest.mark.timeout(120, method="thread")  # naming a table must never become a long search; thread: no shrinking afterwards
 LINE = Taps.oriented(math.radians(22.5), 31)

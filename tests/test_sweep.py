@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import sanitize
 
-from tvm_orient.device import arch_device
 from tvm_orient.errors import BuildFailed
-from tvm_orient.execute import ORDERS
-from tvm_orient.spec import OPS
+from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.spec import OPS
+from tvm_orient.sass.executor import ORDERS
 
 _TOGETHER = 12  # cases that are compiled at once
 

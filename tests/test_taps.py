@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tvm_orient.errors import InvalidArgument
-from tvm_orient.taps import Taps, angles_between
+from tvm_orient.problem.line_offsets import angles_between
+from tvm_orient.problem.taps import Taps
 
 pytestmark = [
     pytest.mark.timeout(120, method="thread"),  # naming a table must never become a long search; thread: no shrinking afterwards

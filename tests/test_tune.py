@@ -13,16 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvm_orient import build, launch, logs, reference, schedules, search, timers, tune
-from tvm_orient.contest import contest
-from tvm_orient.device import cpu_device
 from tvm_orient.errors import BuildFailed, InvalidArgument
-from tvm_orient.lower import Choice
-from tvm_orient.measure import Timing, Worker
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
-from tvm_orient.tvmkit import target
-from tvm_orient.workshop import Workshop
+from tvm_orient.evaluate import machine, reference, tolerance
+from tvm_orient.kernels import resolve
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.records import record as records_record
+from tvm_orient.runtime import serving
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.toolchain.tvm import target
+from tvm_orient.tuning import angle_tuner, result, search, tune
+from tvm_orient.tuning.builder import BuilderPool
+from tvm_orient.tuning.runner import Runner, Timing
+from tvm_orient.tuning.winner import contest
 
 SPEC = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.4], 7))
 
@@ -39,9 +44,9 @@ def _search(measure, trials: int, seed: int = 0) -> None:
 @pytest.fixture(autouse=True)
 def _machine_under_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machinery is under test here, on a machine that other tests use: whatever is measured is believed (tests/test_quiet.py has the rest)."""
-    monkeypatch.setattr(timers, "others_busy", lambda: 0.0)
-    monkeypatch.setattr(tune, "contest", lambda *arguments: dataclasses.replace(contest(*arguments), doubt=""))  # type: ignore[type-var]
-    monkeypatch.setattr(tune, "noise", lambda *_: "")
+    monkeypatch.setattr(machine, "others_busy", lambda: 0.0)
+    monkeypatch.setattr(angle_tuner, "contest", lambda *arguments: dataclasses.replace(contest(*arguments), doubt=""))  # type: ignore[type-var]
+    monkeypatch.setattr(angle_tuner, "noise", lambda *_: "")
 
 
 def test_search_beats_chance_and_respects_validity() -> None:
@@ -82,9 +87,9 @@ def test_distinct_parts_take_one_of_each_mirrored_pair() -> None:
 @pytest.mark.parametrize("op", ["conv", "conv_dw"])
 def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
-    monkeypatch.setattr(tune, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
+    monkeypatch.setattr(angle_tuner, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
     spec = ConvSpec(op, 8, 14, 14, Taps.oriented([0.4], 7))
-    progress: list[tune.Progress] = []
+    progress: list[result.Progress] = []
     (first,) = tune.tune(spec, cpu_device(), trials=6, batch=2, report=progress.append)
     assert first.trials == 6
     assert first.resumed == 0
@@ -101,19 +106,19 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
     assert first.record.floor_us > 0
     here = cpu_device()
     assert [first.record.provenance[name] for name in ("cc", "units", "model")] == [here.arch, here.units, here.model]
-    (answer,) = build.explain(spec, cpu_device())
+    (answer,) = resolve.explain(spec, cpu_device())
     assert answer.choice.step == "user"
     assert dict(answer.choice.decisions) == first.record.decisions
-    launch.forget()
+    serving.forget()
     x, w, dy = torch.randn(2, 8, 14, 14), torch.randn(8, 7), torch.randn(2, 8, 14, 14)
     operands = (x, w) if op == "conv" else (x, dy)
-    out = launch.kernel(spec, cpu_device())(*operands)
-    assert float((out.double() - reference.run(spec, *operands)).abs().max()) <= reference.tolerance(spec, 2, *operands)
+    out = serving.kernel(spec, cpu_device())(*operands)
+    assert float((out.double() - reference.run(spec, *operands)).abs().max()) <= tolerance.tolerance(spec, 2, *operands)
 
 
 def test_a_wrong_winner_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "MARGIN", -10.0)
-    monkeypatch.setattr(Worker, "verify", lambda *_: (None, "differs from the reference by 1"))
+    monkeypatch.setattr(angle_tuner, "MARGIN", -10.0)
+    monkeypatch.setattr(Runner, "verify", lambda *_: (None, "differs from the reference by 1"))
     (outcome,) = tune.tune(ConvSpec("conv", 8, 14, 14, Taps.oriented(0.4, 7)), cpu_device(), trials=3, batch=1, directory=tmp_path)
     assert outcome.record is None
     assert outcome.note.startswith("wrong") or "default" in outcome.note
@@ -121,28 +126,28 @@ def test_a_wrong_winner_is_not_recorded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, count = Worker.time, []
+    real, count = Runner.time, []
 
-    def time_then_interrupt(self: Worker, *arguments: object) -> Timing:
+    def time_then_interrupt(self: Runner, *arguments: object) -> Timing:
         count.append(1)
         if len(count) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Worker, "time", time_then_interrupt)
+    monkeypatch.setattr(Runner, "time", time_then_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background with Ctrl-C ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             tune.tune(SPEC, cpu_device(), trials=12, batch=1, directory=tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
-    monkeypatch.setattr(Worker, "time", real)
+    monkeypatch.setattr(Runner, "time", real)
     outcomes = tune.tune(SPEC, cpu_device(), trials=6, batch=1, directory=tmp_path)
     assert outcomes[0].resumed >= 3
 
 
 def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
-    with Worker(cpu_device(), timeout=60) as worker:
+    with Runner(cpu_device(), timeout=60) as worker:
         missing = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
         assert missing.median is None
         assert missing.error
@@ -165,17 +170,17 @@ def test_bad_budget(name: str, value: float) -> None:
 def test_stale_record_is_refused_with_a_reason() -> None:
     part = SPEC.parts()[0][2]
     default = Choice.of(*__import__("tvm_orient.schedules", fromlist=["default"]).default(part, cpu_device()))
-    record = logs.Record(
+    record = records_record.Record(
         spec=part.key, template=default.template, template_version=default.version + 1, decisions=dict(default.decisions), device=cpu_device().slug,
         median_us=1.0, spread_us=0.0, default_us=2.0, floor_us=0.5, error=0.0, provenance={},
     )  # fmt: skip
-    assert "version" in (build.accepts(part, cpu_device(), record) or "")
+    assert "version" in (resolve.accepts(part, cpu_device(), record) or "")
 
 
 def test_torch_threads_are_adopted_and_right(tmp_path: Path) -> None:
     script = (
-        "import torch\nfrom tvm_orient import launch, pool, reference\nfrom tvm_orient.spec import ConvSpec\nfrom tvm_orient.taps import Taps\n"
-        "from tvm_orient.device import cpu_device\n"
+        "import torch\nfrom tvm_orient import launch, pool, reference\nfrom tvm_orient.problem.spec import ConvSpec\nfrom tvm_orient.problem.taps import Taps\n"
+        "from tvm_orient.problem.device import cpu_device\n"
         "spec = ConvSpec('conv', 16, 14, 14, Taps.oriented([0.0, 0.4, 1.2], 7))\nk = launch.kernel(spec, cpu_device())\n"
         "assert pool.adopt(k.path)\n"
         "x, w = torch.randn(3, 16, 14, 14), torch.randn(16, 7)\n"
@@ -191,7 +196,7 @@ def test_torch_threads_are_adopted_and_right(tmp_path: Path) -> None:
 
 def _candidates(count: int) -> list[Choice]:
     part = SPEC.parts()[0][2]
-    template, default = schedules.default(part, cpu_device())
+    template, default = registry.default(part, cpu_device())
     near = ({**default, name: value} for name, values in template.knobs(part, cpu_device()).items() for value in values)
     return list(dict.fromkeys(Choice.of(template, d) for d in near if template.invalid(part, cpu_device(), d) is None))[:count]
 
@@ -199,7 +204,7 @@ def _candidates(count: int) -> list[Choice]:
 def test_builders_make_what_this_process_would() -> None:
     part, choices = SPEC.parts()[0][2], _candidates(3)
     bad = Choice("cpu_rows", 1, (("patch_h", 3),))
-    with Workshop(cpu_device(), jobs=2) as shop:
+    with BuilderPool(cpu_device(), jobs=2) as shop:
         shop.prepare(part, [*choices, bad])
         paths = [shop.built(part, choice)[0] for choice in choices]
         assert len(set(paths)) == 3
@@ -220,9 +225,9 @@ def test_builders_make_what_this_process_would() -> None:
 
 def test_one_shop_for_several_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
-    prepare = Workshop.prepare
-    monkeypatch.setattr(Workshop, "prepare", lambda self, part, choices: (rounds.append(len(choices)), prepare(self, part, choices))[1])
-    with Workshop(cpu_device(), jobs=2) as shop:
+    prepare = BuilderPool.prepare
+    monkeypatch.setattr(BuilderPool, "prepare", lambda self, part, choices: (rounds.append(len(choices)), prepare(self, part, choices))[1])
+    with BuilderPool(cpu_device(), jobs=2) as shop:
         for op in ("conv", "conv_dw"):
             (outcome,) = tune.tune(
                 ConvSpec(op, 8, 14, 14, Taps.oriented([0.4], 7)), cpu_device(), trials=4, batch=1, directory=tmp_path, shop=shop

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import tune_gpu
 
-from tvm_orient.device import cpu_device
-from tvm_orient.spec import ConvSpec
-from tvm_orient.taps import Taps
-from tvm_orient.tune import Interrupted, Outcome, TooBusy
+from tvm_orient.problem.device import cpu_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.tuning.result import Interrupted, Outcome, TooBusy
 
 JOBS = [(ConvSpec("conv", 4, 6, 7, Taps.oriented([0.0, 0.7], size)), 1) for size in (3, 5, 7)]
 

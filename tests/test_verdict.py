@@ -20,10 +20,10 @@ import roofline
 import typer
 import verdict
 
-from tvm_orient.bench import angles_text
-from tvm_orient.published import NAME as PUBLISHED
-from tvm_orient.spec import ConvSpec
-from tvm_orient.speeds import DEFAULT, TUNED, Row, write_csv
+from tvm_orient.bench.methods import angles_text
+from tvm_orient.bench.peers.published import NAME as PUBLISHED
+from tvm_orient.bench.rows import DEFAULT, TUNED, Row, write_csv
+from tvm_orient.problem.spec import ConvSpec
 
 TABLE = grids.table("cuda")
 RIVALS = ("compiled_gather", "compiled_shift", "grouped_raster")

@@ -11,10 +11,11 @@ _here = Path(__file__).resolve().parent
 if not (_here / "schedules").is_dir() and (_here.parent / "pyproject.toml").is_file():
     __path__.append(str(_here.parent))
 
-from . import registration  # noqa: E402
+from . import torch_hook  # noqa: E402
 from .errors import BuildFailed, EnvironmentProblem, InvalidArgument, LaunchFailed, LogFileError, OrientError, TuningFailed, Unsupported  # noqa: E402
-from .spec import ConvSpec  # noqa: E402
-from .taps import Taps, angles_between, from_degrees  # noqa: E402
+from .problem.line_offsets import angles_between, from_degrees  # noqa: E402
+from .problem.spec import ConvSpec  # noqa: E402
+from .problem.taps import Taps  # noqa: E402
 
 if TYPE_CHECKING:
     from . import nn
@@ -30,7 +31,7 @@ __all__ = [
     "Unsupported", "angles_between", "from_degrees", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
 ]  # fmt: skip
 _NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
-registration.with_torch()
+torch_hook.with_torch()
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .cli import app
+from .cli.application import app
 
 app(prog_name="tvm-orient")

@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from . import checks, launch, ops, transforms
+from . import ops
 from .errors import InvalidArgument
-from .spec import ConvSpec
-from .taps import Anchor, Taps
+from .ops import calls, checks, functorch
+from .problem import limits
+from .problem.line_offsets import Anchor
+from .problem.spec import ConvSpec
+from .problem.taps import Taps
+from .runtime import kernel, loader, serving
 
 _DENSE = torch.strided
 _TENSOR: Any = torch.Tensor  # Any, since what is annotated as a tensor may be none
@@ -77,7 +81,7 @@ def oriented_conv2d(
         raise InvalidArgument(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
     channels = x.shape[-3]
     if torch.compiler.is_compiling():
-        from . import compiling  # loads Dynamo, which is loaded by now
+        from .ops import compiling  # loads Dynamo, which is loaded by now
 
         found = compiling.line_key(theta, matrix.shape[1], dilation, anchor, channels)
         if found is None:
@@ -182,7 +186,7 @@ def with_residual(
     name = checks.activation_name(activation)
     y = _apply(x, matrix, key, bias, stride, padding_mode, None)
     down, across = checks.options(stride, padding_mode)
-    return launch.activate(name, y + x[..., ::down, ::across].to(y.dtype))
+    return kernel.activate(name, y + x[..., ::down, ::across].to(y.dtype))
 
 
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
@@ -216,14 +220,14 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
             checks.conv_operands(x, weight, Taps.from_key(key))
         as_it_is = x.is_contiguous()
         if not as_it_is:  # laying it out may write more than was there: an expanded tensor is a few bytes
-            checks.countable(x.numel())
-        transforming = transforms.active()
+            limits.countable(x.numel())
+        transforming = functorch.active()
         if bias is not None and (transforming or not isinstance(bias, torch.Tensor) or x.device != bias.device or bias.layout != _DENSE):
             checks.bias_vector(bias, x)
         if transforming:
-            y: torch.Tensor = transforms.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
-            return launch.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
-    if not as_it_is and ops.layout_of(x) == "nchw":
+            y: torch.Tensor = functorch.Conv.apply(x.contiguous(), weight.contiguous(), key, pair, padding_mode)
+            return kernel.activate(name, y if bias is None else y + bias.view(1, -1, 1, 1))
+    if not as_it_is and calls.layout_of(x) == "nchw":
         x = x.contiguous()
     if bias is None and name == "none":
         return ops.conv(x, weight.contiguous(), key, pair, padding_mode)
@@ -248,15 +252,15 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
     """
     specs = [what] if isinstance(what, ConvSpec) else what
     if isinstance(specs, list | tuple) and all(isinstance(spec, ConvSpec) for spec in specs):
-        where = launch.device_of(torch.empty(0, device=inputs[0] if inputs else device))
+        where = loader.device_of(torch.empty(0, device=inputs[0] if inputs else device))
         for spec in specs:
-            launch.kernel(spec, where)
+            serving.kernel(spec, where)
         return
     if not callable(what):
         raise InvalidArgument(f"warmup takes a ConvSpec, a list of them, or a function or module with its inputs, got {what!r}")
     tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
     places = {one.device for one in tensors if one.device.type == "cuda"}
-    with launch.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
+    with serving.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
         outputs, leaves = _once(what, inputs), [one for one in tensors if one.requires_grad]
         leaves += [one for one in what.parameters() if one.requires_grad] if isinstance(what, torch.nn.Module) else []
         wanted = [one for one in tree_leaves(outputs) if isinstance(one, torch.Tensor) and one.requires_grad]

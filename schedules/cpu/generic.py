@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_orient.anysize import BAND, PATCH
-from tvm_orient.device import Device
-from tvm_orient.spec import DTYPES, sums_of
-from tvm_orient.tvmkit import load_tvm
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.generic_args import BAND, PATCH
+from tvm_orient.problem.spec import DTYPES, sums_of
+from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
 
@@ -28,7 +28,7 @@ class CpuGeneric(Generic):
         lanes = device.vector_bytes // DTYPES[sums]
         if op != "conv_dw":
             return _gather(dtype, sums, lanes, circular, op == "conv_dx")
-        from tvm_orient.confined import confined_generic  # which needs the compiler
+        from tvm_orient.codegen.tir.confine_nonfinite import confined_generic  # which needs the compiler
 
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
 

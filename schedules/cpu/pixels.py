@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_orient.device import Device
-from tvm_orient.form import Form
-from tvm_orient.gather import gather
-from tvm_orient.rewrite import cut
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.codegen.tir.vectorize_pieces import cut
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import stencil
 
-from ..base import Decisions, divisors
-from .unrolled import MOST_UNROLLED, Unrolled, vectors
+from ..base import Decisions
+from ..tiling import divisors
+from .base_unrolled import MOST_UNROLLED, Unrolled, vectors
 
 _CACHE = 1 << 18  # bytes of a staged band that stay near
 
@@ -37,14 +38,14 @@ class Pixels(Unrolled):
     name, version, ops, layouts = "cpu_pixels", 1, ("conv", "conv_dx"), ("nhwc",)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = gather(spec)
+        g = stencil(spec)
         rows = -(-g.output[0] // g.phases[0])
         bands = tuple(sorted({min(rows, r) * g.phases[0] for r in (4, 7, 8, 14, 16, 28, 32, 64, rows)}))
         pixels = tuple(p for p in (1, 2, 4, 6, 7, 8, 12, 14) if p % g.phases[1] == 0) or (g.phases[1],)
         return {"vector": vectors(spec, device), "rows": bands, "pixels": pixels}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, g, vector = self.knobs(spec, device), gather(spec), _vector(spec, device)
+        knobs, g, vector = self.knobs(spec, device), stencil(spec), _vector(spec, device)
         fits = [p for p in knobs["pixels"] if p <= 8 and g.output[1] % p == 0] or [knobs["pixels"][0]]
         row = (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
         bands = [r for r in knobs["rows"] if ((r // g.phases[0] - 1) * g.step[0] + g.span()) * row <= _CACHE] or [knobs["rows"][0]]
@@ -53,15 +54,15 @@ class Pixels(Unrolled):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         work = len(spec.taps.distinct(0)) * decisions["pixels"]
-        if work > MOST_UNROLLED and decisions["pixels"] > gather(spec).phases[1]:
+        if work > MOST_UNROLLED and decisions["pixels"] > stencil(spec).phases[1]:
             return f"{decisions['pixels']} pixels unroll to {work} multiply-adds, at most {MOST_UNROLLED}"
         return None
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], vector_math=True)
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(vector=decisions["vector"], vector_math=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        g, vector = gather(spec), decisions["vector"]
+        g, vector = stencil(spec), decisions["vector"]
         y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
         n, h, w, c = sch.get_loops(y)
         whole = int(sch.get(c).extent) % vector == 0
@@ -109,13 +110,13 @@ class PixelsDw(Unrolled):
         return {"vector": vectors(spec, device), "rows": divisors(spec.out_height, 64), "taps": (4, 8, 16, 24, 32)}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        g, vector = gather(spec), _vector(spec, device)
+        g, vector = stencil(spec), _vector(spec, device)
         row = (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
         bands = [r for r in self.knobs(spec, device)["rows"] if ((r - 1) * g.step[0] + g.span()) * row <= _CACHE] or [1]
         return {"vector": vector, "rows": bands[-1], "taps": 16}
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], rows=decisions["rows"])
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(vector=decisions["vector"], rows=decisions["rows"])
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         vector = decisions["vector"]
@@ -144,7 +145,7 @@ class PixelsDw(Unrolled):
                 sch.vectorize(sch.get_loops(staged)[-1])
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.confined import confined  # which needs the compiler
+        from tvm_orient.codegen.tir.confine_nonfinite import confined  # which needs the compiler
 
         vector, channels = decisions["vector"], int(func.params[0].shape[3])
         for block in ("stage", "dys"):

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm_orient.device import Device
-from tvm_orient.form import Form
-from tvm_orient.gather import gather, round_up
-from tvm_orient.rewrite import AHEAD, ahead, cut
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.codegen.tir.prefetch import PREFETCH, ahead
+from tvm_orient.codegen.tir.vectorize_pieces import cut
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import round_up, stencil
 
 from ..base import Decisions
-from .unrolled import MOST_UNROLLED, Unrolled, vectors
+from .base_unrolled import MOST_UNROLLED, Unrolled, vectors
 
 _FEW = 12  # taps: the cost is in moving rows, not in multiply-adds
 
@@ -77,8 +78,10 @@ class Rows(Unrolled):
             return f"a patch of {decisions['patch_h']} x {decisions['patch_v']} vectors unrolls to {work} multiply-adds, at most {MOST_UNROLLED}"
         return None
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"], reduce=bool(decisions["tap_outer"]), vector_math=True)
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(
+            vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"], reduce=bool(decisions["tap_outer"]), vector_math=True
+        )
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, acc, stage = (sch.get_sblock(name) for name in ("y", "acc", "stage"))
@@ -104,7 +107,7 @@ class Rows(Unrolled):
         sch.vectorize(lane)
         sch.unroll(row)
         if decisions["ahead"]:
-            sch.annotate(patch, AHEAD, 1)
+            sch.annotate(patch, PREFETCH, 1)
         if tap:
             init = sch.decompose_reduction(acc, tap[0])
             *unrolled, last = sch.get_loops(init)[-4:]
@@ -116,7 +119,7 @@ class Rows(Unrolled):
             sch.unroll(sch.get_loops(folded)[-1])
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        g, vector = gather(spec), decisions["vector"]
+        g, vector = stencil(spec), decisions["vector"]
         if g.phases[1] == 1:
             func = cut(func, "y", 3, (0, g.output[1]), vector)
         func = _cut_stage(func, spec, decisions)
@@ -135,7 +138,7 @@ class Rows(Unrolled):
 
 def _cut_stage(func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
     """Staging by whole vectors, where columns are not parted by a stride."""
-    g, vector = gather(spec), decisions["vector"]
+    g, vector = stencil(spec), decisions["vector"]
     if g.step[1] > 1:
         return func
     stage = g.stage(round_up(-(-g.output[1] // g.phases[1]), vector), vector, vector)
@@ -156,8 +159,8 @@ class RowsDw(Unrolled):
         taps = 8 if device.arch == "avx2" else 16  # it has 16 vector registers; AVX-512 and NEON have 32
         return {"vector": _narrow(vectors(spec, device), spec), "taps": taps, "ahead": _ahead(spec)}
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(vector=decisions["vector"], halo=decisions["vector"], pitch=decisions["vector"])
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         part, lanes, stage, dys, y = (sch.get_sblock(name) for name in ("part", "lanes", "stage", "dys", "y"))
@@ -176,12 +179,12 @@ class RowsDw(Unrolled):
         sch.vectorize(sch.get_loops(init)[-1])
         sch.unroll(sch.get_loops(y)[1])  # one tap a statement: its place among the sums is then a constant
         if decisions["ahead"]:
-            sch.annotate(row, AHEAD, 1)
+            sch.annotate(row, PREFETCH, 1)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.confined import confined  # which needs the compiler
+        from tvm_orient.codegen.tir.confine_nonfinite import confined  # which needs the compiler
 
-        g, vector = gather(spec), decisions["vector"]
+        g, vector = stencil(spec), decisions["vector"]
         func = _cut_stage(func, spec, decisions)
         columns = round_up(spec.out_width, vector)
         func = cut(func, "dys", 3, sorted({0, spec.out_width, columns}), vector)

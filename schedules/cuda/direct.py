@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tvm_orient.device import Device
-from tvm_orient.estimate import clocks, passes, soft_maximum
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import gather
-from tvm_orient.spec import ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import clocks, passes, soft_maximum
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.stencil import stencil
 
-from ..base import Decisions, Template, most_dividing
+from ..base import Decisions, Template
+from ..tiling import most_dividing
 
 _MOST_TERMS = 64  # live terms of one output
 _MOST_UNROLLED = 1024  # multiply-adds of one thread
@@ -31,7 +32,7 @@ _TEST = 6  # instructions of a load that may lie outside the plane: its address 
 
 def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the source that a patch of outputs reaches."""
-    g = gather(spec)
+    g = stencil(spec)
     ends = []
     for axis, outputs in ((0, height), (1, width)):
         offsets = [(t.row, t.col)[axis] for t in g.every] or [0]
@@ -41,7 +42,7 @@ def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
 
 def _read(spec: ConvSpec, height: int, width: int) -> int:
     """Distinct source pixels that a patch of outputs reads."""
-    g = gather(spec)
+    g = stencil(spec)
     return len({
         (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
         for i in range(height) for j in range(width) for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ())
@@ -54,27 +55,27 @@ class Direct(Template):
     name, version, kind, ops = "direct", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        terms = max(len(t) for t in gather(spec).terms.values())
+        terms = max(len(t) for t in stencil(spec).terms.values())
         if terms > _MOST_TERMS:
             return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
         return self._invalid(spec, device, self._least(spec, device))
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = gather(spec)
+        g = stencil(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
         return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14, 28, 56), "planes": (1, 2, 4, 8, 16)}
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The decisions that need the least of everything: valid wherever any are."""
-        knobs, across = self.knobs(spec, device), gather(spec).output[1]
+        knobs, across = self.knobs(spec, device), stencil(spec).output[1]
         narrow = next((w for w in knobs["patch_w"] if -(-across // w) <= 1024), knobs["patch_w"][-1])
         return {"patch_h": knobs["patch_h"][0], "patch_w": narrow, "row_patches": 1, "planes": 1}
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
         knobs, best = self.knobs(spec, device), self._least(spec, device)
         least = soft_maximum(self.estimate(spec, device, best))
-        height, width = gather(spec).output
+        height, width = stencil(spec).output
         for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
             if patch_h >= 2 * height or patch_w >= 2 * width or patch_h * patch_w > 32 or _read(spec, patch_h, patch_w) > _MOST_READ:
                 continue
@@ -89,13 +90,13 @@ class Direct(Template):
         return best
 
     def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["row_patches"] * -(-gather(spec).output[1] // decisions["patch_w"])
+        return decisions["planes"] * decisions["row_patches"] * -(-stencil(spec).output[1] // decisions["patch_w"])
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         if (threads := self._threads(spec, decisions)) > 1024:
             return f"a block would have {threads} threads, at most 1024"
         height, width = decisions["patch_h"], decisions["patch_w"]
-        work = max(len(t) for t in gather(spec).terms.values()) * height * width
+        work = max(len(t) for t in stencil(spec).terms.values()) * height * width
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         rows, columns = _box(spec, height, width)
@@ -105,7 +106,7 @@ class Direct(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), nearest(device.arch), decisions
+        g, figure, d = stencil(spec), nearest(device.arch), decisions
         (height, width), area, threads = g.output, d["patch_h"] * d["patch_w"], self._threads(spec, d)
         shape = (d["planes"], d["row_patches"], -(-width // d["patch_w"]))
         plane, row, column = np.indices(shape).reshape(3, -1)
@@ -123,8 +124,8 @@ class Direct(Template):
         l2 = spec.itemsize * (fetched + min(8.0, d["patch_w"]) * outputs)
         return clocks(figure, threads, outputs, 0, read + weights + area, memory, products, others, 0, dram, l2)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(sweep=True, narrow=True)
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(sweep=True, narrow=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm_orient.anysize import BAND
-from tvm_orient.device import Device
-from tvm_orient.spec import sums_of
-from tvm_orient.tvmkit import load_tvm
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.generic_args import BAND
+from tvm_orient.problem.spec import sums_of
+from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
 

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import clocks, passes, soft_maximum
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import gather, round_up, slope_of
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import clocks, passes, soft_maximum
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.shear import line_slope
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import round_up, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_TILE, Decisions, Template, cooperate, cooperate_by_rows, idle_stages, in_turn
+from ..base import MOST, ONE_TILE, Decisions, Template
+from ..staging import cooperate, cooperate_by_rows, in_turn
+from ..tiling import idle_stages
 
 _VECTOR = 4
 _MOST_ROWS = 64  # of a plane: all pixels of a line are kept in registers
@@ -38,7 +41,7 @@ class Lines(Template):
     name, version, kind, ops = "lines", 2, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if slope_of(spec) is None:
+        if line_slope(spec) is None:
             return "for stride 1, and taps on a line of whole slope that leaves the plane at most once"
         if spec.height > _MOST_ROWS:
             return f"keeps a line of at most {_MOST_ROWS} rows in registers, got {spec.height}"
@@ -63,9 +66,9 @@ class Lines(Template):
 
     def _products(self, spec: ConvSpec) -> int:
         """Multiply-adds of a line: both of its parts are summed over all of it."""
-        g = gather(spec)
+        g = stencil(spec)
         inside = [1 for t in g.every for i in range(spec.height) if g.wrap or 0 <= i + t.row < spec.height]
-        return len(inside) * (2 if slope_of(spec) and not g.wrap else 1)
+        return len(inside) * (2 if line_slope(spec) and not g.wrap else 1)
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of the staged planes and weights of all stages; consecutive lanes read consecutive banks, from one plane to the next as well."""
@@ -90,7 +93,7 @@ class Lines(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, planes = gather(spec), nearest(device.arch), decisions["planes"]
+        g, figure, planes = stencil(spec), nearest(device.arch), decisions["planes"]
         pixels, threads = spec.height * spec.width, planes * spec.width
         plane, column = np.indices((planes, spec.width)).reshape(2, -1)
         warps, live = -(-threads // WARP), len([s for t in g.every for s in t.taps])
@@ -114,8 +117,8 @@ class Lines(Template):
             waits = 2 - decisions["weights_shared"]
         return clocks(figure, threads, planes * pixels, shared, held, memory, self._products(spec), others, copies, moved, moved, waits=waits, tiles=tiles)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(line=True, narrow=True, bare=not decisions["staged"])
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(line=True, narrow=True, bare=not decisions["staged"])
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, first = sch.get_sblock("y"), sch.get_sblock("first_sum")
@@ -129,7 +132,7 @@ class Lines(Template):
         sch.bind(block, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
         sch.unroll(row)
-        two = bool(slope_of(spec)) and not gather(spec).wrap
+        two = bool(line_slope(spec)) and not stencil(spec).wrap
         parts = [("second_sum", row), ("first_sum", row), ("second", thread), ("first", thread)] if two else [("first_sum", row), ("first", thread)]
         for name, where in [*parts, *([] if decisions["staged"] else [("stage", thread)])]:
             part = sch.get_sblock(name)
@@ -148,8 +151,8 @@ class Lines(Template):
             sch.storage_align(stage, 0, 1, WARP, round_up(spec.width, _VECTOR) % WARP)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.lines import in_place
-        from tvm_orient.pipeline import pipelined
+        from tvm_orient.codegen.te.conv_lines_nchw import in_place
+        from tvm_orient.codegen.tir.double_buffer import pipelined
 
         return pipelined(in_place(func, spec))
 

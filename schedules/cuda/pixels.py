@@ -10,12 +10,14 @@ import itertools
 import math
 from typing import Any
 
-from tvm_orient.device import Device
-from tvm_orient.form import Form
-from tvm_orient.gather import gather
-from tvm_orient.spec import ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.stencil import stencil
 
-from ..base import Decisions, Template, cooperate, divisors, most_dividing
+from ..base import Decisions, Template
+from ..staging import cooperate
+from ..tiling import divisors, most_dividing
 
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
@@ -29,7 +31,7 @@ _MOST_READ, _MOST_SUMMED = 230, 190  # values that a patch reads (conv_dw: and s
 
 def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the source that a patch of outputs reaches."""
-    g = gather(spec)
+    g = stencil(spec)
     ends = []
     for axis, outputs in ((0, height), (1, width)):
         offsets = [(t.row, t.col)[axis] for t in g.every] or [0]
@@ -39,7 +41,7 @@ def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
 
 def _read(spec: ConvSpec, height: int, width: int) -> int:
     """Distinct source pixels that a patch of outputs reads; where it spans the plane, those inside."""
-    g = gather(spec)
+    g = stencil(spec)
     rows, columns = (range(n) if patch >= out else None for n, patch, out in zip(g.source, (height, width), g.output, strict=True))
     found = {
         (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
@@ -50,7 +52,7 @@ def _read(spec: ConvSpec, height: int, width: int) -> int:
 
 def _cost(spec: ConvSpec, height: int, width: int) -> float:
     """Loads of an output that is wanted. Patches that overhang the plane cost; so do long ones on a slope, whose every load tests a row and a column."""
-    g = gather(spec)
+    g = stencil(spec)
     wanted = math.prod(size / (-(-size // patch) * patch) for size, patch in zip(g.output, (height, width), strict=True))
     sloped = all(len({(t.row, t.col)[axis] for t in g.every}) > 1 for axis in (0, 1))
     long = 1 + 0.2 * abs(math.log2(height / width)) if sloped else 1.0
@@ -68,13 +70,13 @@ class Pixels(Template):
     name, version, kind, ops, layouts = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        terms = max(len(t) for t in gather(spec).terms.values())
+        terms = max(len(t) for t in stencil(spec).terms.values())
         if terms > _MOST_TERMS:
             return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
         return self._invalid(spec, device, self._least(spec, device))
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = gather(spec)
+        g = stencil(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[1] == 0) or (g.phases[1],)
         return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8, 16), "down": (1, 2, 4)}
@@ -93,13 +95,13 @@ class Pixels(Template):
 
     def _beside(self, spec: ConvSpec, decisions: Decisions, patches: int) -> tuple[int, int]:
         """Rows and columns of patches of a block: `down` rows where they fit, else what makes up their number."""
-        rows, columns = (-(-size // decisions[name]) for size, name in zip(gather(spec).output, ("patch_h", "patch_w"), strict=True))
+        rows, columns = (-(-size // decisions[name]) for size, name in zip(stencil(spec).output, ("patch_h", "patch_w"), strict=True))
         beside = most_dividing(columns, max(1, patches // decisions["down"]))
         return most_dividing(rows, max(1, patches // beside)), beside
 
     def _shared_reads(self, spec: ConvSpec, decisions: Decisions) -> float:
         """What a block reads from the L2 cache and writes, in parts of what L2 moves while DRAM moves its share."""
-        g, (above, beside) = gather(spec), self._beside(spec, decisions, decisions["patches"])
+        g, (above, beside) = stencil(spec), self._beside(spec, decisions, decisions["patches"])
         height, width = above * decisions["patch_h"], beside * decisions["patch_w"]
         return (_read(spec, height, width) / (height * width) + 1) / (_L2 * (math.prod(g.source) / math.prod(g.output) + 1))
 
@@ -112,7 +114,7 @@ class Pixels(Template):
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
         height, width = decisions["patch_h"], decisions["patch_w"]
-        work = max(len(t) for t in gather(spec).terms.values()) * height * width
+        work = max(len(t) for t in stencil(spec).terms.values()) * height * width
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         rows, columns = _box(spec, height, width)
@@ -120,8 +122,8 @@ class Pixels(Template):
             return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
         return None
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form()
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig()
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
@@ -162,7 +164,7 @@ class PixelsDw(Template):
     name, version, kind, ops, layouts = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        taps = len(gather(spec).every)
+        taps = len(stencil(spec).every)
         if taps > _MOST_TAPS:
             return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
         return None
@@ -174,7 +176,7 @@ class PixelsDw(Template):
         }  # fmt: skip
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, g = self.knobs(spec, device), gather(spec)
+        knobs, g = self.knobs(spec, device), stencil(spec)
         lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
         best = {
             "rows": _least_band(spec.out_height, 1),
@@ -197,7 +199,7 @@ class PixelsDw(Template):
         for patch, size in (("patch_h", decisions["rows"]), ("patch_w", decisions["columns"])):
             if size % decisions[patch]:
                 return f"{patch} must divide {size}, got {decisions[patch]}"
-        work = len(gather(spec).every) * decisions["patch_h"] * decisions["patch_w"]
+        work = len(stencil(spec).every) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         rows, columns = _box(spec, decisions["patch_h"], decisions["patch_w"])
@@ -205,8 +207,8 @@ class PixelsDw(Template):
             return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
         return None
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(rows=decisions["rows"], tile=decisions["columns"], slices=_SLICES, ahead=_AHEAD)
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(rows=decisions["rows"], tile=decisions["columns"], slices=_SLICES, ahead=_AHEAD)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         part, acc, stage, dys = (sch.get_sblock(name) for name in ("part", "acc", "stage", "dys"))

@@ -15,15 +15,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import clocks, held
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import gather, lean_of, round_up
-from tvm_orient.spec import ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import clocks
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.perf_model.patch_cost import held
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.shear import shear_of
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.stencil import round_up, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, Decisions, Template, by_rows, cooperate, cooperate_by_rows, divisors, least_estimate, most_dividing
+from ..base import MOST, ONE_OFFSET, Decisions, Template
+from ..default import least_estimate
+from ..staging import by_rows, cooperate, cooperate_by_rows
+from ..tiling import divisors, most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # of a thread, whose sums are in registers; of a plane
 _MOST_UNROLLED = 4096  # multiply-adds of a plane
@@ -46,9 +51,9 @@ class PlaneLanes(Template):
     name, version, kind, ops = "plane_lanes", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if len(gather(spec).every) == 1:
+        if len(stencil(spec).every) == 1:
             return ONE_OFFSET
-        g = gather(spec)
+        g = stencil(spec)
         if math.prod(g.source) > _MOST_SOURCE:
             return f"for planes of at most {_MOST_SOURCE} inputs, got {math.prod(g.source)}"
         if not self._parts(spec):
@@ -60,8 +65,8 @@ class PlaneLanes(Template):
 
     def _parts(self, spec: ConvSpec) -> tuple[int, ...]:
         """Warps that may part a plane: each owns as many leaning columns."""
-        g = gather(spec)
-        across = g.output[lean_of(spec).axis]
+        g = stencil(spec)
+        across = g.output[shear_of(spec).axis]
         return tuple(p for p in divisors(across, WARP) if p > 1 and math.prod(g.output) // p <= _MOST_OUTPUTS)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
@@ -69,7 +74,7 @@ class PlaneLanes(Template):
 
     def _vectors(self, spec: ConvSpec) -> tuple[int, ...]:
         """Values of half precision that are copied at once, most first: whole words, of rows of whole words."""
-        g = gather(spec)
+        g = stencil(spec)
         return (2, 1) if spec.itemsize < _BANK and g.source[1] % 2 == g.output[1] % 2 == 0 else (1,)
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -94,7 +99,7 @@ class PlaneLanes(Template):
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of a block: source, results and weights."""
-        g = gather(spec)
+        g = stencil(spec)
         weights = spec.kernel_size if decisions["weights_shared"] else 0
         return self._planes(spec, decisions) * (_pitch(spec, g.source) + _pitch(spec, g.output) + weights) * spec.itemsize
 
@@ -110,7 +115,7 @@ class PlaneLanes(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), nearest(device.arch), decisions
+        g, figure, d = stencil(spec), nearest(device.arch), decisions
         planes, parts, threads, work = self._planes(spec, d), d["parts"], self._threads(spec, d), _work(spec, d["parts"])
         size, warps, live = math.prod(g.output), threads // parts // WARP, len({s for t in g.every for s in t.taps})
         weights = live * (1 if d["weights_shared"] else min(WARP, planes))
@@ -124,11 +129,11 @@ class PlaneLanes(Template):
         shared, alive = self._shared(spec, d), work.held + live
         return clocks(figure, threads, planes * size, shared, alive, memory, work.products / parts, others, turns, dram, dram, _COPY, branches=parts)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(bare=True, lean=lean_of(spec))
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(bare=True, lean=shear_of(spec))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        own, y, lean, vector = sch.get_sblock("own"), sch.get_sblock("y"), lean_of(spec), decisions["vector"]
+        own, y, lean, vector = sch.get_sblock("own"), sch.get_sblock("y"), shear_of(spec), decisions["vector"]
         reads = [region.source.name for region in sch.get(own).reads]
         images, weights = sch.cache_read(own, reads.index("x"), "shared"), None
         if decisions["weights_shared"] and "w" in reads:
@@ -163,9 +168,10 @@ class PlaneLanes(Template):
             cooperate(sch, weights, threads, 1)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.leaning import by_warp, in_place
+        from tvm_orient.codegen.tir.restore_layout import in_place
+        from tvm_orient.codegen.tir.warp_specialize import by_warp
 
-        return by_warp(in_place(func, lean_of(spec), gather(spec).output), decisions["parts"])
+        return by_warp(in_place(func, shear_of(spec), stencil(spec).output), decisions["parts"])
 
 
 def _apart(spec: ConvSpec) -> tuple[int, int]:
@@ -180,7 +186,7 @@ def _pitch(spec: ConvSpec, plane: tuple[int, int]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _work(spec: ConvSpec, parts: int) -> _Work:
-    g, lean = gather(spec), lean_of(spec)
+    g, lean = stencil(spec), shear_of(spec)
     along, across = g.output[1 - lean.axis], g.output[lean.axis] // parts
     own = []
     for part in range(parts):

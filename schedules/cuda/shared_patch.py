@@ -16,16 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import Patch, cells, clocks, passes, patch
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather, round_up
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import clocks, passes
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.perf_model.patch_cost import Patch, cells, patch
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import Stage, Stencil, round_up, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, ONE_TILE, Decisions, apart, by_rows, copied_by_rows, idle_stages, least_estimate, quads, tiles
-from .patches import Patches
+from ..base import MOST, ONE_OFFSET, ONE_TILE, Decisions
+from ..default import least_estimate
+from ..staging import apart, by_rows, copied_by_rows
+from ..tiling import idle_stages, quads, tiles
+from .base_patch import Patches
 
 _VECTOR = 4  # floats in a 16-byte load
 _MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
@@ -48,7 +52,7 @@ class SharedPatch(Patches):
     name, version, kind, ops = "shared_patch", 7, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        terms = max(len(t) for t in gather(spec).terms.values())
+        terms = max(len(t) for t in stencil(spec).terms.values())
         if terms > _MOST_TERMS:
             return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
         least, most = self._least(spec, device), min(device.shared_memory, 49152)
@@ -57,7 +61,7 @@ class SharedPatch(Patches):
         return self._invalid(spec, device, least)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = gather(spec)
+        g = stencil(spec)
         heights = tuple(p for p in (1, 2, 4, 7, 8, 14, 28, 56) if p % g.phases[0] == 0) or (g.phases[0],)
         widths = tuple(p for p in (1, 2, 3, 4, 5, 7) if p % g.phases[1] == 0) or (g.phases[1],)
         float32 = spec.dtype == "float32"
@@ -82,7 +86,7 @@ class SharedPatch(Patches):
 
     def _patches(self, spec: ConvSpec, device: Device, tile: int) -> list[tuple[float, int, int]]:
         """(passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
-        g, knobs = gather(spec), self.knobs(spec, device)
+        g, knobs = stencil(spec), self.knobs(spec, device)
         height, width = g.output
         pitch, weights, ranked = _unpadded(spec, tile).columns, sum(len(t.taps) for t in g.every), []
         key = _cells(spec, pitch, tile)
@@ -110,7 +114,7 @@ class SharedPatch(Patches):
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
-        (height, width), knobs = gather(spec).output, self.knobs(spec, device)
+        (height, width), knobs = stencil(spec).output, self.knobs(spec, device)
         cut = [t for t in knobs["tile"] if t and width % t == 0 and self._step(spec, t, t) % quads(spec, True)[0] == 0]
         if cut:
             found: list[Any] = [  # bands that part the plane evenly come first
@@ -137,15 +141,15 @@ class SharedPatch(Patches):
 
     def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int, raw: int) -> Decisions:
         """The decisions of a block of these patches, with as many planes as give it a few warps."""
-        width, planes = gather(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
+        width, planes = stencil(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
         columns = row_patches * -(-(tile or width) // patch_w)
         fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
-        collect = int(len(gather(spec).every) > 1 and width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
+        collect = int(len(stencil(spec).every) > 1 and width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
         d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
         return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, "raw": raw, **ONE_TILE}
 
     def _by_words(self, spec: ConvSpec, patch_w: int, tile: int) -> bool:
-        """Whether half precision may be staged as it lies: whole words are copied, and patches begin where `halves` reads four values at once."""
+        """Whether half precision may be staged as it lies: whole words are copied, and patches begin where `packed_reads` reads four values at once."""
         return quads(spec, tile > 0)[0] == _VECTOR and self._step(spec, patch_w, tile) % _VECTOR == 0
 
     def _passes(self, decisions: Decisions, lanes: Any, values: int) -> float:
@@ -157,7 +161,7 @@ class SharedPatch(Patches):
 
     def _staging(self, spec: ConvSpec, decisions: Decisions) -> float:
         """Passes of an output that is wanted for its share of the stage: the asynchronous copies write it, and fetch it."""
-        height, band = gather(spec).output[0], decisions["row_patches"] * decisions["patch_h"]
+        height, band = stencil(spec).output[0], decisions["row_patches"] * decisions["patch_h"]
         floats = self._staged_rows(spec, decisions) * self._row_of(spec, decisions)
         return 2.3 * floats * -(-height // band) / (height * self._across(spec, decisions))
 
@@ -171,7 +175,7 @@ class SharedPatch(Patches):
         pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
         apart = decisions["row_patches"] > 1 or (spec.dtype != "float32" and decisions["planes"] > 1)
         skews = (0, 4, 2) if spec.dtype != "float32" and decisions["planes"] > 1 else (0,)
-        for skew, pad in itertools.product(skews, pads) if apart and gather(spec).phases == (1, 1) else ():
+        for skew, pad in itertools.product(skews, pads) if apart and stencil(spec).phases == (1, 1) else ():
             trial = {**decisions, "pad": pad, "skew": skew}
             count = self._passes(trial, self._lanes(spec, trial)[: 2 * WARP], words)
             if count < fewest:
@@ -182,7 +186,7 @@ class SharedPatch(Patches):
 
     def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
         """Float of the stage that each thread's patch begins at."""
-        g, (plane, row, column) = gather(spec), self._order(spec, decisions)
+        g, (plane, row, column) = stencil(spec), self._order(spec, decisions)
         down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * self._row_of(spec, decisions)
         return plane * self._plane(spec, decisions) + down + column * self._step(spec, decisions["patch_w"], decisions["tile"])
 
@@ -193,7 +197,7 @@ class SharedPatch(Patches):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), nearest(device.arch), decisions
+        g, figure, d = stencil(spec), nearest(device.arch), decisions
         height, width = g.output
         stage, rows = self._stage(spec, d), self._staged_rows(spec, d)
         most = d["row_patches"] * d["patch_h"]
@@ -237,7 +241,7 @@ class SharedPatch(Patches):
 
     def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
         """What a thread's patch loads and holds."""
-        height, width, pitch = *gather(spec).output, self._stage(spec, d).columns
+        height, width, pitch = *stencil(spec).output, self._stage(spec, d).columns
         align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
         whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
         return patch(_cells(spec, pitch, d["tile"]), d["patch_h"], d["patch_w"], align, whole)
@@ -245,9 +249,9 @@ class SharedPatch(Patches):
     def _weights(self, spec: ConvSpec, d: Decisions) -> float:
         """Passes of a warp that load weights: those of several channels lie in a line each."""
         threads = self._threads(spec, d)
-        return len([s for t in gather(spec).every for s in t.taps]) * max(1.0, min(WARP, threads) * d["planes"] / threads)
+        return len([s for t in stencil(spec).every for s in t.taps]) * max(1.0, min(WARP, threads) * d["planes"] / threads)
 
-    def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
+    def _stores(self, g: Stencil, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
         """Passes of a warp that store its patches, and how often each sector is written."""
         vector = d["patch_w"] in (2, 4) and self._vector_store(spec, d)
         if vector and spec.dtype == "float32":
@@ -264,7 +268,7 @@ class SharedPatch(Patches):
         """The decisions that need the least of everything: valid wherever any are."""
         knobs = self.knobs(spec, device)
         patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
-        narrow = next((w for w in knobs["patch_w"] if -(-gather(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
+        narrow = next((w for w in knobs["patch_w"] if -(-stencil(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
         few = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0]}
         return {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "skew": 0, "raw": 0, **ONE_TILE}
 
@@ -273,7 +277,7 @@ class SharedPatch(Patches):
 
     def _step(self, spec: ConvSpec, patch_w: int, tile: int) -> int:
         """Floats of a staged row from one patch to the next."""
-        return patch_w // gather(spec).phases[1] * _unpadded(spec, tile).across
+        return patch_w // stencil(spec).phases[1] * _unpadded(spec, tile).across
 
     def _row_of(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Floats of a staged row, all column phases."""
@@ -302,7 +306,7 @@ class SharedPatch(Patches):
 
     def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows of the source that a block's band reads."""
-        g = gather(spec)
+        g = stencil(spec)
         rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
         return min(rows, self._stage(spec, decisions).rows)
 
@@ -317,7 +321,7 @@ class SharedPatch(Patches):
             return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
         if decisions["raw"] and not (decisions["vector"] == _VECTOR and self._by_words(spec, decisions["patch_w"], decisions["tile"])):
             return f"raw: images are staged as they lie where {_VECTOR} values are copied at once and patches begin at multiples of them"
-        if decisions["collect"] and len(gather(spec).every) == 1:
+        if decisions["collect"] and len(stencil(spec).every) == 1:
             return f"collect: {ONE_OFFSET}"
         if decisions["tile"] % decisions["patch_w"]:
             return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
@@ -330,14 +334,14 @@ class SharedPatch(Patches):
         for name in ("pad", "skew"):
             if decisions[name] % decisions["vector"]:
                 return f"{name}: rows and planes must begin at whole vectors of {decisions['vector']}, got {decisions[name]}"
-        work = max(len(t) for t in gather(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
+        work = max(len(t) for t in stencil(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
         if work > _MOST_UNROLLED:
             return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
         return idle_stages(decisions)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        tile, band = decisions["tile"] // gather(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
-        return Form(
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        tile, band = decisions["tile"] // stencil(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
+        return StageConfig(
             halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], raw=bool(decisions["raw"]), sweep=True, tile=tile, rows=band
         )
 
@@ -345,12 +349,12 @@ class SharedPatch(Patches):
 @functools.lru_cache(maxsize=1024)
 def _unpadded(spec: ConvSpec, tile: int) -> Stage:
     """The staged source without padding against bank conflicts."""
-    g = gather(spec)
+    g = stencil(spec)
     return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, tile // g.phases[1])
 
 
 def _cells(spec: ConvSpec, pitch: int, tile: int) -> Any:
-    g = gather(spec)
+    g = stencil(spec)
     return cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, pitch, tile // g.phases[1])
 
 

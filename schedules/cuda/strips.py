@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import Patch, held, passes
-from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather, round_up, slope_of
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import passes
+from tvm_orient.perf_model.patch_cost import Patch, held
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.shear import line_slope
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import Stage, Stencil, round_up, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_TILE, Decisions, quads
+from ..base import MOST, ONE_TILE, Decisions
+from ..tiling import quads
 from .shared_patch import SharedPatch
 
 _VECTOR = 4
@@ -40,7 +43,7 @@ class Strips(SharedPatch):
     results_apart = True
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        (height, width), knobs = gather(spec).output, super().knobs(spec, device)
+        (height, width), knobs = stencil(spec).output, super().knobs(spec, device)
         return {
             **knobs,
             "vector": quads(spec),
@@ -55,32 +58,32 @@ class Strips(SharedPatch):
 
     def _on(self, spec: ConvSpec) -> int:
         """The skew with which columns go on in the next plane where they end in one."""
-        return round_up(gather(spec).output[1], quads(spec)[0]) % WARP
+        return round_up(stencil(spec).output[1], quads(spec)[0]) % WARP
 
     def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
         """The axis that a strip runs along."""
-        return int(decisions["patch_w"] == gather(spec).output[1])
+        return int(decisions["patch_w"] == stencil(spec).output[1])
 
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
-        g = gather(spec)
+        g = stencil(spec)
         return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, pruned=self._pruned(spec, decisions))
 
     def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
         if not decisions["across"]:
             return super()._order(spec, decisions)
-        shape = (decisions["row_patches"], -(-gather(spec).output[1] // decisions["patch_w"]), decisions["planes"])
+        shape = (decisions["row_patches"], -(-stencil(spec).output[1] // decisions["patch_w"]), decisions["planes"])
         row, column, plane = np.indices(shape).reshape(3, -1)
         return plane, row, column
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        g, knobs = gather(spec), self.knobs(spec, device)
+        g, knobs = stencil(spec), self.knobs(spec, device)
         patch_h, patch_w = min(((g.phases[0], g.output[1]), (g.output[0], g.phases[1])), key=math.prod)
         few = {"patch_h": min(p for p in knobs["patch_h"] if p >= patch_h), "patch_w": min(p for p in knobs["patch_w"] if p >= patch_w)}
         one = {"row_patches": 1, "planes": 1, "vector": knobs["vector"][0], "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "raw": 0}
         return {**few, **one, "across": 0, "skew": 0, **ONE_TILE}
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        height, width = gather(spec).output
+        height, width = stencil(spec).output
         if decisions["patch_h"] != height and decisions["patch_w"] != width:
             return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
         if decisions["patch_h"] >= height and decisions["row_patches"] > 1:
@@ -96,10 +99,10 @@ class Strips(SharedPatch):
         Not columns of 4: a vector of results is stored as soon as it is there, and the compiler takes every register to load ahead. Not rows or
         columns of 2 along a diagonal: lanes that are 2 apart read values one by one, and meet in banks.
         """
-        g, knobs = gather(spec), self.knobs(spec, device)
+        g, knobs = stencil(spec), self.knobs(spec, device)
         height, width = g.output
         vector = knobs["vector"][0]
-        pairs = slope_of(spec) in (None, 0)
+        pairs = line_slope(spec) in (None, 0)
         columns = [p for p in knobs["patch_w"] if width % p == 0 and p < width and p != _VECTOR and (p != _PAIR or pairs)]
         strips = [*((p, width) for p in knobs["patch_h"] if height % p == 0 and (p != _PAIR or pairs)), *((height, p) for p in columns)]
         for (patch_h, patch_w), planes, parts in itertools.product(strips, knobs["planes"], (1, 2)):
@@ -125,14 +128,14 @@ class Strips(SharedPatch):
         return _strip(spec, d["patch_h"], d["patch_w"], self._stage(spec, d), self._pruned(spec, d))
 
     def _weights(self, spec: ConvSpec, d: Decisions) -> float:
-        live = len([s for t in gather(spec).every for s in t.taps])
+        live = len([s for t in stencil(spec).every for s in t.taps])
         plane = self._order(spec, d)[0]
         if not d["weights_shared"]:
             return live * passes(plane * WARP, 1, lines=True)
         copied = 2 * spec.kernel_size * d["planes"] / WARP
         return live * passes(plane * spec.kernel_size, 1) + copied / -(-len(plane) // WARP)
 
-    def _stores(self, g: Gather, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
+    def _stores(self, g: Stencil, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
         plane, row, column = self._order(spec, d)
         if not d["collect"]:
             words = d["patch_w"] if self._vector_store(spec, d) else 1
@@ -144,7 +147,7 @@ class Strips(SharedPatch):
         base = plane * self._apart(size, d) + row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
         return d["patch_h"] * d["patch_w"] / words * passes(base, words), 1.0
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
         return dataclasses.replace(super().form(spec, decisions), pruned=self._pruned(spec, decisions))
 
     def _thread(self, sch: Any, plane: Any, row: Any, column: Any, decisions: Decisions) -> Any:
@@ -157,7 +160,7 @@ class Strips(SharedPatch):
 @functools.lru_cache(maxsize=4096)
 def _strip(spec: ConvSpec, height: int, width: int, stage: Stage, pruned: int) -> Patch:
     """What a strip of outputs reads of the stage: taps that leave the plane along it are left out."""
-    g, where = gather(spec), []
+    g, where = stencil(spec), []
     for i, j in itertools.product(range(height), range(width)):
         found = []
         for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ()):

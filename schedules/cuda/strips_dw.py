@@ -13,16 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import ALONE, Patch, clocks, held, passes
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import Gather, Stage, gather, round_up
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import ALONE, clocks, passes
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.perf_model.patch_cost import Patch, held
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import Stage, Stencil, round_up, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import CLOSE, Decisions, apart, cooperate, cooperate_by_rows, divisors, least_estimate, quads
-from .two_pass import AHEAD, SLICES, TwoPass
+from ..base import Decisions
+from ..default import CLOSE, least_estimate
+from ..staging import apart, cooperate, cooperate_by_rows
+from ..tiling import divisors, quads
+from .base_dw import AHEAD, SLICES, TwoPass
 
 _VECTOR = 4
 _MOST_RUN = 8  # rows or columns of a strip
@@ -36,7 +40,7 @@ class StripsDw(TwoPass):
     name, version = "strips_dw", 1
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        height, width = gather(spec).output
+        height, width = stencil(spec).output
         return {
             "patch_h": tuple(sorted({*divisors(height, _MOST_RUN), height})), "patch_w": tuple(sorted({*divisors(width, _MOST_RUN), width})),
             "planes": (1, 2, 4, 8, 16, 32), "vector": quads(spec), "across": (0, 1),
@@ -47,7 +51,7 @@ class StripsDw(TwoPass):
 
     def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
         """The axis that a strip runs along."""
-        return int(decisions["patch_w"] == gather(spec).output[1])
+        return int(decisions["patch_w"] == stencil(spec).output[1])
 
     def _run(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Rows or columns of a strip."""
@@ -55,27 +59,27 @@ class StripsDw(TwoPass):
 
     def _lanes(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Strips of a plane."""
-        return gather(spec).output[1 - self._pruned(spec, decisions)] // self._run(spec, decisions)
+        return stencil(spec).output[1 - self._pruned(spec, decisions)] // self._run(spec, decisions)
 
     def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
-        g = gather(spec)
+        g = stencil(spec)
         return g.stage(g.output[1], _VECTOR, _VECTOR, pruned=self._pruned(spec, decisions))
 
     def _sizes(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
         """Floats from one staged plane of x to the next, and of dy."""
-        stage, g = self._stage(spec, decisions), gather(spec)
+        stage, g = self._stage(spec, decisions), stencil(spec)
         factor, ahead = self._apart(spec, decisions)
         x, dy = stage.rows * stage.phases * stage.columns, g.output[0] * g.output[1]
         return round_up(x - ahead, factor) + ahead, round_up(dy - ahead, factor) + ahead
 
     def _apart(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
         """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own, and copies stay aligned."""
-        (height, width), stage = gather(spec).output, self._stage(spec, decisions)
+        (height, width), stage = stencil(spec).output, self._stage(spec, decisions)
         quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else decisions["vector"]
         return apart(quad if decisions["across"] else round_up(width, quad) % WARP)
 
     def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        height, width = gather(spec).output
+        height, width = stencil(spec).output
         if decisions["patch_h"] != height and decisions["patch_w"] != width:
             return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
         size = decisions["planes"] * DTYPES[spec.sums]
@@ -87,14 +91,14 @@ class StripsDw(TwoPass):
 
     def _least(self, spec: ConvSpec, device: Device) -> Decisions:
         """The thinnest strips of one plane that serve, or rows where none do."""
-        (height, width), knobs = gather(spec).output, self.knobs(spec, device)
+        (height, width), knobs = stencil(spec).output, self.knobs(spec, device)
         strips = [*((p, width) for p in knobs["patch_h"]), *((height, p) for p in knobs["patch_w"])]
         trials = [{"patch_h": h, "patch_w": w, "planes": 1, "vector": knobs["vector"][0], "across": 0} for h, w in strips]
         return next((trial for trial in trials if self._invalid(spec, device, trial) is None), trials[0])
 
     def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
         """Choices worth an estimate, those of least code first: strips whose values fit the registers, in blocks of a few warps."""
-        (height, width), knobs, taps = gather(spec).output, self.knobs(spec, device), len(gather(spec).every)
+        (height, width), knobs, taps = stencil(spec).output, self.knobs(spec, device), len(stencil(spec).every)
         strips = [*((p, width) for p in knobs["patch_h"] if p < height), *((height, p) for p in knobs["patch_w"] if p < width)]
         for (patch_h, patch_w), planes, across in itertools.product(sorted(strips, key=math.prod), knobs["planes"], knobs["across"]):
             d = {"patch_h": patch_h, "patch_w": patch_w, "planes": planes, "vector": knobs["vector"][0], "across": across}
@@ -107,7 +111,7 @@ class StripsDw(TwoPass):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
-        g, figure, d = gather(spec), nearest(device.arch), decisions
+        g, figure, d = stencil(spec), nearest(device.arch), decisions
         (height, width), pruned, run, lanes, planes = g.output, self._pruned(spec, d), self._run(spec, d), self._lanes(spec, d), d["planes"]
         own, taps, threads, stage = _strip(spec, pruned, run)[0], max(1, len(g.every)), planes * lanes, self._stage(spec, d)
         warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]
@@ -130,9 +134,9 @@ class StripsDw(TwoPass):
         registers = own.alive + taps + 2 * run
         return clocks(figure, threads, planes * pixels, shared, registers, memory, own.products, others, copies, moved, moved + 4 * planes * taps, least=ALONE)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
         d = decisions
-        return Form(
+        return StageConfig(
             pruned=self._pruned(spec, d), run=self._run(spec, d), halo=_VECTOR, pitch=_VECTOR, quad=d["vector"], joins=self._joins(spec, self._lanes(spec, d)),
             slices=SLICES, ahead=AHEAD,
         )  # fmt: skip
@@ -152,14 +156,14 @@ class StripsDw(TwoPass):
         self._second_pass(sch)
 
     def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.merge import SETTLED
+        from tvm_orient.codegen.tir.fuse_groups import SKIP_RENORMALIZE
 
-        return func.with_attr(SETTLED, True) if spec.dtype == "float32" else func  # elsewhere the pass finds something
+        return func.with_attr(SKIP_RENORMALIZE, True) if spec.dtype == "float32" else func  # elsewhere the pass finds something
 
 
 def _products(spec: ConvSpec, pruned: int, run: int) -> int:
     """Multiply-adds of a strip."""
-    g = gather(spec)
+    g = stencil(spec)
     places = np.arange(g.output[pruned])[:, None] * g.step[pruned] + np.array([(t.row, t.col)[pruned] for t in g.every], np.int64)
     return run * (places.size if g.wrap else int(((places >= 0) & (places < g.source[pruned])).sum()))
 
@@ -167,7 +171,7 @@ def _products(spec: ConvSpec, pruned: int, run: int) -> int:
 @functools.lru_cache(maxsize=4096)
 def _strip(spec: ConvSpec, pruned: int, run: int) -> tuple[Patch, bool]:
     """What a strip reads of the stage, and whether fewer values are held at once with the loop along it outside the one across it."""
-    g, found = gather(spec), []
+    g, found = stencil(spec), []
     stage, along = g.stage(g.output[1], _VECTOR, _VECTOR, pruned=pruned), g.output[pruned]
     align = math.gcd(stage.columns, _VECTOR if pruned else run, _VECTOR)
     for along_first in (True, False):
@@ -176,7 +180,7 @@ def _strip(spec: ConvSpec, pruned: int, run: int) -> tuple[Patch, bool]:
     return min(found, key=lambda pair: pair[0].alive)
 
 
-def _reads(g: Gather, stage: Stage, pruned: int, along: int, across: int) -> Any:
+def _reads(g: Stencil, stage: Stage, pruned: int, along: int, across: int) -> Any:
     """(row, column phase, column) of the stage that a pixel of a strip reads."""
     taps = np.array([(t.row, t.col, *stage.place(t.col)) for t in g.every], np.int64).reshape(-1, 4)
     place = taps[:, pruned] + along * g.step[pruned]

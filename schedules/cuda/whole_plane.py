@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm_orient.banks import WARP
-from tvm_orient.device import Device
-from tvm_orient.estimate import clocks
-from tvm_orient.figures import nearest
-from tvm_orient.form import Form
-from tvm_orient.gather import Gather, gather
-from tvm_orient.spec import DTYPES, ConvSpec
+from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.perf_model.block_cost import clocks
+from tvm_orient.perf_model.gpu_specs import nearest
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.stencil import Stencil, stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, Decisions, Template, most_dividing
+from ..base import MOST, ONE_OFFSET, Decisions, Template
+from ..tiling import most_dividing
 
 _MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # values of a plane: sums are kept in registers
 _MOST_UNROLLED = 4096  # multiply-adds of one thread
@@ -26,7 +27,7 @@ _MOST_SHARED = MOST.staged + MOST.weights  # bytes of a block: merged angles may
 _COPY = 4  # instructions of a copy: addresses only grow
 
 
-def _products(g: Gather) -> int:
+def _products(g: Stencil) -> int:
     """Multiply-adds of a plane: taps that land inside, output by output."""
     return sum(len(g.reads(row, column)) for row in range(g.output[0]) for column in range(g.output[1]))
 
@@ -37,9 +38,9 @@ class WholePlane(Template):
     name, version, kind, ops = "whole_plane", 1, "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        if len(gather(spec).every) == 1:
+        if len(stencil(spec).every) == 1:
             return ONE_OFFSET
-        g = gather(spec)
+        g = stencil(spec)
         outputs, source = math.prod(g.output), math.prod(g.source)
         if outputs > _MOST_OUTPUTS or source > _MOST_SOURCE:
             return f"for planes of at most {_MOST_OUTPUTS} outputs and {_MOST_SOURCE} inputs, got {outputs} and {source}"
@@ -59,7 +60,7 @@ class WholePlane(Template):
 
     def _vectors(self, spec: ConvSpec) -> tuple[int, ...]:
         """Vectors that part every plane evenly, widest first: the channels of one angle may begin at any plane of a layer."""
-        g = gather(spec)
+        g = stencil(spec)
         return tuple(v for v in (4, 2, 1) if v == 1 or (spec.dtype == "float32" and all(math.prod(plane) % v == 0 for plane in (g.source, g.output))))
 
     def default(self, spec: ConvSpec, device: Device) -> Decisions:
@@ -69,7 +70,7 @@ class WholePlane(Template):
 
     def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
         """Bytes of a block: source, results and weights."""
-        g, threads = gather(spec), self._threads(spec, decisions["planes"])
+        g, threads = stencil(spec), self._threads(spec, decisions["planes"])
         weights = spec.kernel_size if decisions["weights_shared"] else 0
         return threads * (math.prod(g.source) + math.prod(g.output) + weights) * DTYPES[spec.sums]
 
@@ -80,7 +81,7 @@ class WholePlane(Template):
 
     def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
         """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = gather(spec), nearest(device.arch), decisions
+        g, figure, d = stencil(spec), nearest(device.arch), decisions
         source, size, taps, threads = math.prod(g.source), math.prod(g.output), spec.kernel_size, self._threads(spec, d["planes"])
         live = len({s for t in g.every for s in t.taps})
         ways, products, warps = math.gcd(source, WARP), _products(g), -(-threads // WARP)
@@ -92,8 +93,8 @@ class WholePlane(Template):
         dram = spec.itemsize * threads * (source + size)
         return clocks(figure, threads, threads * size, self._shared(spec, d), size + live + 24, memory, products, others, 0, dram, dram)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> Form:
-        return Form(bare=True)
+    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+        return StageConfig(bare=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
         y = sch.get_sblock("y")

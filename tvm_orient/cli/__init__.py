@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from . import bench, build, cache, demo, doctor, explain, logs, show, tune  # noqa: F401  each registers its verbs with the app
-from .base import app
+from .application import app
 
 __all__ = ["app"]

@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..spec import ConvSpec
-from .base import app, complain, examples
+from ..problem.spec import ConvSpec
+from .application import app, complain, examples
 from .output import Json, console, plain_file, print_json
-from .problem import Target, chosen_device, takes_problem, whole
+from .spec_options import Target, chosen_device, takes_problem, whole
 
 _QUIET = 10.0  # seconds between lines where there is no terminal
 
@@ -32,8 +32,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time our kernels and their peers, with cold and warm caches; what fails the check against the reference gets no time."""
-    from ..bench import bench as measured
-    from ..bench import table, write_csv
+    from ..bench.bench import bench as measured
+    from ..bench.rows import write_csv
+    from ..bench.tables import table
 
     plain_file(csv)
     device = chosen_device(target)

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ..device import Device
 from ..errors import OrientError
-from ..figures import borrowed
-from ..spec import ConvSpec
-from .base import app, complain, examples
+from ..perf_model.gpu_specs import borrowed
+from ..problem.device import Device
+from ..problem.spec import ConvSpec
+from .application import app, complain, examples
 from .output import Json, console, duration, print_json, size, table
-from .problem import Arch, Target, chosen_device, takes_problem
+from .spec_options import Arch, Target, chosen_device, takes_problem
 
 
 @app.command(epilog=examples("build --arch sm_90a --channels 512 --height 56 --width 56 --kernel-size 31 -o kernels", "build --specs keys.txt --target cpu"))
@@ -56,11 +56,11 @@ def _one(spec: ConvSpec, device: Device, out: Path | None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         if out is None:
-            from ..build import build as compiled
+            from ..kernels.build import build as compiled
 
             folder = compiled(spec, device).parent
         else:
-            from ..aot import export
+            from ..kernels.bundle import export
 
             folder = export(spec, device, out)
         held, error = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()), None

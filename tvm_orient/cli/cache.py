@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .base import app, examples
+from .application import app, examples
 from .output import Json, console, print_json, size, table
 
 _DAY_S = 86400
@@ -18,11 +18,12 @@ app.add_typer(cache_app, name="cache")
 @cache_app.command("list", epilog=examples("cache list", "cache list --json"))
 def list_entries(as_json: Json = False) -> None:
     """List the compiled kernels: this user's, and those of caches that are only read."""
-    from .. import paths, shared
-    from ..cache import KernelCache
+    from .. import env
+    from ..kernels import shared_cache
+    from ..kernels.cache import KernelCache
 
-    folders = [KernelCache(folder).directory for folder in paths.cache_dirs()]
-    entries, others = [how for folder in folders for how in KernelCache(folder).entries()], shared.entries()
+    folders = [KernelCache(folder).directory for folder in env.cache_dirs()]
+    entries, others = [how for folder in folders for how in KernelCache(folder).entries()], shared_cache.entries()
     if as_json:
         print_json({"directory": str(folders[0]) if folders else None, "entries": entries, "shared": others})
         return
@@ -46,7 +47,7 @@ def clear(
     older_than: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="Only those that were made so long ago.")] = None, as_json: Json = False
 ) -> None:
     """Remove every compiled kernel, or the old ones; they are built again when they are needed."""
-    from ..cache import KernelCache
+    from ..kernels.cache import KernelCache
 
     store = KernelCache()
     count = store.clear() if older_than is None else store.clear(time.time() - older_than * _DAY_S)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from ..device import Device
+from ..problem.device import Device
 from .output import angle, table
 
 if TYPE_CHECKING:
-    from ..build import Explained
+    from ..kernels.resolve import Explained
 
 
 def compared(parts: list[Explained], device: Device) -> list[dict[str, Any] | None]:
@@ -20,9 +20,9 @@ def compared(parts: list[Explained], device: Device) -> list[dict[str, Any] | No
     clocks: of an SM for 32 outputs by resource, estimated before anything is compiled; empty for a template without an estimate.
     total: what candidates are ranked by, a little more than the largest of these. None: a record answers.
     """
-    from .. import schedules
-    from ..estimate import soft_maximum
-    from ..lower import is_generic
+    from ..perf_model.block_cost import soft_maximum
+    from ..schedules import registry
+    from ..schedules.choices import is_generic
 
     found: list[dict[str, Any] | None] = []
     for part in parts:
@@ -30,7 +30,7 @@ def compared(parts: list[Explained], device: Device) -> list[dict[str, Any] | No
             found.append(None)
             continue
         own = None if is_generic([part.choice]) else (part.choice.template, dict(part.choice.decisions))
-        serve, declined = schedules.compare(part.part, device, own)
+        serve, declined = registry.compare(part.part, device, own)
         rows = [
             {
                 "template": template.name,

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .base import app, examples
+from .application import app, examples
 from .output import console
-from .problem import whole
+from .spec_options import whole
 
 
 @app.command(epilog=examples("demo", "demo -o pictures --trials 64"))
@@ -18,7 +18,7 @@ def demo(
     trials: Annotated[int, typer.Option(parser=whole, metavar="N", help="Candidates to measure for each angle.")] = 8,
 ) -> None:
     """Tune, build, verify, run and time a bank of oriented filters on a photograph; writes pictures."""
-    from ..demo import run
+    from ..tools.demo import run
 
     code = run(out, trials, console())
     if code:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .base import app, examples
+from .application import app, examples
 from .output import Json, console, print_json
 
 if TYPE_CHECKING:
-    from ..doctor import Check
+    from ..tools.doctor import Check
 
 _COLOURS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
@@ -25,7 +25,7 @@ def doctor(as_json: Json = False) -> None:
     """Look at this machine: what works here, what is missing and what to install; exit 1 if something is broken."""
     printer = console(err=as_json)
     with printer.status("looking") if printer.is_terminal else contextlib.nullcontext():
-        from ..doctor import broken, examine, lacks
+        from ..tools.doctor import broken, examine, lacks
 
         checks = examine()
     works, wrong = lacks(checks), broken(checks)

@@ -10,17 +10,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..figures import borrowed
-from ..labels import asked_text
-from ..paths import LOOKUP_MODES
-from ..spec import ConvSpec
-from . import candidates, machine_code
-from .base import app, examples
+from ..env import LOOKUP_MODES
+from ..perf_model.gpu_specs import borrowed
+from ..problem.labels import asked_text
+from ..problem.spec import ConvSpec
+from . import candidates
+from . import sass as cli_sass
+from .application import app, examples
 from .output import Json, angle, console, degrees, layer, microseconds, print_json, speedup, table
-from .problem import Arch, Target, chosen_device, takes_problem
+from .spec_options import Arch, Target, chosen_device, takes_problem
 
 if TYPE_CHECKING:
-    from ..build import Explained
+    from ..kernels.resolve import Explained
 
 
 @app.command(
@@ -42,13 +43,13 @@ def explain(
 
     Where no record answered: what each template is estimated to take, and why others decline.
     """
-    from ..build import explain as explained
+    from ..kernels.resolve import explain as explained
 
     device = chosen_device(target, arch)
     answers = [(spec, explained(spec, device, mode)) for spec in specs]
     choices = [candidates.compared(parts, device) for _, parts in answers]
     note = borrowed(device.arch) if device.kind == "cuda" else ""
-    code = [machine_code.read(parts, device) if sass else [] for _, parts in answers]
+    code = [cli_sass.read(parts, device) if sass else [] for _, parts in answers]
     if as_json:
         whole = zip(answers, choices, code, strict=True)
         plain = [{"spec": spec.key, "parts": _plain(spec, parts, compared, facts)} for (spec, parts), compared, facts in whole]
@@ -64,11 +65,11 @@ def explain(
             printer.print(f"\n{note}", style="yellow", soft_wrap=True)
         if sass:
             printer.print("\nmachine code, executed per output", style="bold")
-            printer.print(machine_code.shown(parts, facts))
-            if (clocks := machine_code.predicted(parts, facts)) is not None:
+            printer.print(cli_sass.shown(parts, facts))
+            if (clocks := cli_sass.predicted(parts, facts)) is not None:
                 printer.print("\nclocks of an SM for 32 outputs, predicted: no resource can do it in less", style="bold")
                 printer.print(clocks)
-            if absent := machine_code.absent(parts, device):
+            if absent := cli_sass.absent(parts, device):
                 printer.print(absent, style="dim", soft_wrap=True)
 
 
@@ -125,8 +126,8 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
 
 def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
     """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
-    from ..lookup import STEPS
-    from ..lower import is_generic
+    from ..records.lookup import STEPS
+    from ..schedules.choices import is_generic
 
     said: dict[tuple[str, str], list[str]] = {}
     for part in parts:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from .. import paths
+from .. import env
 from ..errors import InvalidArgument, LogFileError
-from ..plausible import doubtful
-from ..spec import ConvSpec
-from .base import app, complain, examples
+from ..problem.spec import ConvSpec
+from ..records.plausible import doubtful
+from .application import app, complain, examples
 from .output import Json, console, microseconds, plain_file, print_json, size, speedup, table
 
 if TYPE_CHECKING:
-    from ..logs import Record
+    from ..records.record import Record
 
 _EXAMPLES = examples("logs list", "logs merge a.jsonl b.jsonl -o both.jsonl")
 logs_app = typer.Typer(no_args_is_help=True, help="Tuning logs: list, show, check, merge and prune them.", epilog=_EXAMPLES)
@@ -42,7 +42,7 @@ def where(as_json: Json = False) -> None:
 
 def _folders() -> dict[str, Path]:
     """By what they are called; a user without a home has none."""
-    return dict(zip(["user"], paths.user_log_dirs(), strict=False)) | {"shipped": paths.shipped_log_dir()}
+    return dict(zip(["user"], env.user_log_dirs(), strict=False)) | {"shipped": env.shipped_log_dir()}
 
 
 @logs_app.command("list", epilog=examples("logs list", "logs list --json"))
@@ -107,12 +107,12 @@ def _expanded(files: list[Path]) -> list[Path]:
 
 def _summary(path: Path) -> dict[str, Any]:
     """What a file holds, counted; error says why where it cannot be read as a whole."""
-    from .. import logs
+    from ..records import store
 
     try:
-        log, error = logs.read(path), None
+        log, error = store.read(path), None
     except LogFileError as problem:
-        log, error = logs.LogFile(path), str(problem)
+        log, error = store.LogFile(path), str(problem)
     slow = sum(record.median_us > record.default_us for record in log.records)
     counts = {"records": len(log.records), "bad": log.bad, "blank": log.blank, "foreign": log.foreign, "old": _old(log.records), "slow": slow}
     why = [f"{record.spec}: {reason}" for record in log.records if (reason := _doubt(record)) is not None]
@@ -126,7 +126,7 @@ def _doubt(record: Record) -> str | None:
 
 def _old(records: Iterable[Record]) -> int:
     """Records for a template that is gone or has another version now: lookup passes over them."""
-    from ..schedules import current
+    from ..schedules.registry import current
 
     return sum(not current(record.template, record.template_version) for record in records)
 
@@ -145,15 +145,15 @@ def show_records(
     as_json: Json = False,
 ) -> None:
     """Show the records of a problem, or of a file, best first: what was decided, how fast it is, and where and when it was measured."""
-    from .. import logs
+    from ..records import store
 
     path = Path(what)
     if path.suffix == ".jsonl" or path.is_file():
-        found = [(record, path) for records in logs.read(path).by_spec.values() for record in records]
+        found = [(record, path) for records in store.read(path).by_spec.values() for record in records]
     else:
         keys = {part.plain.key for _, _, part in ConvSpec.from_key(what).parts()}
         files = [file for folder in _folders().values() for file in sorted(folder.glob("*/*.jsonl"))]
-        found = [(record, file) for file in files for key, records in logs.read(file).by_spec.items() if key in keys for record in records]
+        found = [(record, file) for file in files for key, records in store.read(file).by_spec.items() if key in keys for record in records]
     if as_json:
         print_json([{"file": str(file), "impossible": _doubt(record), "record": record.model_dump(by_alias=True)} for record, file in found])
         return
@@ -191,9 +191,9 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Bring files together: the best record of each problem and template. Order and repetition do not matter."""
-    from .. import logs
+    from ..records import merge as records_merge
 
-    _write(logs.merge(files), files, out, force, as_json)
+    _write(records_merge.merge(files), files, out, force, as_json)
 
 
 @logs_app.command(epilog=examples("logs prune conv.jsonl", "logs prune conv.jsonl -o best.jsonl"))
@@ -204,19 +204,20 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Keep only the best record of each problem."""
-    from .. import logs
+    from ..records import merge as records_merge
+    from ..records import store
 
-    _write(logs.prune(logs.read(file).records), [file], file if out is None else out, force, as_json)
+    _write(records_merge.prune(store.read(file).records), [file], file if out is None else out, force, as_json)
 
 
 def _write(records: list[Record], files: list[Path], out: Path, force: bool, as_json: bool) -> None:
     """Write records that came from files, and say what that did."""
-    from .. import logs
+    from ..records import store
 
     plain_file(out)
-    read = [logs.read(path) for path in files]
+    read = [store.read(path) for path in files]
     before, skipped = sum(len(log.records) for log in read), sum(log.bad + log.foreign for log in read)
-    logs.write(records, out, force)
+    store.write(records, out, force)
     homes = sorted({f"{record.device}/{record.spec.partition('-')[0]}.jsonl" for record in records})
     if as_json:
         print_json({"file": str(out), "records_read": before, "records": len(records), "lines_skipped": skipped, "belongs_in": homes})

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import InvalidArgument
-from ..spec import ConvSpec
-from ..taps import Taps
+from ..problem.spec import ConvSpec
+from ..problem.taps import Taps
 
 _PIPE_WIDTH = 100  # columns where no terminal says how many
 

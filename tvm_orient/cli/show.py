@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidArgument
-from ..spec import ConvSpec
-from ..taps import Anchor, Taps
-from .base import app, examples
+from ..problem.line_offsets import Anchor
+from ..problem.spec import ConvSpec
+from ..problem.taps import Taps
+from .application import app, examples
 from .output import Json, console, degrees, plain_file, print_json
-from .problem import Anchoring, Angles, Dilation, KernelSize, asked_degrees, line_taps
+from .spec_options import Anchoring, Angles, Dilation, KernelSize, asked_degrees, line_taps
 
 
 @app.command(epilog=examples("show --kernel-size 31 --angles 0,22.5,45 -o taps.png", "show k7d2a45"))
@@ -30,7 +31,7 @@ def show(
     taps = _taps(key, kernel_size, angles, dilation, anchor)
     asked = asked_degrees(angles) if key is None else []
     if out is not None:
-        from ..plots import taps_png
+        from ..tools.plots.taps import taps_png
 
         taps_png(taps, out, asked)
     if as_json:
@@ -41,7 +42,7 @@ def show(
     elif out is not None:
         console().print(f"wrote {out}", soft_wrap=True)
     else:
-        from ..plots import taps_text
+        from ..tools.plots.taps import taps_text
 
         printer = console()
         printer.print(taps_text(taps, printer.width, asked), soft_wrap=True)

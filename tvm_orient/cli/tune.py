@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import BuildFailed, TuningFailed, Unsupported
-from ..spec import ConvSpec
-from .base import app, complain, examples
-from .board import Board
+from ..problem.spec import ConvSpec
+from .application import app, complain, examples
 from .output import Json, angle, console, degrees, duration, layer, microseconds, print_json, speedup, table
-from .problem import Target, chosen_device, takes_problem, whole
+from .progress import Board
+from .spec_options import Target, chosen_device, takes_problem, whole
 
 if TYPE_CHECKING:
-    from ..tune import Outcome
+    from ..tuning.result import Outcome
 
 
 @app.command(epilog=examples("tune --op all --channels 512 --height 14 --width 14 --kernel-size 31 --trials 64", "tune --specs keys.txt --target cpu"))
@@ -39,11 +39,12 @@ def tune(
 
     Nothing is recorded where other work made the times noise; exit 1 then. Trials are kept in a journal, .trials in the folder of logs.
     """
-    from .. import paths
-    from ..journal import journals
-    from ..logs import log_path
-    from ..tune import Interrupted, TooBusy, distinct_parts
-    from ..tune import tune as search
+    from .. import env
+    from ..records.store import log_path
+    from ..tuning.journal import journals
+    from ..tuning.result import Interrupted, TooBusy
+    from ..tuning.tune import distinct_parts
+    from ..tuning.tune import tune as search
 
     device = chosen_device(target)
     printer = console(err=as_json)
@@ -81,7 +82,7 @@ def tune(
             if mirrored := _mirrored(spec, found):
                 printer.print(f"{mirrored} use the records of their mirror images", style="dim")
         printer.print()
-    directory = paths.user_log_dir() if log_dir is None else log_dir
+    directory = env.user_log_dir() if log_dir is None else log_dir
     folder, journal = log_path(directory, device.slug, specs[0].op).parent, journals(directory, device)
     doubtful = sum(bool(outcome.doubt) for outcome in outcomes)
     if as_json:

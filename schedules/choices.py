@@ -1,0 +1,59 @@
+"""Choice: how one angle group is scheduled, and the choices that need no tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_orient.errors import Unsupported
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import ConvSpec
+
+from . import registry
+from .base import Decisions, Template
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one angle group is scheduled: a template, its version and its named decisions; step says where they came from."""
+
+    template: str
+    version: int
+    decisions: tuple[tuple[str, int], ...]
+    step: str = "default"
+
+    @classmethod
+    def of(cls, template: Template, decisions: Decisions, step: str = "default") -> Choice:
+        """A choice from a template and a mapping of decisions."""
+        return cls(template.name, template.version, tuple(sorted(decisions.items())), step)
+
+    @property
+    def plain(self) -> list[Any]:
+        """The choice as JSON can hold it; `of_plain` makes it again."""
+        return [self.template, self.version, [list(pair) for pair in self.decisions], self.step]
+
+    @classmethod
+    def of_plain(cls, plain: Sequence[Any]) -> Choice:
+        """The choice that `plain` was made of."""
+        name, version, decisions, step = plain
+        return cls(name, version, tuple((knob, value) for knob, value in decisions), step)
+
+
+def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
+    """The analytic choice for each part of a spec; the generic kernel for all where one part has no template."""
+    try:
+        return tuple(Choice.of(*chosen) for chosen in registry.together([part for _, _, part in spec.parts()], device))
+    except Unsupported:
+        return generic_choices(spec, device)
+
+
+def generic_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
+    """The generic kernel, for every part of a spec: one kernel runs a whole layer."""
+    generic = registry.GENERIC[device.kind]
+    return tuple(Choice(generic.name, generic.version, ()) for _ in spec.parts())
+
+
+def is_generic(choices: Sequence[Choice]) -> bool:
+    """Whether choices ask for the generic kernel."""
+    return any(choice.template == generic.name for choice in choices for generic in registry.GENERIC.values())

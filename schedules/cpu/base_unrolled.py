@@ -1,0 +1,28 @@
+"""What CPU templates share that unroll their taps: which sums and how many taps they serve, and the vectors of the machine."""
+
+from __future__ import annotations
+
+from tvm_orient.problem.device import Device
+from tvm_orient.problem.spec import DTYPES, ConvSpec
+
+from ..base import Template
+
+MOST_UNROLLED = 2048  # multiply-adds in one patch: beyond, LLVM takes seconds and the code leaves the instruction cache
+_MOST_TAPS = 256
+
+
+class Unrolled(Template):
+    """A CPU template of unrolled taps."""
+
+    kind, sums = "cpu", ("float32", "float64")
+
+    def _declines(self, spec: ConvSpec, device: Device) -> str | None:
+        if spec.kernel_size > _MOST_TAPS:
+            return f"unrolls its taps, at most {_MOST_TAPS}, got {spec.kernel_size}"
+        return None
+
+
+def vectors(spec: ConvSpec, device: Device) -> tuple[int, ...]:
+    """Lanes of a vector of sums, widest first."""
+    widest = device.vector_bytes // DTYPES[spec.sums]
+    return tuple(v for v in (widest, widest // 2, widest // 4) if v > 1)

@@ -1,0 +1,1 @@
+"""Kernels against their peers: methods, turns, rows and tables."""

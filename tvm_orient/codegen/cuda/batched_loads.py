@@ -1,0 +1,123 @@
+"""CUDA source whose copies of half precision into shared memory go by batches: all loads of a batch are on their way before one is converted.
+
+As TVM prints it, a thread loads a value, waits for it, converts it and stores it, once for every turn of the staging loop: each turn waits
+for DRAM again. A copy that converts cannot be asynchronous (`async_copy`). So a batch of turns is loaded into registers as it lies in memory,
+with zeros outside the plane, and then converted and stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MOST_HELD = 32  # registers of a batch, which has at most that many turns
+MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
+_HALF = "(?:half|nv_bfloat16)"
+_RAW = {"": "unsigned short", "2": "unsigned", "4": "uint2"}  # by lanes: the type that holds them as they lie in memory
+_LOOP = re.compile(
+    r"(?m)^(?P<indent> *)for \(int (?P<turn>\w+) = 0; (?P=turn) < (?P<turns>\d+); \+\+(?P=turn)\) \{\n(?P<body>(?:(?P=indent) +.*\n)+)(?P=indent)\}\n"
+)
+_POINTER = re.compile(rf"({_HALF})\* __restrict__ (\w+_ptr)")
+_LOAD = re.compile(rf"\*\((?P<type>{_HALF}(?P<lanes>[24]))\*\)\((?P<wide>\w+_ptr) \+ |(?P<one>\w+_ptr)\[")
+_STORE = re.compile(r"(?m)^ *(?:\*\(\w+\*\)\(\w+_shared_ptr \+ .*\)|\w+_shared_ptr\[.*\]) = ")
+_FLOATS = re.compile(r"\*\(float[24]\*\)\((?P<to>\w+_shared_ptr \+ .*)\) = (?P<value>\w+);")  # a vector of them, stored to shared memory
+_WORDS = re.compile(rf"\*\({_HALF}[24]\*\)\(\w+_shared_ptr \+ .*\) = ")  # stored as they were loaded, which `async_copy` does better
+_OTHERWISE = re.compile(r"\} else \{\n(.*)\n")
+_ZERO = re.compile(r" *\w+ = (?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f.*);")
+_TEST, _PLACE = re.compile(r" *if (\(.*\)) \{"), re.compile(r" *int \w+ = .*;")
+
+
+def batches(turns: int, lanes: int) -> int:
+    """Batches of as many turns, each of which loads so many lanes."""
+    return -(-turns // (_MOST_HELD // -(-lanes // 2)))
+
+
+class _Load(NamedTuple):
+    """An expression that loads, as a part of the text: its type, how many lanes it has ("" for one), and the address."""
+
+    start: int
+    end: int
+    type: str
+    lanes: str
+    address: str
+
+
+def batched(source: str) -> str:
+    """The source with every loop that copies half precision from global to shared memory parted into batches of turns."""
+    types = {name: kind for kind, name in _POINTER.findall(source)}
+    if not types:
+        return source
+    return _LOOP.sub(lambda loop: _parted(loop, types), source)
+
+
+def _parted(loop: re.Match[str], types: dict[str, str]) -> str:
+    body, turn, turns = loop["body"], loop["turn"], int(loop["turns"])
+    if _WORDS.search(body):
+        return loop[0]
+    loads, otherwise = list(_loads(body, types)), _OTHERWISE.findall(body)
+    one_copy = len(loads) == len(_STORE.findall(body)) == 1 and not ("for (" in body or "__syncthreads" in body)
+    if not one_copy or len(otherwise) > 1 or not all(map(_ZERO.fullmatch, otherwise)):
+        return loop[0]
+    load = loads[0]
+    before = body[: load.start].splitlines()[:-1]
+    if any(line.strip() == "}" for line in before):  # a test that ends before the load is none of it
+        return loop[0]
+    tests = [test[1] for test in map(_TEST.fullmatch, before) if test]
+    each = -(-turns // batches(turns, int(load.lanes or 1)))
+    ragged = f"({turn} < {turns})" if turns % each else ""
+    held, raw = "tvm_orient_held[tvm_orient_turn]", _RAW[load.lanes]
+    inside = " & ".join([*tests, ragged] if ragged else tests).replace("&&", "&") or "true"  # no jumps: nothing here may not be computed
+    fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = tvm_orient_load<{raw}>({load.address}, {inside});"]
+    store = _guarded(_without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}"), ragged)
+    lines = [
+        f"#pragma unroll {turns if turns <= MOST_UNROLLED else 1}",
+        f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
+        f"  {raw} tvm_orient_held[{each}];",
+    ]
+    for part in (fetch, store):
+        lines += ["  #pragma unroll", f"  for (int tvm_orient_turn = 0; tvm_orient_turn < {each}; ++tvm_orient_turn) {{"]
+        lines += [f"    const int {turn} = tvm_orient_first + tvm_orient_turn;", *(f"    {line.strip()}" for line in part), "  }"]
+    return "".join(f"{loop['indent']}{line}\n" for line in [*lines, "}"])
+
+
+def _guarded(store: list[str], ragged: str) -> list[str]:
+    """Lines of a store of floats with a predicate in place of the tests around it, and of the one that a last batch needs; else under that test."""
+    tests = [test for test in map(_TEST.fullmatch, store) if test]
+    flat = [line for line in store if not _TEST.fullmatch(line)]
+    inner = flat[: len(flat) - len(tests)]
+    target = _FLOATS.fullmatch(inner[-1].strip()) if inner else None
+    if not (tests or ragged) or target is None or any(line.strip() != "}" for line in flat[len(inner) :]):
+        return [f"if {ragged} {{", *store, "}"] if ragged else store
+    where = " & ".join([*(test[1] for test in tests), *([ragged] if ragged else [])]).replace("&&", "&")
+    return [*inner[:-1], f"tvm_orient_store({target['to']}, {target['value']}, {where});"]
+
+
+def _loads(body: str, types: dict[str, str]) -> Iterator[_Load]:
+    """Loads of half precision from global memory."""
+    for match in _LOAD.finditer(body):
+        pointer = match["wide"] or match["one"]
+        if pointer in types:
+            end = _closing(body, match.end())
+            address = f"{pointer} + ({body[match.end() : end - 1]})"
+            yield _Load(match.start(), end, match["type"] or types[pointer], match["lanes"] or "", address)
+
+
+def _closing(text: str, start: int) -> int:
+    """Just after the bracket that closes the one before start."""
+    depth = 1
+    while depth:
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(text[start], 0)
+        start += 1
+    return start
+
+
+def _without_test(body: str) -> list[str]:
+    """Lines of a turn, without the test of what lies outside the plane, which is held as zeros."""
+    lines = body.splitlines()
+    middle = next((i for i, line in enumerate(lines) if line.lstrip() == "} else {"), None)
+    if middle is None:
+        return lines
+    indent = lines[middle].partition("}")[0]
+    head = max(i for i in range(middle) if lines[i].startswith(f"{indent}if ("))
+    return [*lines[:head], f"{indent}{{", *lines[head + 1 : middle], *lines[lines.index(f"{indent}}}", middle) :]]

@@ -1,0 +1,91 @@
+"""TE of conv_dw where a lane owns a whole plane, or whole rows or columns of it.
+
+Which products lie outside the plane is then known when the loops over pixels and taps are unrolled, on both axes or on one, so that there
+is no halo there. Blocks: "stage", "dys" (planes as they lie, but for the halo that is left), "lanes", "groups", "part", "slices" and "y".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...problem.spec import ConvSpec
+from ...problem.stencil import StencilTap, stencil
+from ...toolchain.tvm import load_tvm
+from .config import StageConfig
+from .conv_dw_reduce import part_of, sliced_sums
+from .conv_nchw import batch_of, flat, padded_stage
+from .expr import constants, pick
+
+load_tvm()
+
+from tvm import te, tirx  # noqa: E402  (after the version guard)
+
+Product = Callable[[Any, Any, Any, Any], Any]
+
+
+def unrolled_dw_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
+    """PrimFunc as `conv_nchw.part_func` of conv_dw: one band, one lane a plane (form.whole) or a strip (form.pruned)."""
+    g, n = stencil(spec), batch_of(form)
+    terms = g.terms[0, 0] or (StencilTap(0, 0, ()),)  # where no tap is alive one is summed and used by none
+    source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
+    dy = te.placeholder((n, channels, *g.output), name="dy", dtype=spec.dtype)
+    make = _whole if form.whole else _strips
+    many, axes, product = make(spec, terms, source, dy, form)
+    lanes = te.compute((n, channels, 1, many, len(terms)), lambda a, c, _, lane, t: te.sum(product(a, c, lane, t), axis=axes), name="lanes")
+    part = part_of(lanes, form.joins)
+    return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, form, part)])
+
+
+def _at(planes: Any, a: Any, c: Any, place: Any) -> Any:
+    """The value of a flat plane at this place."""
+    quad = int(planes.shape[4])
+    return planes[a, c, 0, place // quad, place % quad]
+
+
+def _whole(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: StageConfig) -> tuple[int, list[Any], Product]:
+    """(lanes, axes that a lane sums over, product): a lane owns a plane."""
+    g = stencil(spec)
+    (height, width), (out_height, out_width) = g.source, g.output
+    stage, dys = flat(source, spec.sums, "stage"), flat(dy, spec.sums, "dys")
+    rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
+    rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
+
+    def product(a: Any, c: Any, lane: Any, t: Any) -> Any:
+        row, column = rp * g.step[0] + pick(t, rows), ri * g.step[1] + pick(t, columns)
+        if g.wrap:
+            row, column = tirx.floormod(row, height), tirx.floormod(column, width)
+        inside = te.all(row >= 0, row < height, column >= 0, column < width)
+        place = tirx.max(tirx.min(row * width + column, height * width - 1), 0)
+        return tirx.Select(inside, _at(dys, a, c, rp * out_width + ri) * _at(stage, a, c, place), tirx.const(0, spec.sums))
+
+    return 1, [rp, ri], product
+
+
+def _strips(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: StageConfig) -> tuple[int, list[Any], Product]:
+    """As `_whole`: a lane owns form.run rows of dy (form.pruned 1) or columns (0); x has its halo on that side only."""
+    g = stencil(spec)
+    shape = g.stage(g.output[1], form.halo, form.pitch, pruned=form.pruned)
+    stage, dys = padded_stage(source, g, shape, spec.sums, form.quad), flat(dy, spec.sums, "dys")
+    along, size = g.output[form.pruned or 0], g.source[form.pruned or 0]
+    rp, ri = te.reduce_axis((0, form.run), "rp"), te.reduce_axis((0, along), "ri")
+    where = [shape.place(t.col) for t in terms]
+    rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
+    phases, shifts = constants([phase for phase, _ in where]), constants([shift for _, shift in where])
+
+    def product(a: Any, c: Any, lane: Any, t: Any) -> Any:
+        own = lane * form.run + rp
+        i, j = (own, ri) if form.pruned else (ri, own)
+        row = i * g.step[0] + pick(t, rows)
+        if form.pruned:
+            place = column = j * g.step[1] + pick(t, columns)
+            phase, row = 0, row + shape.top
+        else:
+            place, phase, column = row, pick(t, phases), j + pick(t, shifts)
+        inside = te.all(place >= 0, place < size)
+        place = tirx.floormod(place, size) if g.wrap else tirx.max(tirx.min(place, size - 1), 0)
+        row, column = (row, place) if form.pruned else (place, column)
+        value = _at(dys, a, c, i * g.output[1] + j) * stage[a, c, row, phase, column // form.quad, column % form.quad]
+        return value if g.wrap else tirx.Select(inside, value, tirx.const(0, spec.sums))
+
+    return g.output[1 - (form.pruned or 0)] // form.run, [rp, ri], product

@@ -1,0 +1,1 @@
+"""Rewrites of TIR: what schedule primitives cannot say."""

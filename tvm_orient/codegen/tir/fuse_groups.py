@@ -1,0 +1,130 @@
+"""Scheduled angle groups merged into one function: one launch per layer, each angle with its own schedule.
+
+Each group's function computes its own channels; here its loads and stores move to the layer's buffers, and the i-th
+loop nests of all groups become one nest over the sum of their tasks. A serial loop of extent 0 or 1 picks the group,
+since TVM refuses barriers under an if; on CUDA the branches then share one shared-memory allocation, and the source says if.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...toolchain.tvm import load_tvm
+from ..cuda.group_branches import BRANCH
+
+load_tvm()
+
+from tvm import tirx  # noqa: E402  (after the version guard)
+from tvm.ir import Range, TensorLoad, TensorRegion  # noqa: E402
+from tvm.s_tir import SBlock, SBlockRealize  # noqa: E402
+from tvm_ffi import structural_map  # noqa: E402
+
+SKIP_RENORMALIZE = "tvm_orient.settled"  # attribute of a function one of whose groups has long code where every index is known
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scheduled PrimFunc of one angle group, and for each of its parameters where it begins in the layer's buffer."""
+
+    func: Any
+    origins: tuple[tuple[int, ...], ...]
+
+
+def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -> Any:
+    """One PrimFunc over the layer's buffers, whose shapes are given in parameter order.
+
+    kind "cpu": the outermost loop of each nest runs over independent tasks and is made parallel here. kind "cuda": it is
+    bound to blockIdx.x, with threadIdx.x loops inside; a group of fewer threads lets the rest idle.
+    """
+    params = groups[0].func.params
+    buffers = [tirx.decl_buffer(shape, param.dtype, name=param.name) for param, shape in zip(params, shapes, strict=True)]
+    nests = [[_rebase(nest, group, buffers) for nest in _nests(group.func)] for group in groups]
+    body = [_one_nest([n[i] for n in nests], kind) for i in range(len(nests[0]))]
+    allocs = [buffer for group in groups for buffer in group.func.body.block.alloc_buffers]
+    root = SBlock([], [], [], "root", body[0] if len(body) == 1 else tirx.SeqStmt(body), None, allocs, [], {})
+    func = tirx.PrimFunc(buffers, SBlockRealize([], tirx.const(True, "bool"), root))
+    func = func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    return func.with_attr(SKIP_RENORMALIZE, True) if any(SKIP_RENORMALIZE in group.func.attrs for group in groups) else func
+
+
+def _nests(func: Any) -> list[Any]:
+    body = func.body.block.body
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def _rebase(nest: Any, group: Group, buffers: Sequence[Any]) -> Any:
+    """The nest with every access to a parameter of the group moved to the layer's buffer."""
+    params = list(group.func.params)
+
+    def home(buffer: Any) -> int | None:
+        return next((i for i, param in enumerate(params) if buffer.same_as(param)), None)
+
+    def shifted(index: int, positions: Sequence[Any]) -> list[Any]:
+        return [p + o if o else p for p, o in zip(positions, group.origins[index], strict=True)]
+
+    def load(op: Any) -> Any:
+        i = home(op.source)
+        return op if i is None else tirx.BufferLoad(buffers[i], shifted(i, op.indices))
+
+    def store(op: Any) -> Any:
+        i = home(op.buffer)
+        return op if i is None else tirx.BufferStore(buffers[i], op.value, shifted(i, op.indices))
+
+    def region(op: Any) -> Any:
+        i = home(op.source)
+        if i is None:
+            return op
+        starts = shifted(i, [r.min for r in op.region])
+        return tirx.BufferRegion(buffers[i], [Range.from_min_extent(s, r.extent) for s, r in zip(starts, op.region, strict=True)])
+
+    return structural_map(nest, [(TensorLoad, load), (tirx.BufferStore, store), (TensorRegion, region)])
+
+
+def _one_nest(nests: Sequence[Any], kind: str) -> Any:
+    cuda = kind == "cuda"
+    threads = max(_threads(nest) for nest in nests) if cuda else 0
+    branches: list[Any] = []
+    task, total = tirx.Var("task", "int32"), tirx.const(0, "int32")
+    yes, no = tirx.const(1, "int32"), tirx.const(0, "int32")
+    for nest in nests:
+        own = tirx.Var(BRANCH, "int32")
+        nest = structural_map(nest, (tirx.Var, lambda v, old=nest.loop_var, own=own: own if v.same_as(old) else v)) if cuda and len(nests) > 1 else nest
+        start, total = total, total + nest.extent
+        mine = yes if len(nests) == 1 else tirx.if_then_else(tirx.all(task >= start, task < total), yes, no)
+        first = tirx.max(task - start, no) if cuda and branches else task - start  # never negative, so that buffers are cut to one task's part
+        branches.append(tirx.For(nest.loop_var, first, mine, tirx.ForKind.SERIAL, _widen(nest.body, threads) if cuda else nest.body))
+    body = branches[0] if len(branches) == 1 else tirx.SeqStmt(branches)
+    if not cuda:
+        return tirx.For(task, no, total, tirx.ForKind.PARALLEL, body)
+    lane = tirx.IterVar(None, tirx.Var("blockIdx.x", "int32"), tirx.IterVar.ThreadIndex, "blockIdx.x")
+    return tirx.For(task, no, total, tirx.ForKind.THREAD_BINDING, body, thread_binding=lane)
+
+
+def _is_thread_loop(loop: Any) -> bool:
+    return loop.thread_binding is not None and loop.thread_binding.thread_tag == "threadIdx.x"
+
+
+def _threads(nest: Any) -> int:
+    found = [1]
+
+    def look(loop: Any) -> Any:
+        if _is_thread_loop(loop):
+            found.append(int(loop.extent))
+        return loop
+
+    structural_map(nest, (tirx.For, look))
+    return max(found)
+
+
+def _widen(nest: Any, threads: int) -> Any:
+    """The nest with every threadIdx.x loop at `threads`, the body guarded where it had fewer."""
+
+    def change(loop: Any) -> Any:
+        if not _is_thread_loop(loop) or int(loop.extent) == threads:
+            return loop
+        guarded = tirx.IfThenElse(loop.loop_var < loop.extent, loop.body, None)
+        return tirx.For(loop.loop_var, loop.min, tirx.const(threads, "int32"), loop.kind, guarded, loop.thread_binding, loop.annotations)
+
+    return structural_map(nest, (tirx.For, change))

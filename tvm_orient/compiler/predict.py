@@ -1,0 +1,132 @@
+"""Kernels compiled for a GPU that need not be here, and what the static model says of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..perf_model.gpu_specs import BATCH, has_gpu_spec
+from ..perf_model.speed_of_light import Launch, SpeedOfLight, speed_of_light
+from ..problem.device import Device
+from ..problem.spec import ConvSpec
+from ..sass import cubin
+from ..schedules.choices import Choice, is_generic
+from ..schedules.tiling import parted
+from ..toolchain import nvrtc
+from ..toolchain.tvm import load_tvm
+from .library import cuda_source
+from .lower import scheduled, workspace_shape
+
+_STARTS = 'extern "C"'
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The kernels that compute one angle of a problem by one choice, in the order in which they run.
+
+    bounds: of each; empty for the generic kernel, and for a GPU that has no figures.
+    """
+
+    kernels: tuple[cubin.KernelFacts, ...]
+    bounds: tuple[SpeedOfLight, ...]
+
+    @property
+    def clocks(self) -> float:
+        """Clocks of an SM for 32 outputs, all kernels together."""
+        return sum(one.worst for one in self.bounds)
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of local memory in all kernels."""
+        return sum(kernel.spills for kernel in self.kernels)
+
+
+def together(sources: Mapping[str, str]) -> str:
+    """Several CUDA sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
+    parts = {name: source.partition(_STARTS) for name, source in sources.items()}
+    head = max((before for before, *_ in parts.values()), key=len, default="")  # with the helpers that any of them calls
+    return head + "".join((starts + rest).replace("main_kernel", f"{name}_kernel") for name, (_, starts, rest) in parts.items())
+
+
+def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
+    """Compile single-angle specs by their choices, all in one source (half of NVRTC's time is headers), and predict each.
+
+    Raises:
+        BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin`, `cubin.kernels` and `interpreter.run`.
+    """
+    sources, launches = {}, []
+    for index, (spec, choice) in enumerate(cases):
+        module = scheduled(spec, device, [choice])
+        sources[f"case{index}"] = cuda_source(module, device)
+        launches.append([] if is_generic([choice]) or not has_gpu_spec(device.arch) else _launches(module, spec, choice))
+    found = {kernel.name: kernel for kernel in cubin.kernels(nvrtc.compile_cubin(together(sources), device.arch))}
+    results = []
+    for index, (spec, _) in enumerate(cases):
+        kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)
+        bounds = tuple(speed_of_light(kernel, spec, device.arch, launch, moved) for kernel, (launch, moved) in zip(kernels, launches[index], strict=False))
+        results.append(Predicted(kernels, bounds))
+    return results
+
+
+def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> list[Predicted]:
+    """What each angle of a layer costs as part of the layer's merged kernels, which set the threads, registers and shared memory of all blocks.
+
+    Angles run one after the other but for the blocks at their borders: the layer's clocks of a resource are the mean over its angles, by channels.
+
+    Raises:
+        InvalidArgument: a GPU without figures. BuildFailed, EnvironmentProblem: as `predict`.
+    """
+    module = scheduled(spec, device, choices)
+    merged = sorted(cubin.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
+    grids, starts, results = _grids(module["main"]), [0] * len(merged), []
+    for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
+        own = dataclasses.replace(part, channels=stop - start)
+        bounds = []
+        for i, (kernel, (alone, moved)) in enumerate(zip(merged, _launches(scheduled(own, device, [choice]), own, choice), strict=True)):
+            every, threads = grids[i]
+            launch = Launch(alone.grid, threads, [starts[i] + block for block in alone.sample], every - alone.grid)
+            bounds.append(speed_of_light(kernel, own, device.arch, launch, moved))
+            starts[i] += alone.grid
+        results.append(Predicted(tuple(merged), tuple(bounds)))
+    return results
+
+
+def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch, int]]:
+    """(launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
+    grids, decisions = _grids(module["main"]), dict(choice.decisions)
+    grid, threads = grids[0]
+    if spec.layout == "nhwc":  # channels are innermost in a grid
+        sample = range(0, grid // BATCH, -(-spec.channels // min(spec.channels, decisions["lanes"])))
+    else:
+        turns = 1 if spec.op == "conv_dw" else decisions.get("turns", 1)
+        sample = range(grid // BATCH // (spec.channels // math.prod(parted(spec.channels, decisions.get("planes", 1), turns))))
+    first = Launch(grid, threads, sample)
+    if len(grids) == 1:
+        return [(first, spec.bytes_moved(BATCH))]
+    bands, taps = workspace_shape([module["main"]], spec.layout)
+    space = 4 * BATCH * spec.channels * bands * taps
+    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*grids[1], range(min(8, grids[1][0]))), space)]
+
+
+def _grids(func: Any) -> list[tuple[int, int]]:
+    """(blocks for BATCH images, threads of a block) of each nest."""
+    load_tvm()
+    from tvm import sym, tirx
+    from tvm_ffi import structural_map
+
+    found, threads = [], [1]
+
+    def look(loop: Any) -> Any:
+        if loop.thread_binding is not None and loop.thread_binding.thread_tag == "threadIdx.x":
+            threads.append(int(loop.extent))
+        elif loop.thread_binding is not None:
+            extent = structural_map(loop.extent, (tirx.Var, lambda _: tirx.const(BATCH, "int32")))
+            found.append((int(sym.Analyzer().simplify(extent)), max(threads)))
+            threads[:] = [1]
+        return loop
+
+    structural_map(func.body, (tirx.For, look))  # inner loops come first
+    return found

@@ -1,0 +1,1 @@
+"""Whether a kernel is right, and then how fast it is: the reference, its tolerance, the emulators, and timing."""

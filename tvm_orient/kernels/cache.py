@@ -1,0 +1,169 @@
+"""Compiled kernels on disk: one folder an entry, named by the content of its key, published whole or not at all.
+
+Layout: <cache folder>/<op>-<digest>/kernel.so with how.json beside it, which says for people what it was built from and holds
+the checksum. An entry that does not check out is a miss, never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from .. import env
+from ..errors import BuildFailed, EnvironmentProblem
+from ..problem.spec import OPS
+from .build_key import BuildKey
+from .manifest import HOW, KERNEL, flaw_of, how_made, seal
+
+_ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")
+_warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warning)
+
+
+class Busy(Exception):
+    """Another process is making the kernel that was asked for, and there was to be no waiting."""
+
+
+class KernelCache:
+    """The folder of compiled kernels (default: paths.cache_dir()), made with mode 0700 where it is missing.
+
+    Raises:
+        EnvironmentProblem: the folder is not this user's, or others can write to it (it holds code), or it cannot be made.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = env.cache_dir() if directory is None else Path(directory)
+        with self._disk():
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            info = self.directory.stat()
+        remedy = f"of {self.directory}: chmod 700 a folder of your own, or set TVM_ORIENT_CACHE_DIR to one"
+        if info.st_uid != os.geteuid():
+            raise EnvironmentProblem(f"the kernel cache must belong to user {os.geteuid()}, who runs its code, got owner {info.st_uid} {remedy}")
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise EnvironmentProblem(f"the kernel cache holds code that nobody else may write, got mode {oct(stat.S_IMODE(info.st_mode))} {remedy}")
+
+    def find(self, key: BuildKey) -> Path | None:
+        """The kernel of an entry whose checksum holds; None for a miss. A broken entry is a miss, told once in the log."""
+        entry = self.directory / key.name
+        if not os.path.lexists(entry):
+            return None
+        flaw = flaw_of(entry)
+        if flaw:
+            _warn_once("kernel cache entry %s is not used and will be built again: %s", str(entry), flaw)
+            return None
+        return entry / KERNEL
+
+    def publish(self, key: BuildKey, make: Callable[[Path], dict[str, Any]], *, waiting: bool = True, instead_of: Path | None = None) -> Path:
+        """The kernel of key, made here unless another process has just done it.
+
+        make(folder) writes folder/kernel.so and returns JSON facts for how.json. It runs under the key's lock, so that a kernel
+        is built once. Whatever it raises comes out, and nothing stays behind.
+
+        Args:
+            waiting: False raises Busy where another process is making it.
+            instead_of: the kernel of this entry, where it is whole and yet of no use: it is replaced, and stays if make fails.
+
+        Raises:
+            BuildFailed: make wrote no kernel.so.
+            EnvironmentProblem: the disk is full or cannot be written.
+        """
+        with self._locked(key.name, waiting):
+            found = self.find(key)
+            if found and found != instead_of:
+                return found
+            entry = self.directory / key.name
+            with self._disk():
+                for left in self.directory.glob(f".{key.name}-*"):  # of a build that was killed: we hold the lock
+                    _remove(left)
+                folder = Path(tempfile.mkdtemp(prefix=f".{key.name}-", dir=self.directory))
+            try:
+                with self._disk(errno.ENOSPC, errno.EDQUOT):
+                    facts = make(folder)
+                if not (folder / KERNEL).is_file():
+                    raise BuildFailed(f"a build must leave {KERNEL} in its folder, got {sorted(os.listdir(folder))}: see what the compiler said")
+                with self._disk():
+                    seal(folder, key, facts)
+                    _let_read(folder, stat.S_IMODE(self.directory.stat().st_mode))
+                    if os.path.lexists(entry):  # broken: moved aside, since a folder replaces only an empty one
+                        os.replace(entry, self.directory / f".{key.name}-broken")
+                    os.replace(folder, entry)
+                    _remove(self.directory / f".{key.name}-broken")
+            finally:
+                _remove(folder)
+        return entry / KERNEL
+
+    def entries(self) -> list[dict[str, Any]]:
+        """how.json of every readable entry, sorted by name."""
+        return entries_of(self.directory)
+
+    def clear(self, before: float = math.inf) -> int:
+        """Removes every entry, broken ones too, that was made before a time (seconds since 1970), and nothing else; returns how many."""
+        entries = [entry for entry in _entries(self.directory) if entry.stat().st_mtime < before]
+        for entry in entries:
+            with self._locked(entry.name), self._disk(), contextlib.suppress(FileNotFoundError):  # another process may be clearing too
+                shutil.rmtree(entry)
+        return len(entries)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, waiting: bool = True) -> Iterator[None]:
+        lock = filelock.FileLock(self.directory / f".{name}.lock")
+        with self._disk():
+            try:
+                lock.acquire(timeout=-1 if waiting else 0)
+            except filelock.Timeout as problem:
+                raise Busy(f"another process is making {name}") from problem
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _disk(self, *only: int) -> Iterator[None]:
+        """Turns an OSError (of these errno only, where some are given) into an EnvironmentProblem that says where."""
+        try:
+            yield
+        except OSError as problem:
+            if only and problem.errno not in only:
+                raise
+            remedy = "free the disk, or set TVM_ORIENT_CACHE_DIR to a folder you can write to"
+            raise EnvironmentProblem(f"the kernel cache {self.directory} must be writable, got {problem}: {remedy}") from problem
+
+
+def entries_of(directory: Path) -> list[dict[str, Any]]:
+    """how.json of every readable entry of a cache, sorted by name."""
+    found = []
+    for entry in _entries(directory):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(how_made(entry))
+    return found
+
+
+def _entries(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+
+def _let_read(folder: Path, mode: int) -> None:
+    """Lets those read an entry who may read the cache that it goes to: one that is made for many is open, a user's own is not."""
+    folder.chmod(0o700 | mode & 0o055)
+    for name in (KERNEL, HOW):
+        (folder / name).chmod(0o600 | mode & 0o044)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

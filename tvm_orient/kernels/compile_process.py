@@ -1,0 +1,236 @@
+"""Compiling in processes of its own: what ends a compiler does not end the program that asked for a kernel.
+
+LLVM ends its process where it cannot write an object file. So the program never compiles itself: `python -m tvm_orient.kernels.compile_process` reads one JSON request a
+line and answers one JSON line, and all that it writes lies in the folder of the kernel that it makes. A compiler that has nothing to do for a minute ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..compiler.library import compile_library
+from ..compiler.lower import scheduled, workspace_shape
+from ..errors import BuildFailed, EnvironmentProblem, OrientError
+from ..problem.cpus import cores
+from ..problem.device import Device
+from ..problem.spec import ConvSpec
+from ..schedules.choices import Choice, is_generic
+from ..toolchain.driverless import pretend_driver
+from ..toolchain.tvm import target
+from ..toolchain.worker import Answer, ChildProcess, Died, interpreter, serve
+from . import manifest
+
+_MOST = 4  # compilers at work at once: each takes half a gigabyte
+_IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
+_LOOK_S = 1.0  # between two looks at whether the program that asks is there
+_EVER_S = 30 * 86400.0  # what a kernel may take that was asked for
+_FULL = ("No space left on device", "Disk quota exceeded")  # what the system says, and compilers repeat
+_LEAST_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
+_SAID = 500  # characters of what a compiler said last
+_SCRATCH = "scratch"
+
+
+def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False) -> dict[str, Any]:
+    """Compile a spec into folder/kernel.so, in this process; returns the facts that launching needs (workspace) and that people ask for.
+
+    Args:
+        sources: for CUDA, write kernel.cu and kernel.cubin beside it.
+
+    Raises:
+        BuildFailed, EnvironmentProblem: as `library.compile_library`.
+    """
+    start = time.perf_counter()
+    module = scheduled(spec, device, choices)
+    lowered = time.perf_counter()
+    cubins = compile_library(module, device, folder / manifest.KERNEL)
+    for source, cubin in cubins.items() if sources else ():  # one: a layer is one module
+        (folder / "kernel.cu").write_text(source)
+        (folder / "kernel.cubin").write_bytes(cubin)
+    facts: dict[str, Any] = {
+        "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
+        "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
+    }
+    if device.kind == "cpu":
+        facts["mcpu"] = str(target(device).attrs["mcpu"])  # LLVM's name for the model that is in the key
+    if spec.op == "conv_dw" and not is_generic(choices):
+        facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
+    return facts
+
+
+def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None, *, sources: bool = False) -> dict[str, Any]:
+    """As `make`, in a process of its own, which for CUDA has a driver or a stand-in for it.
+
+    Args:
+        folder: exists; nothing is written elsewhere.
+        limit: seconds after which it is given up; None waits for ever.
+        sources: as of `make`.
+
+    Raises:
+        BuildFailed: the compiler refused, died, or took longer than the limit.
+        EnvironmentProblem: a compiler is missing or cannot be started, or the disk is full.
+    """
+    request = {
+        "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
+        "choices": [choice.plain for choice in choices],
+    }  # fmt: skip
+    with _shop.compiler() as compiler:
+        try:
+            answer = compiler.ask(request, limit)
+        except TimeoutError as problem:
+            raise BuildFailed(f"{spec} did not compile within {limit:.0f} s: call tvm_orient.warmup, which waits for it") from problem
+        except Died as problem:
+            said = compiler.said()
+            if full(folder, said):
+                raise disk_full(folder.parent) from problem
+            raise BuildFailed(f"the compiler of {spec} ended without an answer ({problem}), and last said: {said[-_SAID:] or 'nothing'}") from problem
+    if "facts" in answer:
+        return dict(answer["facts"])
+    if full(folder, str(answer.get("trail", ""))):
+        raise disk_full(folder.parent)
+    kind = getattr(errors, str(answer.get("kind")), BuildFailed)
+    raise kind(str(answer.get("text") or answer.get("error")))
+
+
+def full(folder: Path, said: str) -> bool:
+    """Whether a build failed because the disk of its folder is full: a compiler said so, or next to nothing is free."""
+    if any(text in said for text in _FULL):
+        return True
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < _LEAST_BYTES
+    return False
+
+
+def disk_full(folder: Path) -> EnvironmentProblem:
+    """The error of a build for which the disk of a folder is full."""
+    remedy = "free some, or set TVM_ORIENT_CACHE_DIR (or -o) to a folder on another disk"
+    return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder} is full: {remedy}")
+
+
+class _Compiler(ChildProcess):
+    lasting = True  # a kernel that was refused spoils nothing
+
+    def __init__(self) -> None:
+        python, self.tools = interpreter(), _tools()
+        self._errors = os.memfd_create("tvm_orient") if hasattr(os, "memfd_create") else os.dup(2)
+        # the first entry of sys.path is the script's folder, or empty: the working folder
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path or os.curdir for path in sys.path))}
+        super().__init__([python, "-P", "-m", "tvm_orient.kernels.compile_process"], _EVER_S, environment, self._errors)
+
+    def ask(self, request: Any, timeout: float | None = None) -> Answer:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it had nothing to do for long
+        rested = self.running
+        try:
+            return super().ask(request, timeout)
+        except OSError as problem:
+            if problem.errno in (errno.ENOMEM, errno.EAGAIN, errno.ENOENT, errno.EACCES):
+                raise EnvironmentProblem(f"compiling a kernel needs a process of its own, and {self.command[0]} does not start: {problem}") from problem
+            raise
+        except Died as problem:
+            if not (rested and problem.code == 0):
+                raise
+            return super().ask(request, timeout)  # it ended of itself just when it was asked
+
+    def said(self) -> str:
+        """What it wrote to its standard error, as far as that is kept."""
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._errors).st_size
+            return os.pread(self._errors, 1 << 16, max(0, size - (1 << 16))).decode(errors="replace").strip()
+        return ""
+
+    def end(self) -> None:
+        """Ends the process and forgets what it said."""
+        self.close()
+        os.close(self._errors)
+
+
+def _tools() -> dict[str, str]:
+    """The environment variables that decide which compilers run, and how."""
+    names = (name for name in os.environ if name.startswith(("TVM_", "CUDA_", "LD_")) and not name.startswith("TVM_ORIENT_"))
+    return {name: os.environ[name] for name in (*names, *("PATH", "CC", "CXX", "PYTHONPATH")) if name in os.environ}
+
+
+class _Shop:
+    """Compilers of this process: those that wait for work, and how many more may be started."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Compiler] = []
+        self._room = threading.BoundedSemaphore(max(1, min(_MOST, cores())))
+
+    @contextlib.contextmanager
+    def compiler(self) -> Iterator[_Compiler]:
+        """One that nobody else asks meanwhile; where as many work as there are cores, the next that is done."""
+        with self._room:
+            compiler = self._waiting.pop() if self._waiting else _Compiler()
+            if compiler.tools != _tools():
+                compiler.end()
+                compiler = _Compiler()
+            try:
+                yield compiler
+            finally:
+                self._waiting.append(compiler)
+
+
+_shop = _Shop()
+
+
+def _renew() -> None:
+    """A forked child has compilers of its own; those of its parent stay its parent's, and are kept here so that nothing closes them."""
+    global _shop, _inherited
+    _inherited, _shop = (_inherited, _shop), _Shop()
+
+
+_inherited: Any = None
+os.register_at_fork(after_in_child=_renew)
+
+
+def _answer(request: dict[str, Any]) -> Answer:
+    folder = Path(request["folder"])
+    scratch = folder / _SCRATCH
+    choices = [Choice.of_plain(choice) for choice in request["choices"]]
+    try:
+        scratch.mkdir()
+        tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)  # of TVM, and of what it starts
+        if request["device"]["kind"] == "cuda":
+            pretend_driver()
+        return {"facts": make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, folder, sources=request["sources"])}
+    except OrientError as problem:
+        return {"kind": type(problem).__name__, "text": str(problem), "trail": _trail(problem)}
+    except Exception as problem:
+        return {"kind": "BuildFailed", "text": f"{request['spec']}: {type(problem).__name__}: {str(problem)[-_SAID:]}", "trail": _trail(problem)}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trail(problem: BaseException | None) -> str:
+    """The texts of an error and of those that it came from, which say more than its last line."""
+    found = []
+    while problem is not None:
+        found.append(str(problem))
+        problem = problem.__cause__ or problem.__context__
+    return "\n".join(found)[-(1 << 16) :]
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process, whatever it is doing, once the one that asks is gone: another that was forked from it may hold its end of the pipe."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    serve(_answer, _IDLE_S)
+    os._exit(0)  # exit handlers would ask a driver that may be a stand-in, and answers nothing

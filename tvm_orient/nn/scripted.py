@@ -1,0 +1,64 @@
+"""OrientedConv2d in the language of torch.jit.script, which knows neither Taps nor keyword arguments with defaults."""
+
+# no postponed annotations here: torch.jit.script cannot resolve them
+from typing import List, Optional  # noqa: UP035  # the names that it knows
+
+import torch
+
+from .. import ops  # noqa: F401  # defines the operators
+
+
+class Scriptable(torch.nn.Module):
+    """The module that torch.jit.script compiles in the place of an OrientedConv2d: it holds its very parameters.
+
+    Args:
+        weight: (C, K) or (C, 1, 1, K).
+        bias: (C,), or None.
+        theta: radians, the buffer of the original, for the state dict alone.
+        taps: `Taps.key`.
+        stride: (vertical, horizontal).
+        padding_mode: "zeros" or "circular".
+        activation: "none", "relu", "silu" or "gelu".
+        centre: the tap that a residual adds one to; -1 where there is no residual.
+        last: images are (N, H, W, C).
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],  # noqa: UP045
+        theta: torch.Tensor,
+        taps: str,
+        stride: List[int],  # noqa: UP006
+        padding_mode: str,
+        activation: str,
+        centre: int,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.register_buffer("theta", theta)
+        self.taps, self.stride, self.padding_mode, self.activation = taps, stride, padding_mode, activation
+        self.centre, self.last = centre, last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the original, outside of autocast: (N, C, H, W) or (C, H, W), channels last where `last` is set."""
+        if self.last:
+            x = x.movedim(-1, -3)
+        images = x.unsqueeze(0) if x.dim() == 3 else x
+        weight = self.weight.flatten(1)
+        sums_up = self.centre >= 0 and weight.dtype != torch.float32 and weight.dtype != torch.float64
+        if self.centre >= 0 and not sums_up:
+            weight = weight + (torch.arange(weight.shape[1], device=weight.device) == self.centre).to(weight.dtype)
+        activation = "none" if sums_up else self.activation
+        y: torch.Tensor = torch.ops.tvm_orient.conv_epilogue(images, weight, self.bias, activation, self.taps, self.stride, self.padding_mode)
+        if sums_up:
+            y = y + images[:, :, :: self.stride[0], :: self.stride[1]]
+            if self.activation == "relu":
+                y = torch.relu(y)
+            elif self.activation == "silu":
+                y = torch.nn.functional.silu(y)
+            elif self.activation == "gelu":
+                y = torch.nn.functional.gelu(y)
+        y = y.squeeze(0) if x.dim() == 3 else y
+        return y.movedim(-3, -1) if self.last else y

@@ -1,0 +1,184 @@
+"""ConvSpec: one problem, whole and frozen. It enters at the op boundary and comes out unchanged at launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidArgument
+from ..forks import kept
+from .taps import Taps
+
+OPS = ("conv", "conv_dx", "conv_dw")
+DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+PADDING_MODES = ("zeros", "circular")
+LAYOUTS = ("nchw", "nhwc")
+LIMIT = 2**31 - 1  # elements of a tensor: kernels index with 32 bits
+ACTIVATIONS = ("none", "relu", "silu", "gelu")
+_KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """An oriented depthwise problem; the batch size is not part of it (kernels take N at run time).
+
+    Attributes:
+        op: "conv" (x, w -> y), "conv_dx" (dy, w -> dx) or "conv_dw" (x, dy -> dw).
+        channels: how many, C.
+        height: rows H of x, whatever the op.
+        width: columns W of x.
+        taps: offsets in pixels of x; K is theirs.
+        stride: (vertical, horizontal); one number is taken for both.
+        padding_mode: "zeros" or "circular".
+        dtype: of the operands and the result: "float32", "float16", "bfloat16" or "float64".
+        layout: how images lie in memory, "nchw" or "nhwc" (torch's channels_last); weights are (C, K) in both.
+        bias: conv only: whether one value per channel is added to the sums.
+        activation: conv only, applied last: "none", "relu", "silu" or "gelu".
+
+    Raises:
+        InvalidArgument: a field breaks its rule.
+    """
+
+    op: str
+    channels: int
+    height: int
+    width: int
+    taps: Taps
+    stride: tuple[int, int] = (1, 1)
+    padding_mode: str = "zeros"
+    dtype: str = "float32"
+    layout: str = "nchw"
+    bias: bool = False
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("op", self.op, OPS),
+            ("dtype", self.dtype, tuple(DTYPES)),
+            ("padding_mode", self.padding_mode, PADDING_MODES),
+            ("layout", self.layout, LAYOUTS),
+            ("activation", self.activation, ACTIVATIONS),
+        ):
+            if value not in known:
+                raise InvalidArgument(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("channels", "height", "width"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+        object.__setattr__(self, "stride", stride_pair(self.stride))
+        if self.op != "conv" and (self.bias or self.activation != "none"):
+            raise InvalidArgument(f"only conv has an epilogue, got {self.op} with bias={self.bias} and activation={self.activation!r}")
+        if not isinstance(self.taps, Taps):
+            raise InvalidArgument(f"taps must be a Taps, got {type(self.taps).__name__}: make one with Taps.oriented or Taps.from_offsets")
+
+    @property
+    def out_height(self) -> int:
+        """Rows of y: ceil(height / stride)."""
+        return -(-self.height // self.stride[0])
+
+    @property
+    def out_width(self) -> int:
+        """Columns of y: ceil(width / stride)."""
+        return -(-self.width // self.stride[1])
+
+    @property
+    def kernel_size(self) -> int:
+        """Taps per channel K."""
+        return self.taps.kernel_size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.dtype]
+
+    @property
+    def sums(self) -> str:
+        """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
+        return sums_of(self.dtype)
+
+    @property
+    def plain(self) -> ConvSpec:
+        """The spec without its epilogue: what records are kept of, for the epilogue changes no decision."""
+        return dataclasses.replace(self, bias=False, activation="none") if self.bias or self.activation != "none" else self
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
+        return self.channels * (self.height * self.width if self.op == "conv_dx" else self.out_height * self.out_width)
+
+    def bytes_moved(self, batch: int) -> int:
+        """Least DRAM traffic in bytes: every operand read or written once."""
+        plane = self.height * self.width + self.out_height * self.out_width
+        return self.itemsize * self.channels * (batch * plane + self.kernel_size + self.bias)
+
+    def flops(self, batch: int) -> int:
+        """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
+        return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
+
+    @kept
+    def key(self) -> str:
+        """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
+
+        An epilogue stands with the op: `conv+bias+gelu-...`.
+        """
+        sh, sw = self.stride
+        stride = f"{sh}" if sh == sw else f"{sh}x{sw}"
+        epilogue = "+bias" * self.bias + f"+{self.activation}" * (self.activation != "none")
+        return f"{self.op}{epilogue}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
+
+    @classmethod
+    def from_key(cls, key: str) -> ConvSpec:
+        """The spec that a key names; `ConvSpec.from_key(s.key) == s`.
+
+        Raises:
+            InvalidArgument: not a spec key.
+        """
+        match = _KEY.fullmatch(key) if isinstance(key, str) else None
+        if match is None:
+            raise InvalidArgument(f"not a spec key: {str(key)[:120]!r}; a key reads like conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5")
+        op, bias, activation, c, h, w, sh, sw, padding, dtype, layout, taps = match.groups()
+        stride = (int(sh), int(sw or sh))
+        return cls(op, int(c), int(h), int(w), Taps.from_key(taps), stride, padding, dtype, layout, bias is not None, activation or "none")
+
+    def parts(self) -> list[tuple[int, int, ConvSpec]]:
+        """The layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).
+
+        A part keeps the layer's channel count, so that a record tuned for one angle serves every layer that has it.
+        """
+        ranges = self.taps.channel_ranges(self.channels)
+        return [(lo, hi, dataclasses.replace(self, taps=self.taps.group(g))) for g, (lo, hi) in enumerate(ranges) if hi > lo]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def image_shape(spec: ConvSpec, batch: Any, *, output: bool) -> tuple[Any, ...]:
+    """Extents of x, or of y (output), of a spec in the order in which they lie in memory."""
+    height, width = (spec.out_height, spec.out_width) if output else (spec.height, spec.width)
+    return (batch, height, width, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, height, width)
+
+
+def part_shape(spec: ConvSpec, batch: Any, workspace: tuple[int, int]) -> tuple[Any, ...]:
+    """Extents of conv_dw's workspace: (bands, taps) for each image and channel."""
+    return (batch, *workspace, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, *workspace)
+
+
+def sums_of(dtype: str) -> str:
+    """The dtype that sums of a dtype are kept in."""
+    return dtype if DTYPES[dtype] >= 4 else "float32"
+
+
+def stride_pair(stride: Any) -> tuple[int, int]:
+    """An int or a pair as (vertical, horizontal).
+
+    Raises:
+        InvalidArgument: not whole, or < 1.
+    """
+    if type(stride) is int and stride >= 1:  # the common case, in every call: True is an int, but not of type int
+        return (stride, stride)
+    pair = (stride, stride) if isinstance(stride, int) else tuple(stride) if isinstance(stride, tuple | list) else ()
+    if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in pair):
+        raise InvalidArgument(f"stride must be a whole number >= 1 or a pair of them, got {stride!r}")
+    return (pair[0], pair[1])

@@ -1,0 +1,35 @@
+"""Foreign kernels: those made for another CPU. One that uses an instruction which this CPU lacks would end the process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import EnvironmentProblem
+from ..problem.device import own_cpu
+
+_NAMED = 8  # of what is lacking, in a message
+
+
+def refuse_foreign(kernel: Path) -> None:
+    """Refuse a CPU's kernel that may use instructions which this CPU lacks, by the how.json beside it; one without how.json is not looked at.
+
+    Args:
+        kernel: the path of a kernel.so, in an entry of the cache or in a folder that `tvm_orient.kernels.bundle.export` made.
+
+    Raises:
+        EnvironmentProblem: this CPU lacks some; says which.
+    """
+    try:
+        how = json.loads((kernel.parent / "how.json").read_text(encoding="utf-8"))
+        told = {**how, **how.get("key", {})}
+    except (OSError, ValueError, AttributeError, TypeError):  # whoever reads more of it says what is wrong
+        return
+    here = own_cpu()
+    lacking = sorted(set(str(told.get("features", "")).split()).difference(here.features))
+    if lacking and here.features:
+        few = ", ".join(lacking[:_NAMED]) + (f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else "")
+        raise EnvironmentProblem(
+            f"a kernel runs only where the instructions are that it was made for ({told.get('model')}), and {here.name} lacks {few}: {kernel.parent}: "
+            "build it on this machine, or with `tvm-orient build --arch x86-64-v3` or a lower level"
+        )

@@ -1,0 +1,200 @@
+"""Kernels: compiled libraries, loaded and called with torch tensors. The one place where torch and tvm-ffi meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kernels import manifest
+from ..problem import generic_args, limits
+from ..problem.device import Device
+from ..problem.spec import DTYPES, ConvSpec, part_shape
+from .dlpack import Images, Pair, allocator, strides_of
+from .loader import loaded_library
+from .refusal import refuse
+
+_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
+Call = Callable[..., torch.Tensor]
+
+
+class Kernel:
+    """A loaded kernel of one spec on one device; call it with the operands, get the result.
+
+    Args:
+        path: of its kernel.so.
+        generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
+
+    Raises:
+        EnvironmentProblem: TVM's runtime library is missing, path was made for instructions that this CPU lacks, or this machine cannot load it.
+    """
+
+    def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
+        self.spec, self.device, self.path, self.generic = spec, device, path, generic
+        self.module, self.function = loaded_library(str(path), device.kind)
+        self.tables: tuple[torch.Tensor, ...] = ()
+        self.numbers: tuple[int, ...] = ()
+        if generic:
+            plan = generic_args.generic_args(spec, device.kind, device.vector_bytes // DTYPES[spec.sums])
+            where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
+            self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
+            bands, taps = plan.workspace
+        else:
+            facts = json.loads((path.parent / manifest.HOW).read_text()) if spec.op == "conv_dw" else {}
+            bands, taps = _find(facts, "workspace") or (0, 0)
+        self.workspace = part_shape(spec, 1, (bands, taps))[1:]
+        self.alignment = _ALIGNMENT[device.kind]
+        self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
+        self.last = spec.layout == "nhwc"
+        self._empty, self.images = allocator(device), Images(spec, device)
+        self.plane = (spec.out_height, spec.out_width) if spec.op == "conv" else (spec.height, spec.width)  # of the result, if it is an image
+        self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Operands of spec.op, in its shapes and dtype, on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx, (x, dy) -> dw.
+
+        Images are (N, C, H, W) of any strides; those of the result are of spec.layout.
+
+        Raises:
+            Unsupported: a tensor has 2**31 elements or more.
+        """
+        return self.prepared(first, second)(first, second, bias)
+
+    def prepared(self, first: torch.Tensor, second: torch.Tensor) -> Call:
+        """The kernel for operands of these shapes and strides: as __call__, but of its operands nothing is looked at again but their addresses.
+
+        Raises:
+            Unsupported: a tensor has 2**31 elements or more.
+        """
+        n = first.shape[0]
+        limits.countable(n * self.each)
+        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
+        lay_first, lay_second = (not tensor.is_contiguous(memory_format=self._form(tensor)) for tensor in (first, second))
+        last, dtype, sums_dtype = self.last, first.dtype, self.sums
+        if last:
+            self.images.refuse_others(first, second)
+        spare: dict[None, Pair | None] = {}  # views that no call holds: who finds none makes some, so that threads never share them
+
+        def sums(first: torch.Tensor, second: torch.Tensor, _: None = None) -> torch.Tensor:
+            if lay_first or first.data_ptr() % alignment:
+                first = lay(first)
+            if lay_second or second.data_ptr() % alignment:
+                second = lay(second)
+            out = empty(result, strides, sums_dtype)
+            if not n:
+                return out.zero_().to(dtype)
+            part = empty(workspace, workspace_strides, sums_dtype)
+            if not last:
+                run(first, second, *tables, part, out, *numbers)
+            else:
+                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
+                one.data, other.data = first.data_ptr(), second.data_ptr()
+                run(one_seen, other_seen, part, out)
+                spare[None] = pair
+            return out.to(dtype)
+
+        def image(first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            source = first.data_ptr()
+            if lay_first or source % alignment:
+                first = lay(first)
+                source = first.data_ptr()
+            if lay_second or second.data_ptr() % alignment:
+                second = lay(second)
+            out = empty(result, strides, dtype)  # no view of what the kernel wrote: autograd treats views apart
+            if not n:
+                return out
+            added = () if bias is None else (lay(bias) if bias.data_ptr() % alignment or not bias.is_contiguous() else bias,)
+            if not last:
+                run(first, second, *added, *tables, out, *numbers)
+            else:
+                pair = one, one_seen, other, other_seen = spare.pop(None, None) or self.images.pair(n)
+                one.data, other.data = source, out.data_ptr()
+                run(one_seen, second, *added, other_seen)
+                spare[None] = pair
+            return out
+
+        result: tuple[int, ...]
+        if self.sums_up:
+            result, workspace = (self.spec.channels, self.spec.kernel_size), (n, *self.workspace)
+            strides, workspace_strides = strides_of(result), strides_of(workspace)
+            return sums
+        channels, (height, width) = self.spec.channels, self.plane
+        result, area = (n, channels, height, width), height * width
+        strides = (area * channels, 1, width * channels, channels) if self.last else (area * channels, area, width, 1)
+        return image
+
+    def _form(self, tensor: torch.Tensor) -> torch.memory_format:
+        """The memory format in which the kernel reads an operand."""
+        return torch.channels_last if self.last and tensor.dim() == 4 else torch.contiguous_format
+
+    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The operand as the kernel reads it: in its format, and aligned for its vector loads."""
+        tensor = tensor.contiguous(memory_format=self._form(tensor))
+        return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
+
+    def _runner(self) -> Callable[..., object]:
+        """The kernel's function. On CUDA with its device made current: TVM's host stub sets the device and does not restore it."""
+        if self.device.kind == "cpu":
+            return self.function  # type: ignore[no-any-return]
+
+        def run(*arguments: torch.Tensor | int) -> None:
+            try:
+                if torch.cuda.current_device() == self.device.index:
+                    self.function(*arguments)
+                else:
+                    with torch.cuda.device(self.device.index):
+                        self.function(*arguments)
+            except Exception as problem:
+                refuse(problem, self.spec, self.device, self.path)
+                raise
+
+        return run
+
+
+class GenericAdapter:
+    """The generic kernel in the place of one that it cannot be: it knows neither layout nor epilogue, so torch adds both."""
+
+    def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
+        self.spec, self.device, self.path = spec, device, path
+        self.kernel = Kernel(dataclasses.replace(spec.plain, layout="nchw"), device, path, generic=True)
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As Kernel."""
+        out = self.kernel(first, second)
+        out = out if bias is None else out.add_(bias.view(-1, 1, 1))
+        out = activate(self.spec.activation, out)
+        return out.contiguous(memory_format=torch.channels_last) if self.spec.layout == "nhwc" and out.dim() == 4 else out
+
+    def prepared(self, *_: torch.Tensor) -> Call:
+        """As Kernel.prepared; nothing is known before the call."""
+        return self
+
+
+def opened(spec: ConvSpec, device: Device, path: Path, *, generic: bool) -> Kernel | GenericAdapter:
+    """The kernel in a library, in the form that serves a spec.
+
+    Args:
+        generic: the library holds the generic kernel.
+
+    Raises:
+        EnvironmentProblem: as `Kernel`.
+    """
+    if generic and (spec.layout != "nchw" or spec != spec.plain):
+        return GenericAdapter(spec, device, path)
+    return Kernel(spec, device, path, generic=generic)
+
+
+def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """torch's activation of that name (spec.ACTIVATIONS)."""
+    return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)
+
+
+def _find(facts: Any, name: str) -> Any:
+    """A fact of how.json, at the top or one level down."""
+    if name in facts:
+        return facts[name]
+    return next((value[name] for value in facts.values() if isinstance(value, dict) and name in value), None)

@@ -1,0 +1,293 @@
+"""Launch: which kernel answers a call. A problem's own, where it is tuned, built or asked for; for its first calls the generic one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from .. import env
+from ..errors import BuildFailed, EnvironmentProblem, OrientError
+from ..forks import Lock
+from ..kernels import compile_cost
+from ..kernels.build import build
+from ..kernels.cache import Busy
+from ..kernels.resolve import explain
+from ..problem.device import Device
+from ..problem.spec import ConvSpec
+from ..schedules.choices import Choice, generic_choices, is_generic
+from .kernel import Call, GenericAdapter, Kernel, opened
+from .loader import NotLoaded, forget_libraries
+
+_EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
+_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `compile_cost` foresees, where nobody asked for it
+_UNASKED_LIMIT_S = 300.0  # after so many seconds it is given up: the machine is busy, or the estimate wrong
+_WAIT_S = 20.0  # that the call which has it compiled waits for it
+_NEVER = sys.maxsize
+_Key = tuple[ConvSpec, str, int]
+_kernels: dict[_Key, Kernel | GenericAdapter | ProvisionalKernel] = {}
+_locks: dict[_Key, Lock] = {}  # of each problem; whoever holds it loads or compiles the problem's kernel
+_at_once: list[int] = []  # threads that have entered compiling_at_once
+_replaced: set[str] = set()  # paths of kernels that did not load and were built again, once in each process
+_callbacks: list[Callable[[], None]] = []
+_log = logging.getLogger(__name__)
+
+
+class ProvisionalKernel:
+    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own.
+
+    The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
+    """
+
+    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int) -> None:
+        self.spec, self.device, self.kernel, self.left, self.calls = spec, device, generic, calls, calls
+        self._maker: threading.Thread | None = None
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As Kernel."""
+        self.left -= 1
+        if (self.left <= 0 or (_at_once and _asked())) and not _capturing(self.device):
+            self._replace()
+        return self.kernel(first, second, bias)
+
+    def prepared(self, *_: torch.Tensor) -> Call:
+        """As Kernel.prepared: every call counts, so each comes here."""
+        return self
+
+    def _replace(self) -> None:
+        if _asked():
+            self._make(asked=True)
+            return
+        maker = self._maker
+        if maker is None:
+            maker = self._maker = threading.Thread(target=self._make, kwargs={"asked": False}, name="tvm_orient compiles", daemon=True)
+            maker.start()
+            maker.join(_WAIT_S)
+        if not maker.is_alive():
+            self._maker = None
+
+    def _make(self, *, asked: bool) -> None:
+        """The problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
+        left = self.calls  # until it is looked for again
+        try:
+            found = _own(self.spec, self.device, asked=asked)
+            if found is not None:
+                self.kernel, left = found, _NEVER
+        except Busy:  # another process is at it
+            pass
+        except _TooLong as problem:
+            left = _NEVER
+            _log.info("%s stays on the generic kernel: %s", self.spec, problem)
+        except OrientError as problem:
+            left = _NEVER
+            _log.warning("%s stays on the generic kernel: %s", self.spec, problem)
+        except Exception:  # a fault of the package, which must not come up in a call that the generic kernel answers
+            left = _NEVER
+            _log.warning("%s stays on the generic kernel", self.spec, exc_info=True)
+        self.left = left
+
+
+class _TooLong(Exception):
+    """Nobody asked for a kernel, and compiling it would take long; says what asks for it."""
+
+
+def kernel(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter:
+    """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
+
+    Raises:
+        Unsupported: as `tvm_orient.kernels.build.build`.
+        BuildFailed: as `tvm_orient.kernels.build.build`.
+        EnvironmentProblem: as `tvm_orient.kernels.build.build`; or it does not load on this machine, not even built again.
+    """
+    found = None
+    while found is None:
+        found = _own(spec, device, asked=True)
+    return found
+
+
+def _own(spec: ConvSpec, device: Device, *, asked: bool) -> Kernel | GenericAdapter | None:
+    """As kernel. Where it is not asked for: None while another thread makes it.
+
+    Raises:
+        Busy: not asked for, and another process makes it.
+        _TooLong: not asked for, and it would take too long.
+    """
+    key = (spec, device.slug, device.index)
+    found = _kernels.get(key)
+    if found is not None and not isinstance(found, ProvisionalKernel):
+        return found
+    lock = _locks.setdefault(key, Lock())
+    if not lock.acquire(blocking=asked):
+        return None
+    try:
+        held = _kernels.get(key)
+        if held is not None and not isinstance(held, ProvisionalKernel):
+            return held
+        found = acquire(spec, device, [part.choice for part in explain(spec, device)], asked)
+        _kernels[key] = found
+    finally:
+        lock.release()
+    if held is not None:
+        _forget_callbacks()  # tables that hold the provisional one
+    return found
+
+
+def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter | ProvisionalKernel:
+    """What answers a call of a spec: its own kernel where it is tuned or built, else the generic one, which needs no compiling, for a while.
+
+    TVM_ORIENT_BUILD says how long. torch.use_deterministic_algorithms asks for one kernel from the first call on.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `build.build`.
+    """
+    key = (spec, device.slug, device.index)
+    found = _kernels.get(key)
+    if found is not None:
+        return found
+    _refuse_capture(spec, device)
+    calls = 1 if _asked() else env.building_call()
+    choices = [part.choice for part in explain(spec, device)]
+    if calls <= 1 or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
+        return kernel(spec, device)
+    if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _UNASKED_S:
+        try:
+            return kernel(spec, device)
+        except (BuildFailed, EnvironmentProblem) as problem:
+            _log.warning("%s stays on the generic kernel: %s", spec, problem)
+            calls = _NEVER
+    with _locks.setdefault(key, Lock()):
+        found = _kernels.get(key)
+        if found is None:
+            found = _kernels[key] = _ready_or_provisional(spec, device, choices, calls)
+    return found
+
+
+def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int) -> Kernel | GenericAdapter | ProvisionalKernel:
+    """A problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
+    try:
+        return load(spec, device, choices, compiling=False)
+    except NotLoaded as problem:
+        _log.info("%s will be built again: %s", spec, problem)
+    except EnvironmentProblem:  # no cache has it
+        pass
+    generic = _generic(spec, device)
+    if calls < _NEVER:
+        _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
+    return ProvisionalKernel(spec, device, generic, calls)
+
+
+@contextlib.contextmanager
+def compiling_at_once() -> Iterator[None]:
+    """While it is entered, every call of this thread, and of the threads that autograd runs for it, compiles the kernel that it lacks."""
+    _at_once.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        _at_once.remove(threading.get_ident())
+
+
+def _asked() -> bool:
+    """Whether a call of this thread is to compile what it lacks. Autograd's threads are none of Python's, which calls them dummies."""
+    return bool(_at_once) and (threading.get_ident() in _at_once or isinstance(threading.current_thread(), threading._DummyThread))
+
+
+def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True, limit: float | None = None) -> Kernel | GenericAdapter:
+    """The kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
+
+    Args:
+        limit: as of `tvm_orient.kernels.build.build`.
+
+    Raises:
+        Unsupported: as `tvm_orient.kernels.build.build`.
+        BuildFailed: as `tvm_orient.kernels.build.build`.
+        EnvironmentProblem: as `tvm_orient.kernels.build.build`; or it does not load.
+    """
+    path = build(spec, device, choices, compiling=compiling, limit=limit)
+    generic = is_generic(choices)
+    try:
+        return opened(spec, device, path, generic=generic)
+    except NotLoaded as problem:
+        if not compiling or problem.forbidden or str(path) in _replaced:
+            raise
+        _log.warning("a kernel is built again: %s", problem)
+    _replaced.add(str(path))
+    return opened(spec, device, build(spec, device, choices, limit=limit, instead_of=path), generic=generic)
+
+
+def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kernel | GenericAdapter:
+    return load(spec, device, generic_choices(spec, device), compiling=compiling)
+
+
+def _capturing(device: Device) -> bool:
+    return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _refuse_capture(spec: ConvSpec, device: Device) -> None:
+    if _capturing(device):
+        raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
+
+
+def acquire(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bool = True) -> Kernel | GenericAdapter:
+    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+    _refuse_capture(spec, device)
+    if not asked:
+        return _made_unasked(spec, device, choices)
+    compiling = env.building_call() > 0
+    try:
+        found = load(spec, device, choices, compiling=compiling)
+    except EnvironmentProblem:
+        if compiling or is_generic(choices):
+            raise
+        generic: Kernel | GenericAdapter | None = None
+        with contextlib.suppress(EnvironmentProblem):  # the first one says more
+            generic = _generic(spec, device, compiling=False)
+        if generic is None:
+            raise
+        found, choices = generic, generic_choices(spec, device)
+    if is_generic(choices):
+        _log.info("%s runs on the generic kernel: `tvm-orient explain` says why; `tvm-orient build` or `tune` make it one of its own", spec)
+    return found
+
+
+def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | GenericAdapter:
+    """A problem's own kernel, for which a call waits that did not ask for it.
+
+    Raises:
+        Busy: another process makes it.
+        _TooLong: no cache has it, and compiling it would take too long.
+    """
+    foreseen = compile_cost.seconds(spec, device)
+    if foreseen <= _UNASKED_S:
+        _log.info("%s: compiling its own kernel, about %.0f s", spec, foreseen)
+        return load(spec, device, choices, limit=_UNASKED_LIMIT_S)
+    try:
+        return load(spec, device, choices, compiling=False)  # another process may have made it since
+    except NotLoaded:
+        raise
+    except EnvironmentProblem as problem:
+        raise _TooLong(
+            f"its own, of {compile_cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about {foreseen:.0f} s to compile, and unasked it may "
+            f"take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` compile it, `tvm-orient tune` tunes it"
+        ) from problem
+
+
+def forget() -> None:
+    """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
+    _kernels.clear()
+    forget_libraries()
+    _replaced.clear()
+    _forget_callbacks()
+
+
+def on_forget(callback: Callable[[], None]) -> None:
+    """Register a table that must be emptied with ours."""
+    _callbacks.append(callback)
+
+
+def _forget_callbacks() -> None:
+    for callback in _callbacks:
+        callback()

@@ -1,0 +1,55 @@
+"""A process that makes loadable CUDA kernels where there is no driver.
+
+TVM embeds CUDA source instead of a cubin, without a word, where libcuda is absent. So a process that is to make modules loads a
+stand-in for it first: enough for TVM to make a CUDA module, never to launch one. A real driver is never replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ..problem.device import cuda_devices
+from .openmp import compiler
+
+# what libtvm_runtime_cuda.so wants of the driver, and NVRTC of any that is loaded; each answers CUDA_ERROR_NO_DEVICE
+_DRIVER = (
+    "cuInit", "cuDeviceGetName", "cuFuncSetAttribute", "cuGetErrorName", "cuGetErrorString", "cuGetExportTable", "cuLaunchKernelEx", "cuModuleGetFunction",
+    "cuModuleLoadData", "cuModuleUnload", "cuTensorMapEncodeTiled",
+)  # fmt: skip
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE (cuda.h)
+
+
+@functools.cache
+def pretend_driver() -> bool:
+    """Load a stand-in for libcuda.so.1 into this process where there is no GPU, and the CUDA runtime of the wheels; True where it was needed.
+
+    Whoever calls it must leave the process by os._exit: exit handlers ask a driver that answers nothing.
+
+    Raises:
+        EnvironmentProblem: no C compiler.
+    """
+    import torch  # noqa: F401  (before tvm: it brings libcudart)
+
+    needed = not cuda_devices()
+    if needed:
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = Path(folder) / "libcuda.c", Path(folder) / "libcuda.so.1"
+            source.write_text("".join(f"int {name}(void) {{ return {_NO_DEVICE}; }}\n" for name in _DRIVER))
+            subprocess.run([compiler(), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True, capture_output=True)
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    _load_cudart()
+    return needed
+
+
+def _load_cudart() -> None:
+    """TVM's CUDA runtime is linked to it; where torch is a CUDA build it is loaded already."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(root).glob("cu13/lib/libcudart.so.13")):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            return

@@ -1,0 +1,129 @@
+"""The one door to TVM: a version guard, the target of a device, and the stub that saves MetaSchedule 20 seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import EnvironmentProblem
+from ..problem import cpus
+from ..problem.device import Device, own_cpu
+
+TVM_VERSION = "0.27.0.post1"
+_LEVEL_OF = {"avx2": "x86-64-v3", "avx512f": "x86-64-v4"}  # what a CPU of that arch has at least, where nothing else is known of it
+
+
+def check_ffi() -> None:
+    """Refuse the versions of apache-tvm-ffi that crash the process when IR is saved.
+
+    Raises:
+        EnvironmentProblem: apache-tvm-ffi is missing, or not 0.1.14.x.
+    """
+    try:
+        version = importlib.metadata.version("apache-tvm-ffi")
+    except importlib.metadata.PackageNotFoundError as missing:
+        raise EnvironmentProblem("apache-tvm-ffi is not installed: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'") from missing
+    if not version.startswith("0.1.14"):
+        raise EnvironmentProblem(
+            f"apache-tvm-ffi must be 0.1.14.x (0.1.15 segfaults when IR is saved), got {version}: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+        )
+
+
+@functools.cache
+def load_tvm() -> Any:
+    """Import tvm, checked.
+
+    Raises:
+        EnvironmentProblem: no apache-tvm here, or a version whose API differs.
+    """
+    check_ffi()
+    try:
+        with _some_home():
+            import tvm
+    except ImportError as missing:
+        raise EnvironmentProblem(f"generating kernels needs apache-tvm, which is not installed ({missing}): pip install 'tvm-orient[compile]'") from missing
+    if tvm.__version__ != TVM_VERSION.removesuffix(".post1") and tvm.__version__ != TVM_VERSION:
+        raise EnvironmentProblem(
+            f"apache-tvm must be {TVM_VERSION} (its API changes between releases), got {tvm.__version__}: pip install 'apache-tvm=={TVM_VERSION}'"
+        )
+    return tvm
+
+
+@contextlib.contextmanager
+def _some_home() -> Iterator[None]:
+    """A home for a user who has none: modules of TVM name folders below it when they are imported, and make none of them."""
+    missing = os.path.expanduser("~") == "~"
+    if missing:
+        os.environ["HOME"] = os.curdir
+    try:
+        yield
+    finally:
+        if missing:
+            os.environ.pop("HOME", None)
+
+
+def stub_tensor_intrin() -> None:
+    """Stand an empty module in for tvm.s_tir.tensor_intrin, whose import parses hundreds of functions for 20 s.
+
+    TuneContext imports it; none of our schedules uses what it registers.
+    """
+    import tvm.s_tir
+
+    name = "tvm.s_tir.tensor_intrin"
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        tvm.s_tir.tensor_intrin = sys.modules[name]
+
+
+def rewrite_cuda(change: Callable[[str], str]) -> None:
+    """Have TVM pass the CUDA source that it generates through `change`, which must leave others' code as it is."""
+    from tvm_ffi import register_global_func
+
+    register_global_func("tvm_callback_cuda_postproc", lambda code, _target: change(code), override=True)
+
+
+def compile_cuda(compiler: Callable[[str], bytes]) -> None:
+    """Have TVM compile CUDA source by `compile_process`, source to cubin, instead of by a toolkit that it looks for by the place of nvcc."""
+    from tvm_ffi import register_global_func
+
+    register_global_func("tvm_callback_cuda_compile", compiler, override=True)
+
+
+def target(device: Device) -> Any:
+    """The TVM target of a device: a dict of its properties, since option strings are refused and tags are incomplete."""
+    tvm = load_tvm()
+    if device.kind == "cpu":
+        model, attributes = _cpu(device)
+        return tvm.target.Target({"kind": "llvm", "mcpu": model, "mattr": attributes, "num-cores": device.units})
+    properties = {
+        "kind": "cuda", "arch": device.arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
+        "max_shared_memory_per_block": device.shared_memory,
+    }  # fmt: skip
+    return tvm.target.Target(properties, host="llvm")
+
+
+def _cpu(device: Device) -> tuple[str, list[str]]:
+    """LLVM's name for a CPU, and its attributes: every instruction set that it has, and every one that it lacks, whatever such a model usually has.
+
+    The name of this machine's is what LLVM makes of its vendor, family, model and instructions, of which the attributes leave out what is hidden.
+    Of one elsewhere the instructions count alone.
+    """
+    here = own_cpu()
+    if (device.model, device.features) != (here.model, " ".join(here.features)):
+        model = device.model if device.model in cpus.LEVELS else _LEVEL_OF.get(device.arch, "x86-64" if cpus.is_x86() else "generic")
+        return model, cpus.attributes(device.features.split() or cpus.LEVELS.get(model, ()))
+    if here.features:
+        return host_name(), cpus.attributes(here.features)
+    found = load_tvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()  # the system does not tell: what LLVM asked the CPU itself
+    return host_name(), sorted((f"{'+' if has else '-'}{name}" for name, has in found.items()), key=lambda word: (word[0] == "-", word))
+
+
+def host_name() -> str:
+    """LLVM's name for the CPU of this machine (mcpu)."""
+    return str(load_tvm().get_global_func("target.llvm_get_system_cpu")())

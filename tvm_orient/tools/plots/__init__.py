@@ -1,0 +1,1 @@
+"""Pictures: taps, oriented responses and measured times, in one style."""

@@ -1,0 +1,61 @@
+"""The journal of tuning trials: what a run that was stopped goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from ..errors import TuningFailed
+from ..problem.device import Device
+from ..problem.spec import ConvSpec
+from ..schedules.choices import Choice
+
+FOLDER = ".trials"  # in the folder of logs
+
+
+def journals(directory: Path, device: Device) -> Path:
+    """The folder of a device's journals, beside its logs in directory."""
+    return directory / FOLDER / device.slug
+
+
+class Journal:
+    """Trials of one problem on one device at one batch size, append-only; what makes a second run resume."""
+
+    def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
+        name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
+        self.path = journals(directory, device) / f"{part.op}-{name}.jsonl"
+
+    def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
+        """(template, version, decisions, seconds or None) of every readable trial, each choice once."""
+        found: dict[str, tuple[str, int, dict[str, int], float | None]] = {}
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short
+                entry = json.loads(line)
+                name, version, decisions = json.loads(entry["choice"])
+                found[entry["choice"]] = (name, int(version), {k: int(v) for k, v in decisions.items()}, entry["seconds"])
+        return list(found.values())
+
+    def forget(self) -> None:
+        """Remove the trials of this problem at this batch size, and no others.
+
+        Raises:
+            TuningFailed: the file cannot be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise TuningFailed(f"the journal of trials {self.path} cannot be removed ({problem}): remove it by hand, or tune in another --log-dir") from problem
+
+    def add(self, choice: Choice, seconds: float | None, error: str) -> None:
+        """Append one trial."""
+        key = json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
+        entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as problem:
+            raise TuningFailed(f"the journal of trials cannot be written ({problem}): free the disk, or set TVM_ORIENT_LOG_DIR") from problem
