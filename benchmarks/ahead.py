@@ -105,13 +105,13 @@ def _peer(spec: ConvSpec, device: Device, batch: int, name: str, patience: float
 
     from tvm_orient.bench.methods import sample
     from tvm_orient.bench.peers import base, registry
-    from tvm_orient.evaluate.timing import time_limit
+    from tvm_orient.evaluate.machine import time_limit, torch_device
 
     peer = next(peer for peer in registry.PEERS if peer.name == name)
     if peer.applies(spec) is not None:
         return True
     _time_choices_anew()
-    where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
+    where = torch_device(device)
     with base.settings(), time_limit(patience):
         peer.make(spec, where)(*sample(spec, batch, where))
     torch.compiler.reset()

@@ -67,7 +67,7 @@ def trials(path: Path) -> list[Trial]:
 def estimated(trial: Trial, device: Device) -> float:
     """Microseconds that the estimate of a trial comes to."""
     template, figure = registry.find(trial.template), gpu_spec(device.arch)
-    clocks = template.estimate(trial.spec, device, trial.decisions)
+    clocks = template.estimate(trial.spec, device, template.config(trial.decisions))
     units = trial.spec.outputs * trial.batch / WARP / figure.sms
     code = block_cost.FETCH * clocks.code if isinstance(clocks, block_cost.Clocks) else 0.0
     alone = clocks.among(block_cost.ALONE) if isinstance(clocks, block_cost.Clocks) else clocks

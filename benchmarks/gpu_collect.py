@@ -117,7 +117,7 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
         if record is None:
             yield f"no record: {result['name']}: {why}"
         else:
-            made.setdefault(record.spec.partition("-")[0], []).append(record)
+            made.setdefault(ConvSpec.op_of_key(record.spec), []).append(record)
     for op, fresh in sorted(made.items()):
         place = store.log_path(shipped, fresh[0].device, op)
         old = list(store.read(place).records) if place.exists() else []

@@ -19,8 +19,9 @@ from tvm_orient.perf_model.block_cost import soft_maximum
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import DTYPES, OPS, ConvSpec
 from tvm_orient.problem.taps import Taps
+from tvm_orient.problem.taps_key import degrees_text
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.base import Decisions, Template
+from tvm_orient.schedules.base import Template
 from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
 
 Choices = tuple[Choice, ...]
@@ -98,11 +99,11 @@ def _plain(choices: Choices) -> list[Any]:
 
 def called(one: ConvSpec) -> str:
     """A problem in a few characters: conv 56 k31 22.5 f32."""
-    head, _, degrees = one.taps.key.partition("a")
-    angles = "x8" if degrees.count("_") else degrees
+    degrees = one.taps.degrees
+    angles = "free" if not degrees else f"x{len(degrees)}" if len(degrees) > 1 else degrees_text(degrees[0])
     short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(one.dtype, one.dtype)
     last = " nhwc" if one.layout == "nhwc" else ""
-    return f"{one.op} {one.height} {head} {angles} {short}{last}"
+    return f"{one.op} {one.height} k{one.kernel_size} {angles} {short}{last}"
 
 
 # ---- parts --------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def smoke(device: Device, size: Size) -> Iterator[Job]:
         for name, problem in (
             ("generic", ConvSpec(op, 6, 13, 17, eight)),
             ("eight angles", ConvSpec(op, 16, 21, 20, eight)),
-            ("stride 2", ConvSpec(op, 4, 21, 18, one, (2, 2))),
+            ("stride 2", ConvSpec(op, 4, 21, 18, one, stride=2)),
             ("circular", ConvSpec(op, 4, 20, 18, one, padding_mode="circular")),
         ):
             chosen = generic_choices(problem, device) if name == "generic" else default_choices(problem, device)
@@ -133,7 +134,7 @@ def _taps(degrees: tuple[float, ...], taps: int) -> Taps:
 
 def _small(op: str, dtype: str, layout: str) -> Iterator[ConvSpec]:
     for channels, height, width, taps, degrees, stride in _PROBLEMS:
-        yield ConvSpec(op, channels, height, width, Taps.oriented(math.radians(degrees), taps), (stride, stride), dtype=dtype, layout=layout)
+        yield ConvSpec(op, channels, height, width, Taps.oriented(math.radians(degrees), taps), stride=stride, dtype=dtype, layout=layout)
 
 
 def floors(device: Device, size: Size) -> Iterator[Job]:
@@ -218,21 +219,21 @@ def candidates(device: Device, size: Size) -> Iterator[Job]:
 def rivals(one: ConvSpec, device: Device, most: int) -> list[Choice]:
     """The default of a problem of one angle; then by estimate every template's own choice, its next best, and neighbours of the best of all."""
     found: dict[Choice, float] = {}
-    best: list[tuple[float, Template, Decisions]] = []
+    best: list[tuple[float, Template[Any], dict[str, int]]] = []
     for template in registry.candidates(one, device)[0]:
         own = template.default(one, device)
         trials = [own, *template.worth_estimating(one, device)]
         scored = [(soft_maximum(estimate) if (estimate := template.estimate(one, device, trial)) else math.inf, trial) for trial in trials]
         for place, (score, trial) in enumerate([scored[0], *sorted(scored[1:], key=lambda pair: pair[0])[:4]]):
             found.setdefault(Choice.of(template, trial), score * (1 + 0.02 * place))
-        best.append((scored[0][0], template, own))
+        best.append((scored[0][0], template, own.decisions()))
     least, template, own = min(best, key=lambda entry: entry[0])
     for knob, values in template.knobs(one, device).items():
         at = values.index(own[knob])
         for value in values[max(0, at - 1) : at + 2]:
-            trial = {**own, knob: value, **({"stages": 2, "turns": 2} if knob == "turns" and value > own[knob] else {})}
+            trial = {**own, knob: value, **({"stages": 2, "tiles_per_block": 2} if knob == "tiles_per_block" and value > own[knob] else {})}
             if value != own[knob] and template.invalid(one, device, trial) is None:
-                found.setdefault(Choice.of(template, trial), 1.15 * least)
+                found.setdefault(Choice.of(template, template.config(trial)), 1.15 * least)
     default = Choice.of(*registry.default(one, device))
     near = [choice for choice, score in sorted(found.items(), key=lambda entry: entry[1]) if score <= 2 * min(found.values())]
     return [default, *(choice for choice in near if choice != default)][:most]

@@ -10,7 +10,6 @@ whatever is made can be taken along. docs/gpu.md says what to do with it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -28,22 +27,21 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
-from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, choices_of, job_of
+from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, job_of
 from gpu_results import write
 from terminal import say
 
 from tvm_orient.errors import OrientError
-from tvm_orient.kernels import cache, manifest, source_hash
+from tvm_orient.kernels import cache, source_hash
 from tvm_orient.kernels.build import build
 from tvm_orient.kernels.build_key import build_key
+from tvm_orient.kernels.manifest import HOW, KERNEL
 from tvm_orient.problem.device import Device, device_for
-from tvm_orient.problem.spec import ConvSpec
-from tvm_orient.toolchain.worker import ChildProcess, Died, serve
+from tvm_orient.toolchain.versions import provenance, version
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -62,7 +60,6 @@ _TAKEN = (
 )  # fmt: skip
 _LEFT_OUT = ("tvm_ffi/3rdparty/", "tvm_ffi/include/", "tvm_ffi/src/")
 _PLATFORMS = ("_2_28", "_2_27", "_2_17", "2014", "1")  # manylinux tags of x86-64, newest first
-_VERSIONS = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "cuda": "nvidia-cuda-nvrtc"}  # as a record's provenance names them
 
 
 @dataclass
@@ -82,7 +79,6 @@ class Kit:
         self.folder, self.device, self.size, self.quick = folder, device, QUICK if quick else FULL, quick
         self.store = cache.KernelCache(folder / "kernels")
         self.parts: dict[str, Part] = {}
-        self.compilers: list[_Compiler] = []
 
     def add(self, name: str) -> None:
         """Takes a part in, with what earlier calls said of it."""
@@ -129,9 +125,8 @@ class Kit:
         waiting: queue.SimpleQueue[tuple[Job, Choices]] = queue.SimpleQueue()
         for pair in wanted.values():
             waiting.put(pair)
-        while len(self.compilers) < min(processes, len(wanted)):
-            self.compilers.append(_Compiler(self.folder / "kernels", self.device, self.folder / "compile.log"))
-        threads = [threading.Thread(target=self._work, args=(part, compiler, waiting, len(wanted), begin), daemon=True) for compiler in self.compilers]
+        count = min(processes, len(wanted))
+        threads = [threading.Thread(target=self._work, args=(part, waiting, len(wanted), begin), daemon=True) for _ in range(count)]
         try:
             for thread in threads:
                 thread.start()
@@ -143,19 +138,16 @@ class Kit:
             self._keep()
         return len(wanted)
 
-    def close(self) -> None:
-        """Ends the processes that compile."""
-        for compiler in self.compilers:
-            compiler.close()
-
-    def _work(self, part: Part, compiler: _Compiler, waiting: queue.SimpleQueue[tuple[Job, Choices]], total: int, begin: float) -> None:
+    def _work(self, part: Part, waiting: queue.SimpleQueue[tuple[Job, Choices]], total: int, begin: float) -> None:
         while True:
             try:
                 job, choices = waiting.get_nowait()
             except queue.Empty:
                 return
-            if problem := compiler.make(job, choices):
-                part.failed[f"{job.name}: {[c.template for c in choices[:1]]}"] = problem
+            try:
+                build(job.spec, self.device, choices, self.store, limit=_COMPILE_S)  # in a process of its own
+            except (OrientError, cache.Busy) as problem:
+                part.failed[f"{job.name}: {[c.template for c in choices[:1]]}"] = str(problem)
                 say(f"  FAILED {job.name}: {problem}")
             done = total - waiting.qsize()
             if done % _EVERY == 0:
@@ -185,7 +177,7 @@ class Kit:
                             break
                         found = {choices: entry for choices in job.kernels if (entry := self.entry(job, choices))}
                         for entry in set(found.values()) - entries:
-                            for file_name in (manifest.KERNEL, manifest.HOW):
+                            for file_name in (KERNEL, HOW):
                                 archive.add(entry / file_name, f"kernels/{entry.name}/{file_name}")
                         entries |= set(found.values())
                         lines.append(job.line(lambda choices, found=found: found[choices].name))  # type: ignore[misc]
@@ -200,9 +192,15 @@ class Kit:
 
     def facts(self, counts: dict[str, int]) -> dict[str, Any]:
         """What a run and its records say of the kernels."""
-        versions = {name: _version(package) for name, package in _VERSIONS.items()} | {"version": _version("tvm-orient")}
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        return {"made": made, "target": self.device.kind, "arch": self.device.arch, "source": source_hash.source_hash(), "versions": versions, "jobs": counts}
+        return {
+            "made": made,
+            "target": self.device.kind,
+            "arch": self.device.arch,
+            "source": source_hash.source_hash(),
+            "versions": provenance(),
+            "jobs": counts,
+        }
 
     def _said(self, counts: dict[str, int], kernels: int, size: int) -> list[str]:
         lines = [f"{self.folder / KIT}: {size / 2**20:.1f} MiB, {kernels} kernels, {sum(counts.values())} jobs"]
@@ -213,25 +211,6 @@ class Kit:
             )
             lines.append(f"  {name:20} {counts[name]:4} of {len(part.jobs):4} jobs, compiled in {part.seconds:6.0f} s{lacks}")
         return lines
-
-
-class _Compiler(ChildProcess):
-    """A process that compiles; one kernel that the compiler refuses does not spoil it for the next."""
-
-    lasting = True
-
-    def __init__(self, store: Path, device: Device, log: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        target = device.kind if device.kind == "cpu" else device.arch
-        super().__init__([sys.executable, str(Path(__file__).resolve()), "--serve", str(store), "--target", target], _COMPILE_S, environment, log)
-
-    def make(self, job: Job, choices: Choices) -> str:
-        """Compiles one kernel; why it could not, or ""."""
-        line = Job(job.part, job.do, job.name, job.spec, choices, job.batch).line(lambda _: "")
-        try:
-            return str(self.ask(json.loads(line)).get("error", ""))
-        except (Died, TimeoutError) as problem:
-            return str(problem) or f"it did not compile within {_COMPILE_S:.0f} s"
 
 
 class _Counted:
@@ -252,13 +231,6 @@ def _code() -> Iterator[tuple[Path, str]]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".jsonl") and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
                 yield path, place + path.relative_to(ROOT).as_posix()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def runtime(site: Path, python: str) -> None:
@@ -283,50 +255,36 @@ def runtime(site: Path, python: str) -> None:
 def _pinned(names: Sequence[str]) -> list[str]:
     """Requirements with the versions of constraints.txt, or else those of this environment: some need each other exactly."""
     lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    versions = {name.lower().replace("_", "-"): version for name, _, version in lines}
-    return [f"{name}=={versions.get(name) or metadata.version(name)}" for name in names]
-
-
-def serve_compiler(store: Path, target: str) -> None:
-    """Compiles a kernel for each line on standard input."""
-    kernels, device = cache.KernelCache(store), device_for(target)
-
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        build(ConvSpec.from_key(request["spec"]), device, choices_of(request), kernels)
-        return {}
-
-    serve(answer)
+    versions = {name.lower().replace("_", "-"): number for name, _, number in lines}
+    return [f"{name}=={versions.get(name) or version(name)}" for name in names]
 
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(metavar="[PART]...", help=f"{', '.join(PARTS)}; all where none is named.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the kit goes; git ignores the default.")] = ROOT / ".gpu_kit",
     pack_only: Annotated[bool, typer.Option("--pack-only", help="Pack what is compiled, and compile nothing.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile: 4 at most, and no more than cores.")] = 2,
     python: Annotated[str, typer.Option(help="Version of Python there.")] = "3.12",
     bare: Annotated[bool, typer.Option("--bare", help="Leave the runtime out: everything is installed there.")] = False,
     target: Annotated[str, typer.Option(help="An arch such as sm_90a, or cpu to rehearse.")] = "sm_90a",
     quick: Annotated[bool, typer.Option("--quick", help="A few small problems of each part, to rehearse.")] = False,
     mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MOST_MIB,
-    serving: Annotated[Path | None, typer.Option("--serve", hidden=True)] = None,
 ) -> None:
     """Compile the parts and pack."""
     try:
-        if serving is not None:
-            serve_compiler(serving, target)
         if unknown := set(parts or ()) - set(PARTS):
             raise typer.BadParameter(f"parts must be among {', '.join(PARTS)}, got {min(unknown)!r}")
-        with contextlib.closing(Kit(out, device_for(target), quick)) as kit:
-            if bare:
-                shutil.rmtree(out / "site", ignore_errors=True)
-            else:
-                runtime(out / "site", python)
-            for name in (name for name in PARTS if not parts or name in parts):
-                kit.add(name)
-                if not pack_only and kit.compile(name, jobs):
-                    say(kit.pack(mib)[-1])
-            for line in kit.pack(mib):
-                say(line)
+        kit = Kit(out, device_for(target), quick)
+        if bare:
+            shutil.rmtree(out / "site", ignore_errors=True)
+        else:
+            runtime(out / "site", python)
+        for name in (name for name in PARTS if not parts or name in parts):
+            kit.add(name)
+            if not pack_only and kit.compile(name, jobs):
+                say(kit.pack(mib)[-1])
+        for line in kit.pack(mib):
+            say(line)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem

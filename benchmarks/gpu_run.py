@@ -29,7 +29,7 @@ from gpu_results import FACTS, Results, write  # noqa: E402
 from gpu_summary import summary  # noqa: E402
 from gpu_tools import counters, sanitize  # noqa: E402
 
-from tvm_orient.toolchain.worker import ChildProcess, Died  # noqa: E402
+from tvm_orient.toolchain.worker import ChildProcess, environment, interpreter  # noqa: E402
 
 # step: its parts of the kit, most telling step first
 STEPS = {
@@ -65,11 +65,10 @@ class Run:
     def __init__(self, results: Results, deadline: float, patience: float, target: str, peers: list[str]) -> None:
         self.results, self.deadline, self.patience, self.peers, self.begin = results, deadline, patience, peers, time.monotonic()
         places = {"TVM_ORIENT_CACHE_DIR": KIT / "cache", "TVM_ORIENT_LOG_DIR": KIT / "no_logs"}
-        path = os.pathsep.join([str(HERE), str(KIT), str(KIT / "site"), os.environ.get("PYTHONPATH", "")])
-        fixed = {"PYTHONPATH": path, "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_RUN_TARGET": target}
-        self.environment = {**os.environ, **{name: str(place) for name, place in places.items()}, **fixed}
+        fixed = {"TVM_ORIENT_BUILD": "0", "TVM_ORIENT_RUN_TARGET": target, **{name: str(place) for name, place in places.items()}}
+        self.environment = environment([HERE, KIT, KIT / "site"], **fixed)
         self.log = results.place("stderr.log")
-        command = [sys.executable, str(HERE / "gpu_work.py")]
+        command = [interpreter(), str(HERE / "gpu_work.py")]
         self.worker = ChildProcess(command, patience, self.environment, self.log, bound=True)
         self.jobs: list[_Job] = [json.loads(line) for line in (KIT / "jobs.jsonl").read_text().splitlines() if line]
         self.device, self.right = "", 0
@@ -178,14 +177,11 @@ class Run:
         if not self.worker.running:
             self._started()
         seconds = max(0.1, min(seconds, self.left))
-        try:
-            answer = self.worker.ask(request, seconds)
-        except Died as problem:
-            return {"error": f"{problem}: {self._last_words()}", "fault": "died"}
-        except TimeoutError:
-            return {"error": f"no answer within {seconds:.0f} s", "fault": "hung"}
-        if "error" in answer:
-            answer["fault"] = "wrong" if answer["error"].startswith("wrong") else "failed"
+        answer = self.worker.told(request, seconds)
+        if answer.get("fault") == "died":
+            answer["error"] += f": {self._last_words()}"
+        if answer.get("fault") == "failed" and answer["error"].startswith("wrong"):
+            answer["fault"] = "wrong"
         return answer
 
     def _started(self) -> dict[str, Any]:
@@ -196,13 +192,10 @@ class Run:
         """
         why = ""
         for _ in range(2):  # the one before may have left the device a moment ago
-            try:
-                answer = self.worker.ask({"do": "facts"}, max(0.1, min(_START_S, self.left)))
-                if "error" not in answer:
-                    return answer
-                why = answer["error"]
-            except (Died, TimeoutError) as problem:
-                why = str(problem) or "its process says nothing"
+            answer = self.worker.told({"do": "facts"}, max(0.1, min(_START_S, self.left)))
+            if "error" not in answer:
+                return answer
+            why = answer["error"]
         raise Stopped("the time is over" if self.left < _LEAST_S else f"no kernel can run here: {why}: {self._last_words()}")
 
     def _final(self, job: _Job, jobs: list[_Job]) -> None:

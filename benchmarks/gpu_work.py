@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from tvm_orient.bench.cell import provenance
 from tvm_orient.bench.methods import sample
 from tvm_orient.bench.peers import floors
 from tvm_orient.errors import Unsupported
-from tvm_orient.evaluate import reference, tolerance
-from tvm_orient.evaluate.timing import finish, on_device
+from tvm_orient.evaluate import timing
+from tvm_orient.evaluate.machine import finish, torch_device
+from tvm_orient.evaluate.verified import Expected
 from tvm_orient.kernels import cache, manifest
 from tvm_orient.kernels.build_key import build_key
 from tvm_orient.problem.device import Device, device_for
@@ -48,7 +49,7 @@ TARGET = "TVM_ORIENT_RUN_TARGET"  # cuda or cpu
 _REPEATS = 12  # timed calls of each method in a cell
 _SMOKE_CALLS = 5  # timed calls of a small problem
 _Request = dict[str, Any]
-_kept: dict[Any, Any] = {}  # operands of the problem that was timed last
+_kept = runner.Kept()  # operands of the problem that was timed last
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def device() -> Device:
 
 
 def _where() -> torch.device:
-    return torch.device("cuda", device().index) if device().kind == "cuda" else torch.device("cpu")
+    return torch_device(device())
 
 
 def _entry(name: str) -> Path:
@@ -88,31 +89,24 @@ def smoke(request: _Request) -> dict[str, Any]:
     spec, kernel, worst = ConvSpec.from_key(request["spec"]), _kernel(request), 0.0
     for batch in (request["batch"], 3 * request["batch"] + 1):
         operands = _operands(spec, batch)
-        want, allowed = reference.run(spec, *operands), tolerance.tolerance(spec, batch, *operands)
+        expected = Expected(spec, *operands)
         for _ in range(2):  # what the allocator gives next is no earlier kernel's right result
-            torch.full(tuple(want.shape), float("nan"), dtype=operands[0].dtype, device=_where())
-        error, top = float((kernel(*operands).double() - want).abs().max()), float(want.abs().max()) or 1.0
-        if not error <= allowed:  # NaN is not
-            return {"error": f"wrong at N={batch}: off by {error:.3g}, where rounding allows {allowed:.3g}"}
-        worst = max(worst, error / top)
-    seconds = statistics.median(_seconds(kernel, operands) for _ in range(_SMOKE_CALLS))
+            torch.full(tuple(expected.result.shape), float("nan"), dtype=operands[0].dtype, device=_where())
+        verdict = expected.verdict(kernel(*operands))
+        if verdict.wrong:
+            return {"error": f"wrong at N={batch}: {verdict.wrong}"}
+        worst = max(worst, verdict.relative)
+    seconds = statistics.median(timing.timed(_where(), kernel, operands)[0] for _ in range(_SMOKE_CALLS))
     return {"error_of": worst, "line": f"error {worst:.1e} {1e6 * seconds:8.1f} us {spec.bytes_moved(batch) / seconds / 1e9:6.0f} GB/s"}
-
-
-def _seconds(kernel: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
-    if device().kind == "cuda":
-        return on_device(_where(), kernel, operands)[0]
-    start = time.perf_counter()
-    kernel(*operands)
-    return time.perf_counter() - start
 
 
 def floor(request: _Request) -> dict[str, Any]:
     """The time of whatever moves a problem's bytes and computes nothing."""
     spec, batch = ConvSpec.from_key(request["spec"]), request["batch"]
     (one,) = (peer for peer in floors.FLOORS if peer.applies(spec) is None)
-    sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(runner.copies(spec.bytes_moved(batch), device().kind))]
-    return _spoken(runner.median(lambda call, *operands: call(*operands), sets, _where()), spec, batch)
+    sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(timing.sets_in_turn(spec.bytes_moved(batch), device()))]
+    median, spread = timing.measured(_where(), lambda call, *operands: call(*operands), itertools.cycle(sets))
+    return _spoken({"median": median, "spread": spread}, spec, batch)
 
 
 def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]:
@@ -122,36 +116,36 @@ def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]
 
 def _measured(request: _Request, entry: str, batch: int) -> dict[str, Any]:
     """The request of tuning's own measuring process for a kernel of the kit."""
-    facts_of = json.loads((_entry(entry) / manifest.HOW).read_text())["facts"]
+    workspace = manifest.read(_entry(entry)).workspace
     loader.load_runtime(device().kind)
-    where = {"device": device().kind, "index": device().index}
-    return {"spec": request["spec"], "batch": batch, "kernel": str(_entry(entry) / manifest.KERNEL), "workspace": facts_of.get("workspace"), **where}
+    kernel = str(_entry(entry) / manifest.KERNEL)
+    return {"spec": request["spec"], "batch": batch, "kernel": kernel, "workspace": workspace, "device": dataclasses.asdict(device())}
 
 
 def timed(request: _Request) -> dict[str, Any]:
     """A candidate's time, measured as tuning measures, once it is known to be right."""
-    checked = runner.verified(_measured(request, request["entry"], 2))
-    if "error" in checked:
-        return {"error": f"wrong: {checked['error']}"}
+    verdict = runner.checked(_measured(request, request["entry"], 2))
+    if "error" in verdict:
+        return {"error": f"wrong: {verdict['error']}"}
     times = runner.timed(_measured(request, request["entry"], request["batch"]), _kept)
-    return {"error_of": checked["relative"], **_spoken(times, ConvSpec.from_key(request["spec"]), request["batch"])}
+    return {"error_of": verdict["relative"], **_spoken(times, ConvSpec.from_key(request["spec"]), request["batch"])}
 
 
 def final(request: _Request) -> dict[str, Any]:
     """The best candidate against the default, in turn, as tuning ends; and the copy, by which a record says its floor."""
-    checked = runner.verified(_measured(request, request["entry"], 2))
-    if "error" in checked:
-        return {"error": f"wrong: {checked['error']}"}
+    verdict = runner.checked(_measured(request, request["entry"], 2))
+    if "error" in verdict:
+        return {"error": f"wrong: {verdict['error']}"}
     found: dict[str, list[dict[str, Any]]] = {request["default_entry"]: [], request["entry"]: []}
     for _ in range(RUNS):
         for entry, times in found.items():
             times.append(runner.timed(_measured(request, entry, request["batch"]), _kept))
     base, ours = (statistics.median(one["median"] for one in times) for times in found.values())
     spec = ConvSpec.from_key(request["spec"])
-    copy = runner.copied({"copy": spec.bytes_moved(request["batch"]), "device": device().kind, "index": device().index})["median"]
+    copy = runner.copied({"copy": spec.bytes_moved(request["batch"]), "device": dataclasses.asdict(device())}, _kept)["median"]
     spread = statistics.median(one["spread"] for one in found[request["entry"]])
     line = f"{1e6 * ours:8.1f} us, default {1e6 * base:8.1f} us: {base / ours:.2f}x"
-    return {"median": ours, "spread": spread, "default": base, "floor": copy, "error_of": checked["relative"], "line": line}
+    return {"median": ours, "spread": spread, "default": base, "floor": copy, "error_of": verdict["relative"], "line": line}
 
 
 def cell(request: _Request) -> dict[str, Any]:
@@ -176,7 +170,7 @@ def _adopt(spec: ConvSpec, kernel: _Request) -> None:
 
     def make(folder: Path) -> dict[str, Any]:
         shutil.copy(entry / manifest.KERNEL, folder / manifest.KERNEL)
-        return dict(json.loads((entry / manifest.HOW).read_text())["facts"])
+        return manifest.read(entry).facts
 
     cache.KernelCache().publish(build_key(spec, device(), choices_of(kernel)), make)
 

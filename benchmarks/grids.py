@@ -31,7 +31,7 @@ class Grid:
 def spec(op: str, plane: Plane, taps: int, degrees: Sequence[float] = EIGHT, stride: int = 1, dtype: str = "float32") -> ConvSpec:
     """One problem, its angles in degrees."""
     radians = np.asarray([math.radians(angle) for angle in degrees], dtype=np.float32)
-    return ConvSpec(op, *plane, Taps.oriented(radians, taps), (stride, stride), dtype=dtype)
+    return ConvSpec(op, *plane, Taps.oriented(radians, taps), stride=stride, dtype=dtype)
 
 
 def _squares(channels: Iterable[int], sides: Iterable[int]) -> list[Plane]:

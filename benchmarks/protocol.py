@@ -29,7 +29,7 @@ from tvm_orient import nn
 from tvm_orient.bench.cell import provenance
 from tvm_orient.bench.peers import published
 from tvm_orient.errors import OrientError
-from tvm_orient.evaluate.timing import finish
+from tvm_orient.evaluate.machine import finish
 from tvm_orient.problem.device import Device, device_for
 
 MODULE = "dwoconv1d_specialized"  # where the published module stands, beside its kernel

@@ -13,7 +13,6 @@ spread tell when it was not. verdict.py compares the file with the targets.
 from __future__ import annotations
 
 import enum
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from tvm_orient.bench.rows import Row, cells, losses, pick, read_csv, write_csv
 from tvm_orient.bench.tables import markdown
 from tvm_orient.bench.tables import table as sheet
 from tvm_orient.errors import OrientError
+from tvm_orient.problem.cpus import cores
 from tvm_orient.problem.device import Device, device_for
 from tvm_orient.problem.spec import ConvSpec
 
@@ -82,7 +82,7 @@ def main(
         done = {row.cell for row in rows}
         left = [(spec, rivals(spec, peers, without or [])) for spec in specs if (spec.key, images) not in done]
         say(f"cells: {len(left)} of {len(specs)} to do on {device.slug} at N={images}")
-        ahead = os.process_cpu_count() if jobs is None and hasattr(os, "process_cpu_count") else os.cpu_count() if jobs is None else jobs
+        ahead = cores() if jobs is None else jobs
         if ahead:
             said, ready = compile_ahead(left, device, images, ahead, (time.monotonic() + deadline) / 2, patience)
             say(said)

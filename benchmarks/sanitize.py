@@ -18,13 +18,13 @@ from typing import Annotated
 
 import grids  # noqa: F401  makes a bare checkout importable
 import sanitizer
-import torch
 import typer
 from terminal import say
 
 from tvm_orient.bench.methods import sample
 from tvm_orient.errors import OrientError, Unsupported
-from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.evaluate.machine import torch_device
+from tvm_orient.evaluate.verified import Expected
 from tvm_orient.problem.device import Device, device_for
 from tvm_orient.problem.spec import LAYOUTS, OPS, ConvSpec
 from tvm_orient.problem.taps import Taps
@@ -43,7 +43,7 @@ PROBLEMS = {
     "bfloat16": (8, 14, 14, "eight", 7, 1, "zeros", "bfloat16"),
     "float16": (2, 28, 28, "diagonal", 31, 1, "zeros", "float16"),
 }  # fmt: skip
-_AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # the copies of one tile while another is computed: where a race would be
+_AHEAD = {"tiles_per_block": 2, "stages": 2, "channels_per_block": 1}  # the copies of one tile while another is computed: where a race would be
 Case = tuple[str, ConvSpec, tuple[Choice, ...]]
 
 
@@ -52,22 +52,23 @@ def cases(device: Device, deep: bool, only: Collection[str] = PROBLEMS.keys()) -
     for op, layout in itertools.product(OPS, LAYOUTS):
         for name in only:
             channels, height, width, lines, taps, stride, padding, dtype = PROBLEMS[name]
-            spec = ConvSpec(op, channels, height, width, Taps.oriented(_LINES[lines], taps), (stride, stride), padding, dtype, layout)
+            spec = ConvSpec(op, channels, height, width, Taps.oriented(_LINES[lines], taps), stride=stride, padding_mode=padding, dtype=dtype, layout=layout)
             parts = [part for _, _, part in spec.parts()]
             for template in (template for template in registry.TEMPLATES if template.kind == device.kind):
                 if any(template.declines(part, device) for part in parts):
                     continue
                 yield f"{template.name}, {name}", spec, tuple(Choice.of(template, template.default(part, device)) for part in parts)
-                ahead = [{**template.default(part, device), **_AHEAD} for part in parts]
+                ahead = [{**template.default(part, device).decisions(), **_AHEAD} for part in parts]
                 if all(template.invalid(part, device, decisions) is None for part, decisions in zip(parts, ahead, strict=True)):
-                    yield f"{template.name} copying ahead, {name}", spec, tuple(Choice.of(template, decisions) for decisions in ahead)
+                    yield f"{template.name} copying ahead, {name}", spec, tuple(Choice.of(template, template.config(decisions)) for decisions in ahead)
                 if not deep or len(parts) > 1:
                     continue
+                default = template.default(spec, device).decisions()
                 for knob, values in template.knobs(spec, device).items():
                     for value in values:
-                        decisions = {**template.default(spec, device), knob: value}
-                        if value != template.default(spec, device)[knob] and template.invalid(spec, device, decisions) is None:
-                            yield f"{template.name} {knob}={value}, {name}", spec, (Choice.of(template, decisions),)
+                        decisions = {**default, knob: value}
+                        if value != default[knob] and template.invalid(spec, device, decisions) is None:
+                            yield f"{template.name} {knob}={value}, {name}", spec, (Choice.of(template, template.config(decisions)),)
             if layout == "nchw":  # it knows no other
                 yield f"generic, {name}", spec, generic_choices(spec, device)
 
@@ -75,17 +76,14 @@ def cases(device: Device, deep: bool, only: Collection[str] = PROBLEMS.keys()) -
 def run(case: Case, device: Device, check: bool) -> str | None:
     """Runs one case at N=2; why its result is not the reference's, or None."""
     _, spec, choices = case
-    where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
-    operands = sample(spec, 2, where)
+    operands = sample(spec, 2, torch_device(device))
     try:
         out = serving.load(spec, device, choices)(*operands)
     except Unsupported:  # float64 alone, say: not every kernel serves every problem
         return None
     if not check:
         return None
-    difference = float((out.double() - reference.run(spec, *operands)).abs().max())
-    bound = tolerance.tolerance(spec, 2, *operands)
-    return None if difference <= bound else f"off by {difference:.3g}, where rounding allows {bound:.3g}"
+    return Expected(spec, *operands).verdict(out).wrong or None
 
 
 def plainly(device: Device, deep: bool, only: Collection[str], check: bool = True) -> int:

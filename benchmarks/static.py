@@ -63,7 +63,7 @@ def measured(op: str, kernel_size: int, height: int, arch: str, dtype: str, chan
     """Rows of a square plane, one for each angle, for the choice that an untuned machine makes."""
     device = arch_device(arch)
     taps = [Taps.oriented(math.radians(angle), kernel_size) for angle in ANGLES]
-    specs = [ConvSpec(op, channels, height, height, one, (stride, stride), dtype=dtype, layout=layout) for one in taps]
+    specs = [ConvSpec(op, channels, height, height, one, stride=stride, dtype=dtype, layout=layout) for one in taps]
     cases = [(spec, choices.default_choices(spec, device)[0]) for spec in specs]
     return [row(spec, angle, choice, found) for (spec, choice), angle, found in zip(cases, ANGLES, predict(cases, device), strict=True)]
 
@@ -137,12 +137,22 @@ def stages(arch: str) -> None:
         for height, kernel_size, angle in itertools.product((56, 28, 14), KERNEL_SIZES, (22.5, 45.0)):
             spec = ConvSpec("conv", CHANNELS, height, height, Taps.oriented(math.radians(angle), kernel_size))
             template = registry.find(choices.default_choices(spec, device)[0].template)
-            one = dict(template.default(spec, device))
-            ahead = [{**one, "turns": 2, "stages": 2, "weights_shared": 1, "planes": planes} for planes in (16, 8, 4, 2, 1) if planes <= one["planes"]]
+            one = template.default(spec, device).decisions()
+            in_turn = {"tiles_per_block": 2, "stages": 2, "weights_shared": 1}
+            ahead = [{**one, **in_turn, "channels_per_block": n} for n in (16, 8, 4, 2, 1) if n <= one["channels_per_block"]]
             trials = [one, *[trial for trial in ahead if template.invalid(spec, device, trial) is None][:1]]
-            for trial, found in zip(trials, predict([(spec, choices.Choice.of(template, trial)) for trial in trials], device), strict=True):
+            for trial, found in zip(trials, predict([(spec, choices.Choice.of(template, template.config(trial))) for trial in trials], device), strict=True):
                 (bound,) = found.bounds
-                named = (height, kernel_size, f"{angle:g}", template.name, trial["stages"], trial["planes"], found.kernels[0].registers, found.spills)
+                named = (
+                    height,
+                    kernel_size,
+                    f"{angle:g}",
+                    template.name,
+                    trial["stages"],
+                    trial["channels_per_block"],
+                    found.kernels[0].registers,
+                    found.spills,
+                )
                 clocks = (f"{bound.worst:.1f}", f"{bound.clocks['latency']:.1f}")
                 writer.writerow(dict(zip(STAGE_COLUMNS, (*named, bound.blocks, bound.limit, *clocks), strict=True)))
             file.flush()

@@ -11,7 +11,7 @@ from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 
 from . import registry
-from .base import Decisions, Template
+from .base import Config, Template
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,19 @@ class Choice:
     step: str = "default"
 
     @classmethod
-    def of(cls, template: Template, decisions: Decisions, step: str = "default") -> Choice:
-        """A choice from a template and a mapping of decisions."""
-        return cls(template.name, template.version, tuple(sorted(decisions.items())), step)
+    def of(cls, template: Template[Any], config: Config, step: str = "default") -> Choice:
+        """A choice from a template and a config of its decisions."""
+        return cls(template.name, template.version, tuple(sorted(config.decisions().items())), step)
+
+    @property
+    def config(self) -> Config:
+        """The decisions as the template's own dataclass.
+
+        Raises:
+            InvalidArgument: there is no such template, or the decisions do not name its knobs.
+        """
+        config: Config = registry.find(self.template).config(dict(self.decisions))
+        return config
 
     @property
     def plain(self) -> list[Any]:

@@ -8,30 +8,30 @@ from typing import Any
 from tvm_orient.codegen.cuda.batched_loads import MOST_UNROLLED, batches
 from tvm_orient.sass.bank_conflicts import WARP
 
-from .base import Decisions
 from .tiling import most_dividing, parted
 
-_BY_ROWS, _ROLLED = 4, 20  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled and where not
-_SMALL = 4  # values that a lane moves at once
+_COPY_BY_ROWS = 4  # instructions of a copy of half precision, besides a conversion for each value, where turns are unrolled
+_COPY_IN_LOOP = 20  # the same where turns are a loop
+_VECTOR = 4  # values that a lane moves at once
 
 
-def in_turn(sch: Any, channels: Any, decisions: Decisions) -> Any:
-    """The loop over channels as one over blocks, one over the tiles of a block, and one over the planes of a tile; for `double_buffer` where stages overlap."""
-    from tvm_orient.codegen.tir.double_buffer import DOUBLE_BUFFER
+def in_turn(sch: Any, channels: Any, channels_per_block: int, tiles_per_block: int, stages: int) -> Any:
+    """Splits the loop over channels into three: over blocks, over the tiles of a block, and over the planes of a tile; for `double_buffer` where stages overlap."""
+    from tvm_orient.codegen.names import DOUBLE_BUFFER
 
-    turns, planes = parted(int(sch.get(channels).extent), decisions["planes"], decisions["turns"])
+    turns, planes = parted(int(sch.get(channels).extent), channels_per_block, tiles_per_block)
     block, turn, plane = sch.split(channels, [None, turns, planes])
-    if decisions["stages"] > 1 and turns > 1:
+    if stages > 1 and turns > 1:
         sch.annotate(turn, DOUBLE_BUFFER, planes)
     return block, turn, plane
 
 
-def apart(skew: int) -> tuple[int, int]:
-    """What a skew says of planes in shared memory: they lie (second) values apart, but for multiples of (first), so that lanes of several meet in no bank.
+def apart(plane_skew: int) -> tuple[int, int]:
+    """Returns how planes lie in shared memory by their skew: (second) values apart, but for multiples of (first), so that lanes of several meet in no bank.
 
     Small skews are for lanes in consecutive planes, others for lanes that go on in the next plane where they end in one.
     """
-    return (max(1, 2 * skew) if skew <= _SMALL else WARP, skew)
+    return (max(1, 2 * plane_skew) if plane_skew <= _VECTOR else WARP, plane_skew)
 
 
 def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
@@ -47,7 +47,7 @@ def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1, 
 
 
 def by_rows(planes: int, rows: int, across: int, threads: int) -> tuple[int, int, int]:
-    """How `cooperate_by_rows` parts planes of rows of `across` vectors: planes and rows at once, and turns; no rows where one is too long."""
+    """Returns (planes at once, rows at once, turns) by which `cooperate_by_rows` copies planes of rows of `across` vectors; no rows where one is too long."""
     at_once = threads // across
     if at_once == 0:
         return 1, 0, -(-planes * rows * across // threads)
@@ -61,18 +61,22 @@ def by_rows(planes: int, rows: int, across: int, threads: int) -> tuple[int, int
 
 
 def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
-    """(instructions of a copy, waits for memory) of images of half precision that are staged in so many turns each.
+    """Returns (instructions of a copy, waits for memory) where images of half precision are staged in so many turns each.
 
     Where turns are unrolled the loads of all batches are on their way at once: they are neither volatile nor behind a branch.
     """
-    copy = vector + (_BY_ROWS if max(turns) <= MOST_UNROLLED else _ROLLED)
+    copy = vector + (_COPY_BY_ROWS if max(turns) <= MOST_UNROLLED else _COPY_IN_LOOP)
     return copy, 1 + sum(min(1, count) if count <= MOST_UNROLLED else batches(count, vector) for count in turns)
 
 
 def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared", unroll: bool = False) -> None:
-    """As `cooperate`, for planes (n, plane, row, ..., column): a thread keeps its place in a row in every turn. scope: of what is filled; unroll: the turns.
+    """All threads of the block fill a buffer of planes (n, plane, row, ..., column) together; a thread keeps its place in a row in every turn.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
+
+    Args:
+        scope: of the buffer that is filled.
+        unroll: the turns, where they are few.
     """
     n, plane, row, *columns = sch.get_loops(block)[around:]
     last = columns.pop() if vector > 1 else None

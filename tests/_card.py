@@ -25,7 +25,7 @@ from tvm_orient.runtime.dlpack import DLTensorView
 from tvm_orient.tuning import runner
 
 _LOG = Path(os.environ["STAND_IN_LOG"])
-_L2_BYTES = 1 << 20  # small: whatever is larger than it must be made
+_L2_BYTES = 1 << 19  # small: whatever is larger than it must be made
 _POINTER, _INT = 8, 4  # bytes of a kernel's argument
 _KINDS = {2: {16: torch.float16, 32: torch.float32, 64: torch.float64}, 4: {16: torch.bfloat16}}  # by DLPack's kind of number and bits
 _SPENT = Path(os.environ["REHEARSAL_SPENT"]) / f"{os.getpid()}"  # is told the seconds in what a GPU would do
@@ -133,4 +133,3 @@ torch.cuda.get_device_properties = lambda index: SimpleNamespace(L2_cache_size=_
 torch.cuda.get_device_name = lambda index=0: "NVIDIA H200"
 kernel.Kernel.__init__ = _made
 runner._function = _function
-runner._COLD_BYTES = {"cuda": _L2_BYTES, "cpu": _L2_BYTES}

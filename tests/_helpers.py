@@ -15,24 +15,23 @@ import torch
 from torch import Tensor
 
 from tvm_orient.compiler import lower
-from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.evaluate import reference, tolerance, walled
+from tvm_orient.evaluate.walled import operands
+from tvm_orient.evaluate.walled import workspace_of as space_of
 from tvm_orient.problem import generic_args
 from tvm_orient.problem.device import Device, arch_device, cpu_device
 from tvm_orient.problem.generic_args import GenericArgs
-from tvm_orient.problem.spec import DTYPES, ConvSpec, image_shape, part_shape
+from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import kernel, serving
 from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.base import Decisions, Template
+from tvm_orient.schedules.base import Template
 from tvm_orient.schedules.choices import Choice
 
 OPS = ("conv", "conv_dx", "conv_dw")
-# names of a generated kernel's buffers, in the order in which the host passes them
-PARAMETERS = {"conv": ("x", "w", "y"), "conv_dx": ("x", "w", "y"), "conv_dw": ("x", "dy", "part", "y")}
 EIGHT = tuple(math.pi * i / 8 for i in range(8))
-AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # decisions by which the copies of one tile are on their way while another is computed
-_WALL = 256  # elements of NaN before and after every tensor: a multiple of the 64 bytes that vector loads count on
+AHEAD = {"tiles_per_block": 2, "stages": 2, "channels_per_block": 1}  # decisions by which the copies of one tile are on their way while another is computed
 
 
 def line(*degrees: float, k: int, **rest: Any) -> Taps:
@@ -44,18 +43,7 @@ def spec_of(
     op: str, channels: int, height: int, width: int, taps: Taps, stride: Any = 1, padding: str = "zeros", dtype: str = "float32", layout: str = "nchw"
 ) -> ConvSpec:
     """A ConvSpec with its fields in the order that a table of cases is read."""
-    return ConvSpec(op, channels, height, width, taps, stride, padding, dtype, layout)
-
-
-def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random operands of spec.op: conv (x, w), with spec.bias (x, w, bias), conv_dx (dy, w), conv_dw (x, dy); images are (N, C, H, W)."""
-    rng = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, spec.dtype)
-    x = torch.randn(batch, spec.channels, spec.height, spec.width, dtype=dtype, generator=rng)
-    dy = torch.randn(batch, spec.channels, spec.out_height, spec.out_width, dtype=dtype, generator=rng)
-    w = torch.randn(spec.channels, spec.kernel_size, dtype=dtype, generator=rng)
-    bias = (torch.randn(spec.channels, dtype=dtype, generator=rng),) if spec.bias else ()
-    return {"conv": (x, w, *bias), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
+    return ConvSpec(op, channels, height, width, taps, stride=stride, padding_mode=padding, dtype=dtype, layout=layout)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, what: Callable[[ConvSpec, tuple[Any, ...]], Any]) -> list[Any]:
@@ -72,40 +60,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, what: Callable[[ConvSpec, tuple[Any
     return calls
 
 
-def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """(a copy of the tensor between NaN walls, the whole buffer): a read past either end shows in the result."""
-    buffer = torch.full((tensor.numel() + 2 * _WALL,), math.nan, dtype=tensor.dtype)
-    inside = buffer[_WALL : _WALL + tensor.numel()].view(tensor.shape)
-    inside.copy_(tensor)
-    return inside, buffer
-
-
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN being equal to NaN."""
-    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def call(spec: ConvSpec, function: Callable[..., None], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None) -> Tensor:
+def call(
+    spec: ConvSpec, function: Callable[..., object], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None
+) -> Tensor:
     """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand.
 
     plan: what a generic kernel is told.
     """
-    batch, nan, last = given[0].shape[0], math.nan, spec.layout == "nhwc"
-    given = [t.permute(0, 2, 3, 1).contiguous() if last and t.dim() == 4 else t for t in given]
-    shape = (spec.channels, spec.kernel_size) if spec.op == "conv_dw" else image_shape(spec, batch, output=spec.op == "conv")
-    inputs, kept = [walled(tensor) for tensor in given], getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
-    outputs = [walled(given[0].new_full(shape, nan, dtype=kept))]
-    if spec.op == "conv_dw":
-        assert workspace is not None
-        outputs.insert(0, walled(given[0].new_full(part_shape(spec, batch, workspace), nan, dtype=kept)))
-    tables = [torch.from_numpy(table) for table in plan.tables] if plan else []
-    function(*(tensor for tensor, _ in inputs), *tables, *(tensor for tensor, _ in outputs), *(plan.numbers if plan else ()))
-    for tensor, buffer in inputs + outputs:
-        walls = torch.cat([buffer[:_WALL], buffer[_WALL + tensor.numel() :]])
-        assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
-    assert all(alike(inside, tensor) for (inside, _), tensor in zip(inputs, given, strict=True)), f"{spec}: changed an operand"
-    out = outputs[-1][0].to(given[0].dtype)
-    return out.permute(0, 3, 1, 2) if last and out.dim() == 4 else out
+    called = walled.call(spec, function, given, workspace, plan)
+    assert not called.faults, f"{spec}: {'; '.join(called.faults)}"
+    return called.result
 
 
 def stored_rounding(spec: ConvSpec, given: Sequence[Tensor]) -> float:
@@ -166,11 +130,6 @@ def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
     return tvm.compile(module, target=target)["main"]
 
 
-def space_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
-    """(bands, taps) of the workspace that conv_dw needs."""
-    return lower.workspace_shape([module["main"]], spec.layout) if spec.op == "conv_dw" else None
-
-
 def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
     """The spec scheduled for this CPU (choices: one a part, None for the defaults) against the oracle."""
     from tvm_orient.toolchain.tvm import target
@@ -193,7 +152,8 @@ def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batche
 
 def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch: str = "sm_90a") -> None:
     """The generated CUDA source, block by block with its barriers, in two orders of threads, against the oracle."""
-    from _blocks import Blocks, divergent
+    from tvm_orient.codegen.cuda.cuda_text import divergent
+    from tvm_orient.evaluate.cuda_emulator import Blocks
 
     device = arch_device(arch)
     module = lower.scheduled(spec, device, choices, batch)
@@ -201,20 +161,23 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
     assert divergent(blocks.source) == []
     results = []
     for backwards in (False, True):
-        names = ("x", "w", "bias", "y") if spec.bias else PARAMETERS[spec.op]
-        run = functools.partial(blocks, names=names, backwards=backwards)
+        run = functools.partial(blocks, names=walled.buffers(spec), backwards=backwards)
         results.append(call(spec, run, given, space_of(spec, module)))
         assert_close(results[-1], spec, given, note=f"threads {'down' if backwards else 'up'} {choices}")
     assert torch.equal(*results), f"{spec}: the result depends on the order of the threads"
-    assert all(launch.across * launch.down <= launch.bound for launch in blocks.launches)
 
 
-def of_kind(kind: str) -> list[Template]:
+def choice_of(template: Template[Any], decisions: Mapping[str, int]) -> Choice:
+    """A choice from a template and its decisions by name."""
+    return Choice.of(template, template.config(decisions))
+
+
+def of_kind(kind: str) -> list[Template[Any]]:
     """Every template for that kind of device."""
     return [t for t in registry.TEMPLATES if t.kind == kind]
 
 
-def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
+def fitted(template: Template[Any], spec: ConvSpec) -> ConvSpec:
     """The spec in a layout that the template serves, and for `lines` with taps on a diagonal."""
     spec = dataclasses.replace(spec, layout=template.layouts[0])
     if template.name != "lines":
@@ -222,7 +185,7 @@ def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
     return dataclasses.replace(spec, taps=line(135, k=spec.kernel_size | 1), stride=(1, 1), padding_mode="zeros")
 
 
-def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:
+def with_template(template: Template[Any], spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:
     """This template's default for every part of the spec; None where it declines one of them."""
     parts = [part for _, _, part in spec.parts()]
     if any(template.declines(part, device) for part in parts):
@@ -230,22 +193,22 @@ def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[C
     return tuple(Choice.of(template, template.default(part, device)) for part in parts)
 
 
-def variations(template: Template, part: ConvSpec, device: Device) -> Iterator[tuple[Mapping[str, int], str | None]]:
+def variations(template: Template[Any], part: ConvSpec, device: Device) -> Iterator[tuple[Mapping[str, int], str | None]]:
     """Every decision one step of one knob from the default, and why it is invalid (None: it is not)."""
-    default = dict(template.default(part, device))
+    default = template.default(part, device).decisions()
     for name, values in template.knobs(part, device).items():
         for value in values:
             if value != default[name]:
-                decisions: Decisions = {**default, name: value}
+                decisions = {**default, name: value}
                 yield decisions, template.invalid(part, device, decisions)
 
 
 _ALONE = ("whole",)  # knobs beside which others say nothing
 
 
-def covering(template: Template, part: ConvSpec, device: Device) -> list[Mapping[str, int]]:
+def covering(template: Template[Any], part: ConvSpec, device: Device) -> list[Mapping[str, int]]:
     """A few valid decisions: each value of each knob that some choice allows is in one of them, together with other values than the default's."""
-    default = dict(template.default(part, device))
+    default = template.default(part, device).decisions()
     left = [(name, value) for name, values in template.knobs(part, device).items() for value in values if value != default[name]]
     found: list[Mapping[str, int]] = []
     while left:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from _helpers import check_serial, line, spec_of
+from _helpers import check_serial, choice_of, line, spec_of
 
 from tvm_orient.codegen.te.config import StageConfig
 from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.base import Template
+from tvm_orient.schedules.base import Config, Template
 from tvm_orient.schedules.choices import Choice
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "design.md"
@@ -25,7 +26,7 @@ def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
     """The one of the page, last in the list."""
     found = re.search(r"<!-- template -->\n\n```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert found
-    names = {"Template": Template, "Form": StageConfig}
+    names = {"Template": Template, "Config": Config, "Form": StageConfig, "dataclass": dataclass}
     exec(compile(found[1], str(PAGE), "exec"), names)
     added = names["TEMPLATE"]
     assert isinstance(added, Template)
@@ -43,7 +44,7 @@ def test_it_runs_and_is_right(case: tuple[object, ...], template: Template) -> N
     assert template.declines(spec, GPU) is None
     for threads in template.knobs(spec, GPU)["threads"]:
         assert template.invalid(spec, GPU, {"threads": threads}) is None
-        check_serial(spec, [Choice.of(template, {"threads": threads})])
+        check_serial(spec, [choice_of(template, {"threads": threads})])
     assert "(32) main_kernel" in library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, template.default(spec, GPU))]), GPU)
 
 

@@ -29,11 +29,12 @@ def test_cuda_export_holds_the_cubin(op: str, tmp_path: Path) -> None:
     assert cubin in library, "the module holds source, which the receiver would have to compile"
     assert b"__global__" not in library
     how = json.loads((folder / "how.json").read_text())
-    assert how["spec"] == spec.key
-    assert how["arch"] == "sm_90a"
-    assert [k["name"] for k in how["kernels"]] == [k.name for k in sass_cubin.kernels(cubin)]
-    assert all(k["spills"] == 0 and k["registers"] > 0 for k in how["kernels"])
-    assert ("workspace" in how) == (op == "conv_dw")
+    facts = how["facts"]
+    assert facts["spec"] == how["key"]["spec"] == spec.key
+    assert how["key"]["arch"] == "sm_90a"
+    assert [k["name"] for k in facts["kernels"]] == [k.name for k in sass_cubin.kernels(cubin)]
+    assert all(k["spills"] == 0 and k["registers"] > 0 for k in facts["kernels"])
+    assert ("workspace" in facts) == (op == "conv_dw")
 
 
 def test_cpu_export_and_replacement(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_cpu_export_and_replacement(tmp_path: Path) -> None:
     first = bundle.export(spec, cpu_device(), tmp_path)
     (first / "how.json").write_text("spoiled")
     assert bundle.export(spec, cpu_device(), tmp_path) == first
-    assert json.loads((first / "how.json").read_text())["spec"] == spec.key
+    assert json.loads((first / "how.json").read_text())["facts"]["spec"] == spec.key
     assert [p.name for p in tmp_path.iterdir()] == [first.name], "a temporary folder stayed behind"
 
 
@@ -66,9 +67,9 @@ CASES = [("conv", "nchw", False), ("conv", "nhwc", True), ("conv_dx", "nchw", Fa
 @pytest.mark.parametrize(("op", "layout", "bias"), CASES)
 def test_the_signature_is_what_main_takes(op: str, layout: str, bias: bool, tmp_path: Path) -> None:
     """Called without anything of ours, on tensors made from the signature alone."""
-    spec = ConvSpec(op, 4, 7, 6, Taps.oriented(0.4, 3), (2, 1), layout=layout, bias=bias)
+    spec = ConvSpec(op, 4, 7, 6, Taps.oriented(0.4, 3), stride=(2, 1), layout=layout, bias=bias)
     folder = bundle.export(spec, cpu_device(), tmp_path)
-    signature = json.loads((folder / "how.json").read_text())["signature"]
+    signature = json.loads((folder / "how.json").read_text())["facts"]["signature"]
     assert [one["name"] for one in signature] == {
         "conv": ["x", "weight", *(["bias"] if bias else []), "y"], "conv_dx": ["dy", "weight", "dx"], "conv_dw": ["x", "dy", "workspace", "dweight"]
     }[op]  # fmt: skip
@@ -83,4 +84,4 @@ def test_the_signature_is_what_main_takes(op: str, layout: str, bias: bool, tmp_
 
 def test_the_generic_kernel_has_no_signature(tmp_path: Path) -> None:
     spec = ConvSpec("conv", 2, 5, 5, Taps.oriented(0.0, 257))  # more taps than a CPU template unrolls
-    assert json.loads((bundle.export(spec, cpu_device(), tmp_path) / "how.json").read_text())["signature"] is None
+    assert json.loads((bundle.export(spec, cpu_device(), tmp_path) / "how.json").read_text())["facts"]["signature"] is None

@@ -26,7 +26,7 @@ from tvm_orient.bench.peers.base import Peer
 from tvm_orient.bench.rows import DEFAULT, TUNED, Row, losses, read_csv, write_csv
 from tvm_orient.bench.tables import markdown, table
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
-from tvm_orient.evaluate import reference
+from tvm_orient.evaluate import reference, timing
 from tvm_orient.evaluate.machine import keep_freed_memory, last_level_cache, others_busy
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.records import record as records_record
@@ -35,6 +35,7 @@ from tvm_orient.runtime import serving
 from tvm_orient.schedules import choices
 
 TINY = ConvSpec("conv", 4, 6, 8, Taps.oriented(angles_between(2), 5))
+OTHER = dataclasses.replace(TINY, channels=5)
 CPU = cpu_device()
 
 
@@ -159,14 +160,14 @@ def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.Monkey
 
 def test_cold_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(cache: int) -> int:
-        monkeypatch.setattr(bench_cell, "last_level_cache", lambda device: cache)
+        monkeypatch.setattr(timing, "last_level_cache", lambda device: cache)
         return bench_cell.Cell(TINY, CPU, 1, print, "").count
 
-    held = 4 * 2 * TINY.channels * TINY.height * TINY.width
+    held = TINY.bytes_moved(1)
     assert count(100 * held) == 201
     assert count(1) == 2
-    assert count(2**40) == bench_cell._MOST_SETS
-    monkeypatch.setitem(bench_cell._MEMORY, "cpu", 10 * held)
+    assert count(2**40) == timing.MAX_SETS
+    monkeypatch.setitem(timing.MAX_BYTES, "cpu", 10 * held)
     assert count(100 * held) == 10
 
 
@@ -181,7 +182,7 @@ def test_calls_rotate_over_sets(pool: None, monkeypatch: pytest.MonkeyPatch) -> 
         return call
 
     monkeypatch.setattr(registry, "PEERS", (Peer("watching", "", lambda spec: None, watching),))
-    monkeypatch.setattr(bench_cell, "last_level_cache", lambda device: 2**12)
+    monkeypatch.setattr(timing, "last_level_cache", lambda device: 2**12)
     bench([TINY], CPU, batch=1, repeats=5, states=["warm"])
     assert len(set(seen)) == 1
     seen.clear()
@@ -223,7 +224,18 @@ def test_untuned_kernels_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 def row(method: str, ms: float | None, cache: str = "cold", **more: Any) -> Row:
     fields: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(Row)), "text")
     fields |= dict.fromkeys(("channels", "height", "width", "kernel_size", "batch", "threads"), 3)
-    fields |= {"method": method, "cache": cache, "median_ms": ms, "p20_ms": ms, "p80_ms": ms, "gbps": ms, "floor_ratio": 0.5, "vs_ours": ms, "note": ""}
+    fields |= {
+        "spec": TINY.key,
+        "method": method,
+        "cache": cache,
+        "median_ms": ms,
+        "p20_ms": ms,
+        "p80_ms": ms,
+        "gbps": ms,
+        "floor_ratio": 0.5,
+        "vs_ours": ms,
+        "note": "",
+    }
     return Row(**{**fields, "error": 1e-7, "checked": True, "busy": None, "angles": "0 45 90", **more})
 
 
@@ -233,8 +245,8 @@ ROWS = [
     row("copy", 0.25, error=None, checked=False, note="floor: moves bytes"),
     row("native", 0.8, note='a "quoted", strange\nnote with [brackets]'),
     row("raster", None, cache="", checked=False, note="wrong: off by 3"),
-    row(TUNED, 2.0, spec="other"),
-    row("native", 3.0, spec="other"),
+    row(TUNED, 2.0, spec=OTHER.key),
+    row("native", 3.0, spec=OTHER.key),
 ]
 
 

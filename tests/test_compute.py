@@ -12,8 +12,8 @@ from _helpers import EIGHT, OPS, check, compiled, line, space_of, spec_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.codegen.te.conv_nchw import part_func
+from tvm_orient.codegen.te.config import DwStageConfig, StageConfig
+from tvm_orient.codegen.te.prim_func import part_func
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.stencil import round_up, stencil
@@ -92,7 +92,7 @@ _OFFSETS = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=
 @given(_OFFSETS, st.integers(1, 7), st.integers(1, 7), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.sampled_from(PADDINGS), st.sampled_from(OPS))
 def test_the_gather_is_the_definition(offsets: list[tuple[int, int]], height: int, width: int, stride: tuple[int, int], padding: str, op: str) -> None:
     """Every pair (output pixel, source pixel) gets the taps that the definition pairs them by, no more and no less."""
-    spec = ConvSpec(op, 1, height, width, Taps.from_offsets([offsets]), stride, padding)
+    spec = ConvSpec(op, 1, height, width, Taps.from_offsets([offsets]), stride=stride, padding_mode=padding)
     g = stencil(spec)
     wanted: dict[tuple[int, ...], list[int]] = {}
     for p, q in np.ndindex(spec.out_height, spec.out_width):
@@ -125,7 +125,7 @@ def test_the_gather_is_the_definition(offsets: list[tuple[int, int]], height: in
     st.sampled_from([1, 4]),
 )
 def test_the_stage_holds_every_read(offsets: list[tuple[int, int]], height: int, width: int, stride: tuple[int, int], op: str, halo: int, pitch: int) -> None:
-    g = stencil(ConvSpec(op, 1, height, width, Taps.from_offsets([offsets]), stride))
+    g = stencil(ConvSpec(op, 1, height, width, Taps.from_offsets([offsets]), stride=stride))
     inner = -(-g.output[1] // g.phases[1])
     stage = g.stage(inner, halo, pitch)
     assert stage.left % (halo * stage.phases) == 0
@@ -156,23 +156,28 @@ FORMS = {
     "wide vectors": StageConfig(vector=16),
 }
 DW_FORMS = {
-    "bands": StageConfig(rows=2),
-    "bands of vectors": StageConfig(vector=4, halo=4, pitch=4, rows=3),
-    "runs": StageConfig(vector=2, run=3),
-    "row lanes": StageConfig(vector=2, rows=4, row_lanes=2),
-    "runs and ragged row lanes": StageConfig(vector=1, run=2, rows=5, row_lanes=2),
-    "taps innermost": StageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1),
-    "groups of lanes": StageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1, joins=3),
-    "slices of images": StageConfig(vector=2, rows=2, slices=2, ahead=2),
-    "whole planes": StageConfig(dy_quad=1, slices=3, whole=True),
+    "bands": DwStageConfig(rows=2),
+    "bands of vectors": DwStageConfig(vector=4, halo=4, pitch=4, rows=3),
+    "runs": DwStageConfig(vector=2, run=3),
+    "row lanes": DwStageConfig(vector=2, rows=4, row_lanes=2),
+    "runs and ragged row lanes": DwStageConfig(vector=1, run=2, rows=5, row_lanes=2),
+    "taps innermost": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1),
+    "groups of lanes": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1, joins=3),
+    "slices of images": DwStageConfig(vector=2, rows=2, slices=2, ahead=2),
+    "whole planes": DwStageConfig(dy_quad=1, slices=3, whole=True),
 }
 CASES = [(op, name, form) for op in OPS for name, form in {**FORMS, **(DW_FORMS if op == "conv_dw" else {})}.items()]
+
+
+def of_op(op: str, form: StageConfig) -> StageConfig:
+    """The form as conv_dw wants it, where it is one for all ops."""
+    return DwStageConfig(**dataclasses.asdict(form)) if op == "conv_dw" and not isinstance(form, DwStageConfig) else form
 
 
 def check_te(spec: ConvSpec, form: StageConfig, **rest: Any) -> None:
     import tvm
 
-    module = tvm.IRModule({"main": part_func(spec, spec.channels, form)})
+    module = tvm.IRModule({"main": part_func(spec, spec.channels, of_op(spec.op, form))})
     check(spec, compiled(module), workspace=space_of(spec, module), note=form, **rest)
 
 
@@ -198,13 +203,13 @@ def test_columns_staged_in_groups(op: str, quad: int, form: StageConfig) -> None
         (spec_of("conv", 1, 4, 8, line(0, k=3)), StageConfig(halo=4, pitch=1, quad=4)),  # nor the pitch
         (spec_of("conv", 1, 4, 8, line(0, k=3), 2), StageConfig(halo=4, pitch=4, quad=4)),
         (spec_of("conv", 1, 4, 8, line(0, k=3), padding="circular"), StageConfig(halo=4, pitch=4, quad=4)),
-        (spec_of("conv_dw", 1, 4, 6, line(0, k=3)), StageConfig(vector=2, run=4, dy_quad=4)),
+        (spec_of("conv_dw", 1, 4, 6, line(0, k=3)), DwStageConfig(vector=2, run=4, dy_quad=4)),
     ],
     ids=["width", "halo", "pitch", "stride", "circular", "dy"],
 )
 def test_columns_that_cannot_be_grouped_are_refused(spec: ConvSpec, form: StageConfig) -> None:
     with pytest.raises(InvalidArgument, match="4 at a time"):
-        part_func(spec, 1, form)
+        part_func(spec, 1, of_op(spec.op, form))
 
 
 @pytest.mark.parametrize("op", OPS)

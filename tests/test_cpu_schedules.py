@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from _helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
+from _helpers import EIGHT, OPS, check_cpu, choice_of, fitted, line, of_kind, spec_of, variations, with_template
 
 from tvm_orient.compiler import lower
 from tvm_orient.errors import InvalidArgument, Unsupported
@@ -84,7 +84,7 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
     valid = 0
     for decisions, reason in variations(template, spec, CPU):
         if reason is None:
-            check_cpu(spec, [Choice.of(template, decisions)], batches=(2,))
+            check_cpu(spec, [choice_of(template, decisions)], batches=(2,))
             valid += 1
         else:
             assert reason.strip()
@@ -99,7 +99,7 @@ def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     while drawn < 2:
         decisions = {name: rng.choice(values) for name, values in template.knobs(spec, CPU).items()}
         if template.invalid(spec, CPU, decisions) is None:
-            check_cpu(spec, [Choice.of(template, decisions)], batches=(2,))
+            check_cpu(spec, [choice_of(template, decisions)], batches=(2,))
             drawn += 1
 
 
@@ -111,7 +111,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
         for _, _, part in fitted(template, spec).parts():
             if template.declines(part, CPU) is None:
                 served += 1
-                default = template.default(part, CPU)
+                default = template.default(part, CPU).decisions()
                 assert template.invalid(part, CPU, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
     assert served > 100
@@ -142,12 +142,30 @@ def test_reasons_to_decline(template: Template) -> None:
 def test_decisions_that_are_refused(template: Template) -> None:
     device = CPU if template.kind == "cpu" else arch_device("sm_90a")
     spec = fitted(template, spec_of(template.ops[0], 2, 8, 8, line(45, k=7)))
-    default, knobs = dict(template.default(spec, device)), template.knobs(spec, device)
+    default, knobs = template.default(spec, device).decisions(), template.knobs(spec, device)
     name = next(iter(knobs))
     assert f"{name} must be one of" in str(template.invalid(spec, device, {**default, name: 12345}))
     assert "12345" in str(template.invalid(spec, device, {**default, name: 12345}))
     assert "decisions must name" in str(template.invalid(spec, device, {**default, "spoon": 1}))
     assert "decisions must name" in str(template.invalid(spec, device, {k: v for k, v in default.items() if k != name}))
+
+
+@pytest.mark.parametrize("template", registry.TEMPLATES, ids=lambda t: t.name)
+def test_a_config_and_its_decisions_are_one_thing(template: Template[Any]) -> None:
+    """Knobs, fields and decisions have the same names in the same order, and each is made of the other."""
+    device = CPU if template.kind == "cpu" else arch_device("sm_90a")
+    spec = fitted(template, spec_of(template.ops[0], 8, 8, 8, line(45, k=7)))
+    config = template.default(spec, device)
+    decisions = config.decisions()
+    assert list(decisions) == list(template.knobs(spec, device)) == [field.name for field in dataclasses.fields(template.config_type)]
+    assert template.config(decisions) == config == Choice.of(template, config).config
+    name = next(iter(decisions))
+    for wrong in ({**decisions, "spoon": 1}, {k: v for k, v in decisions.items() if k != name}):
+        with pytest.raises(InvalidArgument, match="decisions must name"):
+            template.config(wrong)
+    for value in ("4", 4.0, True, None):
+        with pytest.raises(InvalidArgument, match=f"{name} must be a whole number"):
+            template.config({**decisions, name: value})  # type: ignore[dict-item]
 
 
 def test_names_are_unique_and_found() -> None:
@@ -170,9 +188,9 @@ def test_sums_of_a_patch_stay_in_registers() -> None:
 
     device, template = dataclasses.replace(CPU, vector_bytes=32), registry.find("cpu_rows")
     spec = spec_of("conv", 4, 56, 56, line(22.5, k=31))
-    decisions = {"vector": 8, "patch_h": 4, "patch_v": 2, "band_patches": 14, "tap_outer": 1, "ahead": 0}
+    decisions = {"vector": 8, "patch_h": 4, "patch_v": 2, "band_patches": 14, "tap_outer": 1, "prefetch_planes": 0}
     assert template.invalid(spec, device, decisions) is None
-    module = lower.scheduled(spec, device, [Choice.of(template, decisions)])
+    module = lower.scheduled(spec, device, [choice_of(template, decisions)])
     code = load_tvm().compile(module, target=target(CPU)).mod.inspect_source("ll")
     products, stores = code.count("@llvm.fmuladd.v8f32("), code.count("store <8 x float>")
     assert products >= 8 * len(spec.taps.distinct(0))

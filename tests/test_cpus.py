@@ -268,7 +268,7 @@ def test_a_folder_of_a_level_runs_on_every_cpu_that_has_it(tmp_path: Path) -> No
     for spec in (SPEC, dataclasses.replace(SPEC, op="conv_dw")):
         folder = bundle.export(spec, low, tmp_path)
         how = json.loads((folder / "how.json").read_text())
-        assert (how["model"], how["features"], how["mcpu"]) == ("x86-64-v2", low.features, "x86-64-v2")
+        assert (how["key"]["model"], how["key"]["features"], how["facts"]["mcpu"]) == ("x86-64-v2", low.features, "x86-64-v2")
         given = operands(spec, 2)
         assert_close(kernel.Kernel(spec, low, folder / "kernel.so")(*given), spec, given)
 
@@ -291,8 +291,8 @@ def test_a_process_is_held_to_a_level(monkeypatch: pytest.MonkeyPatch, tmp_path:
     try:
         call(TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="1")
         (entry,) = KernelCache(tmp_path / "kernels").entries()
-        assert (entry["key"]["device"], entry["key"]["model"]) == ("cpu-x86-64-v2", "x86-64-v2")
-        assert entry["key"]["features"].split() == sorted(cpus.LEVELS["x86-64-v2"])
+        assert (entry.key["device"], entry.model) == ("cpu-x86-64-v2", "x86-64-v2")
+        assert list(entry.features) == sorted(cpus.LEVELS["x86-64-v2"])
         call(TVM_ORIENT_CPU="x86-64-v2", TVM_ORIENT_BUILD="0")
         with pytest.raises(EnvironmentProblem, match=re.escape(HERE.slug)):  # this very CPU's kernels are others
             call(TVM_ORIENT_BUILD="0")
@@ -346,8 +346,8 @@ def test_a_kernel_for_more_than_this_cpu_has_is_refused(machine: Callable[..., D
         loader.forget_libraries()
         assert_close(kernel.Kernel(spec, here, path)(*given), spec, given)
         how = json.loads((path.parent / "how.json").read_text())
-        assert {**how, **how.get("key", {})}["features"] == here.features
-        assert {**how, **how.get("facts", {})}["mcpu"] == tvm.host_name()
+        assert how["key"]["features"] == here.features
+        assert how["facts"]["mcpu"] == tvm.host_name()
     missing = here.features.split()[0]
     less = dataclasses.replace(own_cpu(), name="a lesser CPU", features=tuple(here.features.split()[1:]))
     with pytest.MonkeyPatch.context() as patch:
@@ -364,7 +364,7 @@ def test_what_says_nothing_of_instructions_is_let_pass(monkeypatch: pytest.Monke
         if text is not None:
             (tmp_path / "how.json").write_text(text)
         foreign.refuse_foreign(tmp_path / "kernel.so")
-    (tmp_path / "how.json").write_text('{"features": "avx9 avx8", "model": "that"}')
+    (tmp_path / "how.json").write_text('{"spec": "conv", "features": "avx9 avx8", "model": "that"}')
     with pytest.raises(EnvironmentProblem, match="avx8, avx9"):
         foreign.refuse_foreign(tmp_path / "kernel.so")
     monkeypatch.setattr(foreign, "own_cpu", lambda: Cpu("who knows", "who knows", ()))

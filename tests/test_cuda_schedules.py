@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
+import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _blocks import Blocks, divergent, launches
-from _helpers import EIGHT, OPS, PARAMETERS, call, check_blocks, check_serial, covering, fitted, line, of_kind, operands, spec_of, variations, with_template
+from _helpers import (
+    EIGHT,
+    OPS,
+    call,
+    check_blocks,
+    check_serial,
+    choice_of,
+    covering,
+    fitted,
+    line,
+    of_kind,
+    operands,
+    spec_of,
+    variations,
+    with_template,
+)  # fmt: skip
 
+from tvm_orient import schedules
+from tvm_orient.codegen.cuda.cuda_text import divergent, launches
 from tvm_orient.compiler import library, lower
+from tvm_orient.evaluate.cuda_emulator import Blocks
+from tvm_orient.evaluate.walled import buffers
 from tvm_orient.perf_model import block_cost, gpu_specs
-from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.device import arch_device, recorded_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.base import ONE_TILE, Template
+from tvm_orient.schedules.base import Template
 from tvm_orient.schedules.choices import Choice
 from tvm_orient.schedules.default import CLOSE
 
@@ -100,9 +121,9 @@ def test_default_of_each_template(template: Template, case: str) -> None:
 @pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
     """Each value of each knob, several at once; and a reason for every step from the default that is none."""
-    tried, default = covering(template, spec, GPU), template.default(spec, GPU)
+    tried, default = covering(template, spec, GPU), template.default(spec, GPU).decisions()
     for decisions in tried:
-        check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
+        check_serial(spec, [choice_of(template, decisions)], batches=(2,))
     for decisions, reason in variations(template, spec, GPU):
         changed = next(name for name in decisions if decisions[name] != default[name])
         assert reason is None or reason.strip()
@@ -118,7 +139,7 @@ def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     while drawn < 2:
         decisions = {name: rng.choice(values) for name, values in template.knobs(spec, GPU).items()}
         if template.invalid(spec, GPU, decisions) is None:
-            check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
+            check_serial(spec, [choice_of(template, decisions)], batches=(2,))
             drawn += 1
 
 
@@ -129,7 +150,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
         for _, _, part in fitted(template, spec).parts():
             if template.declines(part, device) is None:
                 served += 1
-                default = template.default(part, device)
+                default = template.default(part, device).decisions()
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
     assert served > 60
@@ -138,10 +159,10 @@ def test_the_default_is_always_valid(template: Template) -> None:
 def test_the_reasons_of_shared_patch() -> None:
     template = registry.find("shared_patch")
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
-    default = {**template.default(spec, GPU), "collect": 0}
-    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "planes": 16, "row_patches": 14, "patch_w": 1}))
+    default = {**template.default(spec, GPU).decisions(), "store_via_smem": 0}
+    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {**default, "channels_per_block": 16, "patches_h": 14, "patch_w": 1}))
     assert "multiply-adds, at most" in str(
-        template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 28, "patch_w": 2, "row_patches": 2})
+        template.invalid(spec_of("conv", 64, 56, 56, line(0, k=101)), GPU, {**default, "patch_h": 28, "patch_w": 2, "patches_h": 2})
     )
     assert "vector must be one of" in str(template.invalid(spec_of("conv", 64, 56, 57, line(45, k=31)), GPU, {**default, "vector": 4}))
     assert "unrolls at most" in str(template.declines(spec_of("conv", 1, 400, 400, line(0, k=301)), GPU))
@@ -153,13 +174,13 @@ def test_tiles_of_columns(op: str) -> None:
     """Tiles that do not part the plane, in bands that do not either; with vectors and without. Whole rows of a strided plane cannot be loaded by vectors."""
     spec = spec_of(op, 4, 22, 60 if op != "conv_dx" else 72, line(22.5, k=9), 2)
     template = registry.find("two_pass_dw" if op == "conv_dw" else "shared_patch")
-    rows = {"row_lanes": 2, "turns": 1, "dy_shared": 0, "lanes": 7} if op == "conv_dw" else {"row_patches": 2, "collect": 0}
-    common = {**template.default(spec, GPU), "patch_h": 4, "patch_w": 2, "planes": 1, "pad": 0, **rows}
+    rows = {"lanes_h": 2, "patches_per_lane": 1, "dy_shared": 0, "lanes_w": 7} if op == "conv_dw" else {"patches_h": 2, "store_via_smem": 0}
+    common = {**template.default(spec, GPU).decisions(), "patch_h": 4, "patch_w": 2, "channels_per_block": 1, "row_pad": 0, **rows}
     for tile, vector in ((16 if op == "conv_dx" else 14, 4), (28, 1)):
         decisions = {**common, "tile": tile, "vector": vector}
         assert template.invalid(spec, GPU, decisions) is None
-        check_serial(spec, [Choice.of(template, decisions)], batches=(2,))
-    check_blocks(spec, [Choice.of(template, decisions)])
+        check_serial(spec, [choice_of(template, decisions)], batches=(2,))
+    check_blocks(spec, [choice_of(template, decisions)])
     if op == "conv_dx":
         assert "do not part into groups of 4" in str(template.invalid(spec, GPU, {**common, "tile": 28, "vector": 4}))
     else:
@@ -172,7 +193,7 @@ def test_the_reasons_of_whole_plane() -> None:
     assert "float32" in str(template.declines(spec_of("conv", 64, 7, 7, line(45, k=7), dtype="float64"), GPU))
     assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 15, 15, Taps.from_offsets(GRID), 2, "circular"), GPU))
     spec = spec_of("conv", 256, 15, 15, line(45, k=7), 2)
-    assert "shared memory" in str(template.invalid(spec, GPU, {**template.default(spec, GPU), "planes": 128}))
+    assert "shared memory" in str(template.invalid(spec, GPU, {**template.default(spec, GPU).decisions(), "channels_per_block": 128}))
 
 
 def test_the_reasons_of_plane_lanes() -> None:
@@ -181,11 +202,13 @@ def test_the_reasons_of_plane_lanes() -> None:
     assert "no number of warps" in str(template.declines(spec_of("conv", 64, 40, 1, line(90, k=7)), GPU))
     assert "multiply-adds, at most" in str(template.declines(spec_of("conv", 64, 14, 14, Taps.from_offsets(GRID)), GPU))
     spec = spec_of("conv", 64, 14, 14, line(45, k=31))
-    default = template.default(spec, GPU)
-    assert "shared memory" in str(template.invalid(spec, GPU, {**default, "planes": 64}))
+    default = template.default(spec, GPU).decisions()
+    assert "shared memory" in str(template.invalid(spec, GPU, {**default, "channels_per_block": 64}))
     small = spec_of("conv", 64, 16, 2, line(0, k=3))
     assert "threads, at most 1024" in str(
-        template.invalid(spec_of("conv", 64, 4, 32, line(90, k=3)), GPU, {**template.default(small, GPU), "planes": 64, "parts": 32})
+        template.invalid(
+            spec_of("conv", 64, 4, 32, line(90, k=3)), GPU, {**template.default(small, GPU).decisions(), "channels_per_block": 64, "warps_per_plane": 32}
+        )
     )
 
 
@@ -193,15 +216,15 @@ def test_the_reasons_of_direct() -> None:
     template = registry.find("direct")
     assert "unrolls at most 64 taps" in str(template.declines(spec_of("conv", 1, 200, 200, line(0, k=101)), GPU))
     spec = spec_of("conv", 64, 56, 56, line(45, k=31))
-    default = template.default(spec, GPU)
+    default = template.default(spec, GPU).decisions()
     assert "multiply-adds, at most" in str(template.invalid(spec, GPU, {**default, "patch_h": 8, "patch_w": 8}))
     assert "pixels, at most" in str(template.invalid(spec_of("conv", 64, 56, 56, line(45, k=45)), GPU, {**default, "patch_h": 4, "patch_w": 8}))
-    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {"patch_h": 1, "patch_w": 1, "row_patches": 56, "planes": 16}))
+    assert "threads, at most 1024" in str(template.invalid(spec, GPU, {"patch_h": 1, "patch_w": 1, "patches_h": 56, "channels_per_block": 16}))
 
 
-def estimated(spec: ConvSpec, template: Any, decisions: Any) -> float:
+def estimated(spec: ConvSpec, template: Any, config: Any) -> float:
     """Clocks of an SM for 32 outputs: the slowest resource's, and those for which it waits for code."""
-    clocks = template.estimate(spec, GPU, decisions)
+    clocks = template.estimate(spec, GPU, config)
     units = spec.outputs * gpu_specs.BATCH / 32 / gpu_specs.gpu_spec("sm_90a").sms
     return block_cost.soft_maximum(clocks.among(block_cost.ALONE)) + block_cost.FETCH * clocks.code / units
 
@@ -225,9 +248,9 @@ def test_blocks_of_one_thread_are_no_default() -> None:
 def test_long_code_is_for_no_launch() -> None:
     """A thread that owns a plane of 14x14 unrolls thousands of multiply-adds, which are fetched in each launch; strips of it do with fewer."""
     spec, (whole, strips) = spec_of("conv_dw", 512, 14, 14, line(22.5, k=31)), map(registry.find, ("two_pass_dw", "strips_dw"))
-    template, decisions = registry.default(spec, GPU)
+    template, config = registry.default(spec, GPU)
     assert template is strips
-    assert 0 < strips.unrolled(spec, decisions) < 2048 < whole.unrolled(spec, {**whole.default(spec, GPU), "whole": 1})
+    assert 0 < strips.unrolled(spec, config) < 2048 < whole.unrolled(spec, dataclasses.replace(whole.default(spec, GPU), whole=1))
 
 
 @pytest.mark.parametrize("size", [56, 28, 14])
@@ -237,7 +260,7 @@ def test_a_layer_keeps_its_code_in_the_instruction_cache(size: int) -> None:
     parts = [part for _, _, part in spec.parts()]
 
     def code(choices: Any) -> float:
-        return sum(template.estimate(part, GPU, decisions).code for part, (template, decisions) in zip(parts, choices, strict=True))
+        return sum(template.estimate(part, GPU, config).code for part, (template, config) in zip(parts, choices, strict=True))
 
     together = code(registry.together(parts, GPU))
     assert together <= block_cost.CODE_CACHE
@@ -261,7 +284,7 @@ def test_angles_of_which_one_has_a_single_offset_lower_together(op: str) -> None
 @pytest.mark.parametrize(("name", "chosen"), [("two_pass_dw", {"whole": 1}), ("strips_dw", {})])
 def test_long_sums_gain_nothing_by_the_pass_that_is_left_out(name: str, chosen: dict[str, int]) -> None:
     spec, template = spec_of("conv_dw", 32, 7, 7, line(67.5, k=7)), registry.find(name)
-    module = lower.scheduled(spec, GPU, [Choice.of(template, {**template.default(spec, GPU), **chosen})])
+    module = lower.scheduled(spec, GPU, [choice_of(template, {**template.default(spec, GPU).decisions(), **chosen})])
     assert "tvm_orient.settled" in module["main"].attrs
     with_it = type(module)({"main": module["main"].without_attr("tvm_orient.settled")})
     assert library.cuda_source(module, GPU) == library.cuda_source(with_it, GPU)
@@ -295,11 +318,11 @@ def uneven(op: str) -> tuple[ConvSpec, list[Choice], list[int]]:
     """Three angles whose blocks have different numbers of threads, and those numbers."""
     spec = spec_of(op, 12, 14, 16, line(0, 45, 90, k=3))
     template, choices = registry.find("two_pass_dw" if op == "conv_dw" else "shared_patch"), []
-    default = template.default(next(iter(spec.parts()))[2], GPU)
+    default = template.default(next(iter(spec.parts()))[2], GPU).decisions()
     for (_, _, part), planes in zip(spec.parts(), (4, 1, 2), strict=True):
-        decisions = {**default, "planes": planes}
+        decisions = {**default, "channels_per_block": planes}
         assert template.invalid(part, GPU, decisions) is None
-        choices.append(Choice.of(template, decisions))
+        choices.append(choice_of(template, decisions))
     alone = [launches(source_of(part, [choice]))[0][1] for (_, _, part), choice in zip(spec.parts(), choices, strict=True)]
     assert len(set(alone)) == 3, alone
     return spec, choices, alone
@@ -346,10 +369,21 @@ def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
 def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
     spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), registry.find("shared_patch")
-    decisions = {"patch_h": 7, "patch_w": 7, "row_patches": 4, "planes": 4, "vector": 4, "weights_shared": 1, "collect": 1, "pad": 4, "tile": 0, "skew": 4}
-    decisions |= {"raw": 0, **ONE_TILE}
+    decisions = {
+        "patch_h": 7,
+        "patch_w": 7,
+        "patches_h": 4,
+        "channels_per_block": 4,
+        "vector": 4,
+        "weights_shared": 1,
+        "store_via_smem": 1,
+        "row_pad": 4,
+        "tile": 0,
+        "plane_skew": 4,
+    }
+    decisions |= {"smem_native_dtype": 0, "tiles_per_block": 1, "stages": 1}
     assert template.invalid(spec, GPU, decisions) is None
-    check_blocks(spec, [Choice.of(template, decisions)])
+    check_blocks(spec, [choice_of(template, decisions)])
 
 
 # ---- tiles in turn, copied ahead ----------------------------------------------------------------
@@ -359,9 +393,9 @@ def in_turn(spec: ConvSpec, name: str, **decisions: int) -> tuple[Choice, ...]:
     """The template's default for every part, with blocks of two tiles in two stages, and other decisions where given."""
     template, choices = registry.find(name), []
     for _, _, part in spec.parts():
-        chosen = {**template.default(part, GPU), "planes": 2, "turns": 2, "stages": 2, **decisions}
+        chosen = {**template.default(part, GPU).decisions(), "channels_per_block": 2, "tiles_per_block": 2, "stages": 2, **decisions}
         assert template.invalid(part, GPU, chosen) is None
-        choices.append(Choice.of(template, chosen))
+        choices.append(choice_of(template, chosen))
     return tuple(choices)
 
 
@@ -371,11 +405,14 @@ def test_tiles_that_are_copied_ahead(name: str, collect: int) -> None:
     """Ragged patches, strides and wrapped planes; weights in the ring and not; more turns than stages, in any part of the ring."""
     for case, decisions in [
         (("conv", 12, 13, 17, line(22.5, k=15)), {"weights_shared": 1}),
-        (("conv", 6, 11, 10, line(67.5, k=7), (3, 2)), {"planes": 1, "turns": 4, "weights_shared": 1}),  # three turns, since 6 channels part so
-        (("conv_dx", 16, 9, 7, line(22.5, k=7), (3, 2), "circular"), {"turns": 4, "weights_shared": 0}),
+        (
+            ("conv", 6, 11, 10, line(67.5, k=7), (3, 2)),
+            {"channels_per_block": 1, "tiles_per_block": 4, "weights_shared": 1},
+        ),  # three turns, since 6 channels part so
+        (("conv_dx", 16, 9, 7, line(22.5, k=7), (3, 2), "circular"), {"tiles_per_block": 4, "weights_shared": 0}),
     ]:
         spec = spec_of(*case)
-        choices = in_turn(spec, name, collect=collect, **decisions)
+        choices = in_turn(spec, name, store_via_smem=collect, **decisions)
         check_serial(spec, choices, batches=(1, 3))
         check_blocks(spec, choices)
 
@@ -384,7 +421,7 @@ def test_tiles_that_are_copied_ahead(name: str, collect: int) -> None:
 @pytest.mark.parametrize("turns", [2, 4])
 def test_lines_of_tiles_that_are_copied_ahead(turns: int, weights_shared: int) -> None:
     for spec in (spec_of("conv", 16, 9, 12, line(135, k=5)), spec_of("conv_dx", 6, 10, 10, line(90, k=7))):
-        choices = in_turn(spec, "lines", turns=turns, staged=1, weights_shared=weights_shared)
+        choices = in_turn(spec, "lines", tiles_per_block=turns, staged=1, weights_shared=weights_shared)
         check_serial(spec, choices, batches=(2,))
         check_blocks(spec, choices)
     assert "planes that are staged" in str(registry.find("lines").invalid(spec, GPU, {**dict(choices[0].decisions), "staged": 0}))
@@ -392,11 +429,11 @@ def test_lines_of_tiles_that_are_copied_ahead(turns: int, weights_shared: int) -
 
 def test_what_is_left_of_turns_where_channels_do_not_part() -> None:
     spec = spec_of("conv", 5, 9, 12, line(22.5, k=5))
-    for choices in (in_turn(spec, "shared_patch"), in_turn(spec, "shared_patch", turns=4, stages=1)):
+    for choices in (in_turn(spec, "shared_patch"), in_turn(spec, "shared_patch", tiles_per_block=4, stages=1)):
         assert "tvm_orient_ahead" not in kernel_of(source_of(spec, choices))
         check_serial(spec, choices, batches=(2,))
-    reason = registry.find("shared_patch").invalid(spec, GPU, {**dict(choices[0].decisions), "turns": 1, "stages": 2})
-    assert "turns must be at least as many" in str(reason)
+    reason = registry.find("shared_patch").invalid(spec, GPU, {**dict(choices[0].decisions), "tiles_per_block": 1, "stages": 2})
+    assert "tiles_per_block must be at least as many" in str(reason)
     half = dataclasses.replace(spec, dtype="float16")
     assert "stages must be one of 1, got 2" in str(registry.find("shared_patch").invalid(half, GPU, {**dict(choices[0].decisions), "stages": 2}))
 
@@ -404,10 +441,10 @@ def test_what_is_left_of_turns_where_channels_do_not_part() -> None:
 def test_angles_of_unlike_stages_share_a_launch() -> None:
     spec = spec_of("conv", 48, 10, 12, line(0, 45, 67.5, 135, k=7))
     ahead, one, turns, strips = (
-        in_turn(spec, "shared_patch", collect=1, weights_shared=1)[0],
+        in_turn(spec, "shared_patch", store_via_smem=1, weights_shared=1)[0],
         schedules_choices.default_choices(spec, GPU)[1],
-        in_turn(spec, "shared_patch", turns=4, stages=1, planes=1)[2],
-        in_turn(spec, "strips", turns=4, planes=2)[3],
+        in_turn(spec, "shared_patch", tiles_per_block=4, stages=1, channels_per_block=1)[2],
+        in_turn(spec, "strips", tiles_per_block=4, channels_per_block=2)[3],
     )
     choices = (ahead, one, turns, strips)
     check_serial(spec, choices, batches=(2,))
@@ -418,7 +455,7 @@ def test_angles_of_unlike_stages_share_a_launch() -> None:
 def test_half_precision_in_turn() -> None:
     """Copies that convert cannot be sent ahead; a block may pass over its tiles all the same."""
     spec = spec_of("conv", 8, 9, 12, line(22.5, k=5), dtype="float16")
-    choices = in_turn(spec, "shared_patch", turns=4, stages=1, weights_shared=1)
+    choices = in_turn(spec, "shared_patch", tiles_per_block=4, stages=1, weights_shared=1)
     check_serial(spec, choices, batches=(2,))
     check_blocks(spec, choices)
 
@@ -435,13 +472,13 @@ def test_half_precision_in_turn() -> None:
 )
 def test_copies_that_come_too_early_or_late_are_seen(pattern: str, replacement: str) -> None:
     spec = spec_of("conv", 8, 9, 12, line(22.5, k=5))
-    choices = in_turn(spec, "shared_patch", turns=4, collect=0)
+    choices = in_turn(spec, "shared_patch", tiles_per_block=4, store_via_smem=0)
     module = lower.scheduled(spec, GPU, choices, 2)
     source, given = library.cuda_source(module, GPU), operands(spec, 2)
     changed, count = re.subn(pattern, replacement, source)
     assert count == 1
     broken = Blocks(module, GPU, changed)
-    results = [call(spec, functools.partial(broken, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
+    results = [call(spec, functools.partial(broken, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
     assert not torch.equal(*results)
 
 
@@ -449,11 +486,11 @@ def test_no_room_for_rows_that_do_not_exist() -> None:
     """14 rows by 4 at once: TVM would stage 16, and planes would begin in other banks than the template chose."""
     spec, template = spec_of("conv_dw", 4, 28, 28, line(45, k=7), dtype="float16"), registry.find("two_pass_dw")
     decisions = {
-        "patch_h": 7, "patch_w": 7, "lanes": 4, "row_lanes": 2, "turns": 1, "planes": 4, "vector": 4, "dy_shared": 1, "pad": 0, "whole": 0,
-        "tile": 0,
+        "patch_h": 7, "patch_w": 7, "lanes_w": 4, "lanes_h": 2, "patches_per_lane": 1, "channels_per_block": 4, "vector": 4, "dy_shared": 1, "row_pad": 0,
+        "whole": 0, "tile": 0,
     }  # fmt: skip
     assert template.invalid(spec, GPU, decisions) is None
-    source = library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, decisions)]), GPU)
+    source = library.cuda_source(lower.scheduled(spec, GPU, [choice_of(template, decisions)]), GPU)
     assert f"float dys_shared_ptr[{4 * 14 * 28}]" in source
 
 
@@ -462,7 +499,7 @@ def test_loads_go_by_batches() -> None:
     sources, template = {}, registry.find("shared_patch")
     for dtype in ("float16", "float32"):
         spec = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype=dtype)
-        sources[dtype] = source_of(spec, [Choice.of(template, {**template.default(spec, GPU), "raw": 0})])
+        sources[dtype] = source_of(spec, [choice_of(template, {**template.default(spec, GPU).decisions(), "smem_native_dtype": 0})])
     first, then = sources["float16"].split("tvm_orient_held[", 1)[1].split("#pragma unroll\n")[1:3]
     assert "tvm_orient_load<" in first
     assert "stage_shared_ptr" not in first
@@ -477,14 +514,23 @@ def test_half_precision_staged_as_it_lies(dtype: str) -> None:
     """Copies of whole words are asynchronous, values are read four at a time; in whole rows, in tiles and by planes that stand apart."""
     template = registry.find("shared_patch")
     for case, decisions in [
-        (("conv", 4, 12, 16, line(22.5, 90, k=7)), {"patch_h": 4, "patch_w": 4, "row_patches": 4, "planes": 2, "skew": 4, "tile": 0}),
-        (("conv_dx", 2, 9, 112, line(135, k=9)), {"patch_h": 2, "patch_w": 4, "row_patches": 2, "planes": 1, "skew": 0, "tile": 28}),
+        (("conv", 4, 12, 16, line(22.5, 90, k=7)), {"patch_h": 4, "patch_w": 4, "patches_h": 4, "channels_per_block": 2, "plane_skew": 4, "tile": 0}),
+        (("conv_dx", 2, 9, 112, line(135, k=9)), {"patch_h": 2, "patch_w": 4, "patches_h": 2, "channels_per_block": 1, "plane_skew": 0, "tile": 28}),
     ]:
         spec, choices = dataclasses.replace(spec_of(*case), dtype=dtype), []
         for _, _, part in spec.parts():
-            chosen = {"vector": 4, "weights_shared": 1, "collect": 0, "pad": 4, "raw": 1, **ONE_TILE, **decisions}
+            chosen = {
+                "vector": 4,
+                "weights_shared": 1,
+                "store_via_smem": 0,
+                "row_pad": 4,
+                "smem_native_dtype": 1,
+                "tiles_per_block": 1,
+                "stages": 1,
+                **decisions,
+            }
             assert template.invalid(part, GPU, chosen) is None
-            choices.append(Choice.of(template, chosen))
+            choices.append(choice_of(template, chosen))
         check_serial(spec, choices, batches=(2,))
         check_blocks(spec, choices)
         kernel = kernel_of(source_of(spec, choices))
@@ -508,7 +554,7 @@ def test_a_missing_barrier_is_seen() -> None:
     module = lower.scheduled(spec, GPU, choices, 2)
     given = operands(spec, 2)
     without = Blocks(module, GPU, library.cuda_source(module, GPU).replace("__syncthreads();", ""))
-    results = [call(spec, functools.partial(without, names=PARAMETERS["conv"], backwards=backwards), given, None) for backwards in (False, True)]
+    results = [call(spec, functools.partial(without, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
     assert not torch.equal(*results)
 
 
@@ -516,5 +562,37 @@ def test_a_missing_barrier_is_seen() -> None:
 def test_no_weight_is_read_where_no_tap_lands(template: Template) -> None:
     """A schedule that stages weights must not look for them there."""
     spec = fitted(template, spec_of("conv", *CASES["no live tap"]))
-    decisions = dict(template.default(spec, GPU))
-    check_serial(spec, [Choice.of(template, {**decisions, **({"weights_shared": 1} if "weights_shared" in decisions else {})})], batches=(2,))
+    decisions = template.default(spec, GPU).decisions()
+    check_serial(spec, [choice_of(template, {**decisions, **({"weights_shared": 1} if "weights_shared" in decisions else {})})], batches=(2,))
+
+
+# ---- what was timed -----------------------------------------------------------------------------
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+
+
+def test_choices_that_were_timed_are_of_todays_templates() -> None:
+    """Else estimates could not be compared with their times, nor a kernel be built again."""
+    device, timed = recorded_device("nvidia-h200", "sm_90a", 132), []
+    for name in ("nvidia-h200-trials.csv", "nvidia-h200-counters.csv"):
+        with (RESULTS / name).open(newline="") as file:
+            for row in csv.DictReader(file):
+                choices = json.loads(row["choices"]) if "choices" in row else [[row["template"], int(row["version"]), json.loads(row["decisions"]).items()]]
+                parts = [part for _, _, part in ConvSpec.from_key(row["spec"]).parts()]
+                timed += [(part, *choice[:2], dict(choice[2])) for part, choice in zip(parts, choices, strict=True)]
+    assert len(timed) > 200
+    for part, template, version, decisions in timed:
+        assert schedules.current(template, version), (template, version)
+        assert registry.find(template).invalid(part, device, decisions) is None, (part, template, decisions)
+
+
+def test_choices_of_the_static_tables_are_of_todays_templates() -> None:
+    listed = 0
+    for path in RESULTS.glob("static-*.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if "decisions" in row:
+                    words = (word.partition("=") for word in row["decisions"].split())
+                    assert registry.find(row["template"]).config({name: int(value) for name, _, value in words})
+                    listed += 1
+    assert listed > 400

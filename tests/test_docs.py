@@ -23,7 +23,7 @@ from tvm_orient.evaluate import reference
 from tvm_orient.problem import device
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTED = ("taps", "device", "reference", "build", "aot", "cache", "tune", "logs", "plots", "errors", "moving")  # whole modules
+DOCUMENTED = ("taps", "device", "reference", "check", "build", "aot", "cache", "tune", "logs", "plots", "errors", "moving")  # whole modules
 BY_HAND = ("functional", "nn", "published_module", "spec")  # those whose public names are listed one by one
 
 

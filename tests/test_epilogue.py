@@ -40,7 +40,8 @@ def test_on_a_cpu(bias: bool, activation: str, layout: str) -> None:
 @pytest.mark.parametrize(("bias", "activation"), EPILOGUES)
 def test_for_cuda(bias: bool, activation: str, layout: str) -> None:
     check_serial(ended(bias, activation, layout), batches=(2,))
-    check_serial(ended(bias, activation, layout, "float16", 2), batches=(2,))
+    for dtype in ("float16", "bfloat16"):
+        check_serial(ended(bias, activation, layout, dtype, 2), batches=(2,))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -321,3 +321,11 @@ def test_the_family() -> None:
     assert issubclass(to.EnvironmentProblem, RuntimeError)
     assert issubclass(to.LaunchFailed, RuntimeError)
     assert all(one.__name__ in to.__all__ for one in family)
+
+
+@pytest.mark.parametrize(
+    ("said", "first", "last"), [("one", "one", "one"), ("\n one \n two\nthree\n\n", "one", "three"), ("", "ValueError('')", "ValueError('')")]
+)
+def test_lines_of_an_error(said: str, first: str, last: str) -> None:
+    assert errors.first_line(ValueError(said)) == first
+    assert errors.last_line(ValueError(said)) == last

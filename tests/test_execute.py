@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _helpers import AHEAD, assert_close, line, nvrtc_missing, of_kind, operands, spec_of, with_template
+from _helpers import AHEAD, assert_close, choice_of, line, nvrtc_missing, of_kind, operands, spec_of, with_template
 from _machine import Case, check_machine, machines, outcome
 
 from tvm_orient.errors import BuildFailed, InvalidArgument
@@ -42,9 +42,9 @@ def cases(dtype: str, arch: str) -> dict[str, Case]:
             assert choices is not None, f"{template.name} declines {spec}"
             found[f"{template.name}_{op}_{layout}"] = spec, choices
             parts = [part for _, _, part in spec.parts()]
-            ahead = [{**template.default(part, device), **AHEAD} for part in parts]
+            ahead = [{**template.default(part, device).decisions(), **AHEAD} for part in parts]
             if all(template.invalid(part, device, decisions) is None for part, decisions in zip(parts, ahead, strict=True)):
-                found[f"{template.name}_{op}_{layout}_ahead"] = spec, [Choice.of(template, decisions) for decisions in ahead]
+                found[f"{template.name}_{op}_{layout}_ahead"] = spec, [choice_of(template, decisions) for decisions in ahead]
     return found
 
 
@@ -93,8 +93,8 @@ def test_both_passes_of_strips_dw(arch: str) -> None:
 def test_copies_of_several_planes_of_no_whole_quads(arch: str) -> None:
     """Planes of 9 x 14 floats side by side, copied by two: the first float of each is at an even place."""
     template, spec = registry.find("strips_dw"), spec_of("conv_dw", 8, 9, 14, line(22.5, k=5))
-    decisions = {"patch_h": 1, "patch_w": 14, "planes": 8, "vector": 2, "across": 1}
-    (machine,) = machines({"case": (spec, [Choice.of(template, decisions)])}, arch).values()
+    decisions = {"patch_h": 1, "patch_w": 14, "channels_per_block": 8, "vector": 2, "lanes_across_channels": 1}
+    (machine,) = machines({"case": (spec, [choice_of(template, decisions)])}, arch).values()
     check_machine(machine, ORDERS)
 
 
@@ -102,8 +102,8 @@ def test_copies_of_several_planes_of_no_whole_quads(arch: str) -> None:
 
 _OPCODE = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
 _MUTATED: dict[str, tuple[Any, ...]] = {  # template, op, channels, height and width, K, dtype, decisions
-    "tiles ahead": ("shared_patch", "conv", 8, 28, 7, "float32", {"turns": 4, "stages": 2, "planes": 2}),
-    "strips ahead": ("strips", "conv_dx", 8, 28, 7, "float32", {"turns": 4, "stages": 2, "planes": 2}),
+    "tiles ahead": ("shared_patch", "conv", 8, 28, 7, "float32", {"tiles_per_block": 4, "stages": 2, "channels_per_block": 2}),
+    "strips ahead": ("strips", "conv_dx", 8, 28, 7, "float32", {"tiles_per_block": 4, "stages": 2, "channels_per_block": 2}),
     "one tile": ("shared_patch", "conv", 4, 14, 7, "float16", {}),
     "planes": ("plane_lanes", "conv", 4, 14, 7, "float32", {}),
     "two passes": ("two_pass_dw", "conv_dw", 4, 28, 7, "float32", {}),
@@ -152,7 +152,7 @@ def test_every_mutant_is_found(arch: str) -> None:
     device, built, tried = arch_device(arch), {}, 0
     for i, (name, op, channels, size, taps, dtype, decisions) in enumerate(_MUTATED.values()):
         template, spec = registry.find(name), spec_of(op, channels, size, size, line(45, k=taps), dtype=dtype)
-        built[f"mutant{i}"] = spec, [Choice.of(template, {**template.default(spec, device), **decisions})]
+        built[f"mutant{i}"] = spec, [choice_of(template, {**template.default(spec, device).decisions(), **decisions})]
     survived = []
     for what, machine in zip(_MUTATED, machines(built, arch).values(), strict=True):
         given = operands(machine.spec, 2)

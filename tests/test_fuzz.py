@@ -60,12 +60,12 @@ def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int
         height,
         width,
         taps,
-        draw(STRIDES),
-        draw(st.sampled_from(PADDING_MODES)),
-        draw(st.sampled_from(dtypes)),
-        draw(st.sampled_from(LAYOUTS if templates else LAYOUTS[:1])),
-        draw(st.booleans()) if ended else False,
-        draw(st.sampled_from(ACTIVATIONS)) if ended else "none",
+        stride=draw(STRIDES),
+        padding_mode=draw(st.sampled_from(PADDING_MODES)),
+        dtype=draw(st.sampled_from(dtypes)),
+        layout=draw(st.sampled_from(LAYOUTS if templates else LAYOUTS[:1])),
+        bias=draw(st.booleans()) if ended else False,
+        activation=draw(st.sampled_from(ACTIVATIONS)) if ended else "none",
     )
 
 

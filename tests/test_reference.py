@@ -157,7 +157,7 @@ def operands(spec: ConvSpec, batch: int, dtype: torch.dtype = torch.float32) -> 
 @pytest.mark.parametrize("op", ["conv", "conv_dx", "conv_dw"])
 @pytest.mark.parametrize("batch", [0, 3])
 def test_run(op: str, batch: int) -> None:
-    spec = ConvSpec(op, 8, 9, 6, EIGHT, (2, 2), "circular")
+    spec = ConvSpec(op, 8, 9, 6, EIGHT, stride=2, padding_mode="circular")
     result = reference.run(spec, *operands(spec, batch))
     assert result.shape == {"conv": (batch, 8, 5, 3), "conv_dx": (batch, 8, 9, 6), "conv_dw": (8, 31)}[op]
     assert batch or not result.numel() or result.abs().max() == 0

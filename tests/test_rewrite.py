@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -49,8 +50,8 @@ def test_a_wide_row(op: str) -> None:
 def test_prefetches_stand_only_where_a_choice_asks_for_them(op: str, ahead: int) -> None:
     spec = ConvSpec(op, 8, 14, 14, Taps.oriented([0.3], 7))
     device = device_for("cpu")
-    template, decisions = registry.default(spec, device)
-    text = scheduled(spec, device, [Choice.of(template, {**decisions, "ahead": ahead})]).script()
+    template, config = registry.default(spec, device)
+    text = scheduled(spec, device, [Choice.of(template, dataclasses.replace(config, prefetch_planes=ahead))]).script()
     assert ("llvm.prefetch" in text) == bool(ahead)
 
 

@@ -16,8 +16,8 @@ from _helpers import EIGHT, OPS, line, nvrtc_missing, spec_of
 from tvm_orient.compiler import library, lower
 from tvm_orient.compiler.predict import Predicted, predict, together
 from tvm_orient.errors import BuildFailed, InvalidArgument
-from tvm_orient.perf_model import gpu_specs
-from tvm_orient.problem.device import Device, arch_device
+from tvm_orient.perf_model import gpu_specs, speed_of_light
+from tvm_orient.problem.device import Device, arch_device, archs, capability
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.stencil import stencil
 from tvm_orient.sass import alu, bank_conflicts, decode, interpreter
@@ -74,7 +74,7 @@ def defaults(
 
 def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:
     """What ranks the choices, before anything is compiled, against what is compiled: within 20 % for the pipe of memory."""
-    estimate = registry.find(choice.template).estimate(spec, device, dict(choice.decisions))
+    estimate = registry.find(choice.template).estimate(spec, device, choice.config)
     assert estimate["memory"] == pytest.approx(found.bounds[0].clocks["memory"], rel=0.2), spec
     assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01), spec
 
@@ -160,8 +160,11 @@ def test_eight_angles_in_one_kernel(height: int) -> None:
 def test_the_next_tile_is_on_its_way_while_one_is_computed(arch: str) -> None:
     """Two stages: no wait between the copies of a tile and the multiply-adds of the one before it; and the prediction knows that they overlap."""
     device, spec = arch_device(arch), spec_of("conv", 512, 28, 28, line(22.5, k=7))
-    template, block = registry.find("shared_patch"), {"patch_h": 7, "patch_w": 2, "row_patches": 4, "planes": 2, "weights_shared": 1, "collect": 0}
-    choices = [Choice.of(template, {**template.default(spec, device), **block, "turns": 4, "stages": stages}) for stages in (1, 2)]
+    template = registry.find("shared_patch")
+    block = dataclasses.replace(
+        template.default(spec, device), patch_h=7, patch_w=2, patches_h=4, channels_per_block=2, weights_shared=1, store_via_smem=0, tiles_per_block=4
+    )
+    choices = [Choice.of(template, dataclasses.replace(block, stages=stages)) for stages in (1, 2)]
     waiting, ahead = predict([(spec, choice) for choice in choices], device)
     (kernel,) = ahead.kernels
     code = [step for step in decode.steps(kernel.code) if step.opcode[0] in ("LDGSTS", "LDGDEPBAR", "DEPBAR", "FFMA")]
@@ -173,7 +176,7 @@ def test_the_next_tile_is_on_its_way_while_one_is_computed(arch: str) -> None:
     assert before.rounds == after.rounds == 4, "each tile is waited for"
     assert after.clocks["latency"] * after.blocks < 0.8 * before.clocks["latency"] * before.blocks, "but not for as long"
     for choice, found in zip(choices, (before, after), strict=True):
-        estimate = template.estimate(spec, device, dict(choice.decisions))
+        estimate = template.estimate(spec, device, choice.config)
         assert estimate["memory"] == pytest.approx(found.clocks["memory"], rel=0.2)
 
 
@@ -376,3 +379,9 @@ def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
         assert predicted.spills == 0
         (one,) = predicted.bounds
         assert one.worst <= 1.2 * one.clocks["dram"], one.clocks
+
+
+@pytest.mark.parametrize("arch", archs())
+def test_what_the_driver_keeps_is_counted_from_sm_90_on(arch: str) -> None:
+    """From sm_100 on too, whose names begin with another digit."""
+    assert speed_of_light.counted_by_driver(arch) == (gpu_specs.RESERVED if capability(arch)[0] >= 9 else 0)

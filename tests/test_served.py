@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tvm_orient.errors import EnvironmentProblem
-from tvm_orient.toolchain.worker import ChildProcess, Died, interpreter
+from tvm_orient.toolchain.worker import FAULTS, ChildProcess, Died, environment, interpreter, module_command
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = """
@@ -78,6 +78,45 @@ def test_death_and_silence(served: ChildProcess) -> None:
     assert time.monotonic() - begin < 5
     assert served.ask("b")["said"] == "b"
     served.close()
+
+
+def test_what_becomes_of_a_request_is_told(served: ChildProcess) -> None:
+    assert served.told("a")["said"] == "a"
+    assert served.told("die") == {"error": "the process ended with status 7", "fault": "died"}
+    assert served.told("hang", timeout=0.3) == {"error": "no answer within 0 s", "fault": "hung"}
+    assert served.told("poison") == {"error": "RuntimeError: the context is gone", "fault": "failed"}
+    assert served.told("b")["said"] == "b"
+    assert FAULTS == ("died", "hung", "failed")
+    served.close()
+
+
+def test_one_that_ended_unasked_is_replaced(served: ChildProcess) -> None:
+    first = served.ask("a")
+    os.kill(first["pid"], signal.SIGKILL)
+    assert served._process is not None
+    served._process.wait()
+    assert not served.running
+    assert served.ask("b")["pid"] != first["pid"], "the next request pays for nothing that it did not do"
+    served.close()
+
+
+def test_what_does_not_start_is_told() -> None:
+    with pytest.raises(EnvironmentProblem, match="needs a process of its own, and /nowhere/python does not start"):
+        ChildProcess(["/nowhere/python"], 1.0).ask("a")
+
+
+def test_a_module_finds_what_this_process_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was put on sys.path after the start, and never what lies in the working folder by chance."""
+    (tmp_path / "kit").mkdir()
+    answers = "import json, os\nfrom tvm_orient.toolchain.worker import serve\nserve(lambda name: {'json': json.__file__, 'env': os.environ[name]})\n"
+    (tmp_path / "kit" / "own_answers.py").write_text(answers)
+    (tmp_path / "json.py").write_text("raise ImportError('of the working folder')\n")
+    monkeypatch.chdir(tmp_path)
+    with ChildProcess(module_command("own_answers"), 30.0, environment([tmp_path / "kit"], TVM_ORIENT_X="given")) as asked:
+        answer = asked.ask("TVM_ORIENT_X")
+    assert answer["env"] == "given"
+    assert Path(answer["json"]).parent.name == "json"
+    assert not asked.running
 
 
 def test_a_bound_one_ends_with_who_asked(tmp_path: Path) -> None:

@@ -106,6 +106,23 @@ def test_a_layer_of_which_one_angle_is_tuned_is_not_compiled_at_once(monkeypatch
     assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
 
 
+@pytest.mark.usefixtures("second")
+def test_the_logs_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first call; what they said is handed on to the kernel that takes the generic one's place, and to one that is compiled at once."""
+    asked, explain = [], resolve.explain
+    monkeypatch.setattr(serving, "explain", lambda spec, device: (asked.append(spec), explain(spec, device))[1])
+    provisional, at_once = spec_at(25), spec_at(26)
+    for spec, calls in ((provisional, 4), (at_once, 1)):
+        given = operands(spec, 2)
+        for _ in range(calls):
+            assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
+    assert asked == [provisional, at_once]
+    found = serving.kernel_for_call(provisional, CPU)
+    assert isinstance(found, kernel.Kernel)
+    assert not found.generic
+
+
 # ---- other calls meanwhile ----------------------------------------------------------------------
 
 

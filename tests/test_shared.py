@@ -18,7 +18,7 @@ import pytest
 from _helpers import assert_close, line, operands, spec_of
 from test_cache import KEY, flip, maker
 
-from tvm_orient import env
+from tvm_orient import env, notices
 from tvm_orient.kernels import build, shared_cache
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.kernels.manifest import HOW, KERNEL
@@ -41,9 +41,9 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def told() -> Iterator[None]:
-    shared_cache._warn_once.cache_clear()
+    notices.log_once.cache_clear()
     yield
-    shared_cache._warn_once.cache_clear()
+    notices.log_once.cache_clear()
 
 
 def test_what_is_made_for_many_can_be_read_by_them(brought: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_shared_kernel_is_found_and_the_folder_stays_as_it_is(brought: Path) -
     before = sorted(path.name for path in brought.parents[1].iterdir())
     assert shared_cache.find(KEY) == brought.resolve()
     assert sorted(path.name for path in brought.parents[1].iterdir()) == before
-    assert [how["name"] for how in shared_cache.entries()[str(brought.parents[1])]] == [KEY.name]
+    assert [how.name for how in shared_cache.entries()[str(brought.parents[1])]] == [KEY.name]
 
 
 @pytest.mark.usefixtures("told")

@@ -30,7 +30,7 @@ def test_every_shipped_record_answers(path: Path, tmp_path: Path) -> None:
     log = store.read(path)
     assert (log.bad, log.blank, log.foreign) == (0, 0, 0)
     for record in log.records:
-        assert (path.parent.name, path.stem) == (record.device, record.spec.partition("-")[0]), "lookup reads it nowhere else"
+        assert (path.parent.name, path.stem) == (record.device, ConvSpec.op_of_key(record.spec)), "lookup reads it nowhere else"
         assert resolve.outdated(record) is None, record.line
         spec, device = ConvSpec.from_key(record.spec), device_of(record)
         folders = [tmp_path, env.shipped_log_dir()]
@@ -42,11 +42,12 @@ def test_every_shipped_record_answers(path: Path, tmp_path: Path) -> None:
 def test_shipped_records_lower() -> None:
     """One of each op, length and form of the code."""
     forms = ("vector", "tap_outer", "taps")
-    kinds = {
-        (record.spec.partition("-")[0], record.spec.split("-k")[1].split("a")[0], *(record.decisions.get(name) for name in forms)): record for record in RECORDS
-    }
-    for record in kinds.values():
-        spec = dataclasses.replace(ConvSpec.from_key(record.spec), channels=4)
+    kinds = {}
+    for record in RECORDS:
+        spec = ConvSpec.from_key(record.spec)
+        kinds[spec.op, spec.kernel_size, *(record.decisions.get(name) for name in forms)] = (spec, record)
+    for whole, record in kinds.values():
+        spec = dataclasses.replace(whole, channels=4)
         choice = Choice(record.template, record.template_version, tuple(sorted(record.decisions.items())))
         assert lower.scheduled(spec, device_of(record), [choice])["main"]
 

@@ -1,6 +1,9 @@
 """ConvSpec: keys, derived numbers, parts, and the wrong inputs it names."""
 
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +167,46 @@ def test_bytes_with_a_stride_count_the_smaller_plane():
     assert one.flops(2) == 2 * 5 * 2 * 3 * 4 * 3
 
 
+# ---- pieces of keys -------------------------------------------------------------------------------
+
+
+@given(specs)
+def test_pieces_of_a_key_are_those_of_its_spec(one):
+    assert ConvSpec.op_of_key(one.key) == one.op
+    assert one.key.startswith(f"{one.op_with_epilogue}-c")
+    grown = dataclasses.replace(one, channels=one.channels + 1, height=one.height + 1, width=one.width + 2)
+    assert ConvSpec.family_of_key(one.key) == ConvSpec.family_of_key(grown.key)
+    for change in ({"stride": (5, 5)}, {"taps": Taps.from_offsets([[[77, 0]]])}, {"padding_mode": "zeros" if one.padding_mode == "circular" else "circular"}):
+        assert ConvSpec.family_of_key(dataclasses.replace(one, **change).key) != ConvSpec.family_of_key(one.key)
+
+
+@pytest.mark.parametrize("key", ["", "conv2d-c1h1w1", "other", "-conv"])
+def test_a_key_begins_with_an_op(key):
+    with pytest.raises(InvalidArgument, match="a spec key starts with one of conv, conv_dx, conv_dw, got"):
+        ConvSpec.op_of_key(key)
+
+
+def test_keys_are_read_only_where_they_are_made():
+    root = Path(__file__).resolve().parent.parent
+    sources = [path for folder in ("tvm_orient", "schedules", "benchmarks") for path in sorted((root / folder).rglob("*.py"))]
+    read = re.compile(r"""\b(key|spec|taps)\b[\]")]*\.(r?partition|r?split)\(|"-n(chw|hwc)-" in""")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sources
+        if path.name not in ("taps.py", "spec.py")
+        for line in path.read_text().splitlines()
+        if read.search(line)
+    ]
+    assert found == [], "Taps.degrees, Taps.lines, ConvSpec.op_of_key, ConvSpec.family_of_key and ConvSpec.from_key say what a key holds"
+    assert read.search('record.spec.partition("-")')
+    assert read.search('entry["key"]["spec"].split("-", 2)')
+
+
+def test_what_follows_the_taps_is_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        ConvSpec("conv", 8, 5, 6, LINE, (1, 2))
+
+
 # ---- parts ----------------------------------------------------------------------------------------
 
 
@@ -176,7 +219,7 @@ def test_parts_of_a_layer():
 @given(st.integers(1, 12), st.integers(1, 40), specs)
 def test_parts_cover_every_channel_once(groups, channels, like):
     taps = Taps.from_offsets([[[g, 0]] for g in range(groups)])
-    layer = ConvSpec(like.op, channels, like.height, like.width, taps, like.stride, like.padding_mode, like.dtype, like.layout)
+    layer = ConvSpec(like.op, channels, like.height, like.width, taps, stride=like.stride, padding_mode=like.padding_mode, dtype=like.dtype, layout=like.layout)
     owners = {}
     for lo, hi, part in layer.parts():
         assert hi > lo
@@ -184,6 +227,27 @@ def test_parts_cover_every_channel_once(groups, channels, like):
         assert (part.channels, part.op, part.stride) == (channels, like.op, layer.stride)
         owners |= dict.fromkeys(range(lo, hi), part.taps.table[0][0][0])
     assert owners == {c: (groups * (c + 1) - 1) // channels for c in range(channels)}
+
+
+# ---- operands -------------------------------------------------------------------------------------
+
+
+@given(specs, st.integers(1, 3))
+def test_operands_are_named_in_the_order_of_a_kernel(one, batch):
+    found = one.operands(batch, (5, one.kernel_size))
+    names = {"conv": ["x", "weight", *["bias"] * one.bias, "y"], "conv_dx": ["dy", "weight", "dx"], "conv_dw": ["x", "dy", "workspace", "dweight"]}
+    assert [operand.name for operand in found] == names[one.op]
+    assert [operand.role for operand in found] == sorted((operand.role for operand in found), key=["input", "workspace", "output"].index)
+    planes = {"x": (one.height, one.width), "y": (one.out_height, one.out_width), "workspace": (5, one.kernel_size)}
+    planes |= {"dx": planes["x"], "dy": planes["y"]}
+    for operand in found:
+        assert operand.shape[operand.channel_axis] == one.channels
+        assert operand.dtype == (one.sums if operand.name in ("workspace", "dweight") else one.dtype)
+        assert operand.origin(2) == tuple(2 * (axis == operand.channel_axis) for axis in range(len(operand.shape)))
+        if operand.name in planes:
+            assert operand.torch_shape == (batch, one.channels, *planes[operand.name])
+    moved = sum(one.itemsize * math.prod(operand.shape) for operand in found if operand.role != "workspace")
+    assert one.bytes_moved(batch) == moved or one.sums != one.dtype, "a gradient of half precision is summed in float32 and then stored"
 
 
 # ---- wrong inputs ---------------------------------------------------------------------------------

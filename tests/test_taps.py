@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.problem.line_offsets import angles_between
 from tvm_orient.problem.taps import Taps
+from tvm_orient.problem.taps_key import Lines, degrees_text
 
 pytestmark = [
     pytest.mark.timeout(120, method="thread"),  # naming a table must never become a long search; thread: no shrinking afterwards
@@ -307,6 +308,35 @@ def test_taps_are_values():
     assert repr(one) == f"Taps({one.key})"
     with pytest.raises(AttributeError):
         one.table = ()
+
+
+@pytest.mark.parametrize(
+    ("key", "degrees", "dilation", "anchor"),
+    [
+        ("k31a22.5", (22.5,), 1, "center"),
+        ("k5a0_90_22.5", (0.0, 90.0, 22.5), 1, "center"),
+        ("k7d2a45", (45.0,), 2, "center"),
+        ("k4sa90", (90.0,), 1, "start"),
+    ],
+)
+def test_taps_know_the_lines_that_they_are(key, degrees, dilation, anchor):
+    taps = Taps.from_key(key)
+    assert taps.degrees == degrees
+    assert taps.lines == Lines(degrees, dilation, anchor)
+    assert f"a{'_'.join(map(degrees_text, taps.degrees))}" in taps.key
+
+
+def test_free_offsets_are_no_lines():
+    taps = Taps.from_key("t0.0.3.-4.0.9")
+    assert (taps.degrees, taps.lines) == ((), None)
+    assert taps.mirrored == Taps.from_key("t0.0.3.4.0.-9")
+
+
+@given(st.floats(0, 179, width=32), st.integers(0, 15))
+def test_a_mirror_turns_the_angle_about_the_upright(degrees, half):
+    taps = Taps.oriented(math.radians(degrees), 2 * half + 1)
+    assert taps.mirrored.mirrored == taps
+    assert taps.mirrored.negated == Taps.oriented(-math.radians(degrees), 2 * half + 1), "a line at 180 - a is that at -a, walked from its other end"
 
 
 # ---- channel groups -------------------------------------------------------------------------------

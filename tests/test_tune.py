@@ -17,14 +17,15 @@ from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.evaluate import machine, reference, tolerance
 from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import cpu_device
-from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.spec import LAYOUTS, ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.records import record as records_record
 from tvm_orient.runtime import serving
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
+from tvm_orient.toolchain import openmp
 from tvm_orient.toolchain.tvm import target
-from tvm_orient.tuning import angle_tuner, result, search, tune
+from tvm_orient.tuning import angle_tuner, builder, result, search, tune
 from tvm_orient.tuning.builder import BuilderPool
 from tvm_orient.tuning.runner import Runner, Timing
 from tvm_orient.tuning.winner import contest
@@ -116,9 +117,22 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
     assert float((out.double() - reference.run(spec, *operands)).abs().max()) <= tolerance.tolerance(spec, 2, *operands)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_candidate_brings_the_workspace_of_its_layout(layout: str, tmp_path: Path) -> None:
+    """Channels lie last in one and second in the other, and the bands of partial sums beside them."""
+    spec, device = ConvSpec("conv_dw", 8, 40, 12, Taps.oriented([0.4], 7), layout=layout), cpu_device()
+    (choice,) = default_choices(spec, device)
+    workspace = builder.build(spec, device, choice, tmp_path / "kernel.so")
+    assert workspace is not None
+    with Runner(device) as worker:
+        relative, wrong = worker.verify(spec, tmp_path / "kernel.so", workspace)
+    assert wrong == ""
+    assert relative is not None
+
+
 def test_a_wrong_winner_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(angle_tuner, "MARGIN", -10.0)
-    monkeypatch.setattr(Runner, "verify", lambda *_: (None, "differs from the reference by 1"))
+    monkeypatch.setattr(Runner, "verify", lambda *_: (None, "off by 1, where rounding allows 0.1"))
     (outcome,) = tune.tune(ConvSpec("conv", 8, 14, 14, Taps.oriented(0.4, 7)), cpu_device(), trials=3, batch=1, directory=tmp_path)
     assert outcome.record is None
     assert outcome.note.startswith("wrong") or "default" in outcome.note
@@ -146,6 +160,14 @@ def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcomes[0].resumed >= 3
 
 
+def ending_library(folder: Path) -> Path:
+    """A library that ends the process which loads it."""
+    source, library = folder / "ends.c", folder / "ends.so"
+    source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void end(void) { abort(); }\n")
+    subprocess.run([openmp.compiler(), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
 def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
     with Runner(cpu_device(), timeout=60) as worker:
         missing = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
@@ -153,12 +175,14 @@ def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
         assert missing.error
         assert worker._process is None, "what another candidate would meet is a fresh process"
         assert worker.copy_seconds(1 << 20) > 0
+        crashed = worker.time(SPEC.parts()[0][2], 1, ending_library(tmp_path), None)
+        assert crashed.median is None
+        assert crashed.error == "the process died of SIGABRT"
+        assert worker.verify(SPEC.parts()[0][2], ending_library(tmp_path), None) == (None, "the process died of SIGABRT")
+        assert worker.copy_seconds(1 << 20) > 0, "the worker did not come back"
         worker._process.kill()  # type: ignore[union-attr]
         worker._process.wait()  # type: ignore[union-attr]
-        crashed = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
-        assert crashed.median is None
-        assert "crash" in crashed.error
-        assert worker.copy_seconds(1 << 20) > 0, "the worker did not come back"
+        assert worker.copy_seconds(1 << 20) > 0, "it ended while nobody asked it anything, which is no fault of the next request"
 
 
 @pytest.mark.parametrize(("name", "value"), [("trials", 0), ("batch", -1), ("trials", 2.5)])
@@ -197,8 +221,8 @@ def test_torch_threads_are_adopted_and_right(tmp_path: Path) -> None:
 def _candidates(count: int) -> list[Choice]:
     part = SPEC.parts()[0][2]
     template, default = registry.default(part, cpu_device())
-    near = ({**default, name: value} for name, values in template.knobs(part, cpu_device()).items() for value in values)
-    return list(dict.fromkeys(Choice.of(template, d) for d in near if template.invalid(part, cpu_device(), d) is None))[:count]
+    near = ({**default.decisions(), name: value} for name, values in template.knobs(part, cpu_device()).items() for value in values)
+    return list(dict.fromkeys(Choice.of(template, template.config(d)) for d in near if template.invalid(part, cpu_device(), d) is None))[:count]
 
 
 def test_builders_make_what_this_process_would() -> None:
@@ -211,12 +235,12 @@ def test_builders_make_what_this_process_would() -> None:
         assert [shop.worker.verify(part, path, None)[1] for path in paths] == ["", "", ""]
         with pytest.raises(BuildFailed):
             shop.built(part, bad)
-        shop._builders[0]._process.kill()  # type: ignore[union-attr]
-        shop._builders[0]._process.wait()  # type: ignore[union-attr]
+        shop._builders[0].close()
+        shop._builders[0].command = [sys.executable, "-c", "import os, sys; sys.stdin.readline(); os.abort()"]
         shop.clear()
         assert not any(path.exists() for path in paths)
         shop.prepare(part, choices)
-        with pytest.raises(BuildFailed, match="crashed the compiler"):
+        with pytest.raises(BuildFailed, match="did not compile: the process died of SIGABRT"):
             shop.built(part, choices[0])
         assert shop.built(part, choices[1])[0].exists()
         folder = Path(shop._folder.name)

@@ -36,3 +36,17 @@ class LaunchFailed(OrientError, RuntimeError):
 
 class TuningFailed(OrientError, RuntimeError):
     """A tuning run found no kernel that builds, runs and passes the check."""
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of what an error says, for a table: at most 300 characters; its kind where it says nothing."""
+    return (_lines(problem) or [repr(problem)])[0][:300]
+
+
+def last_line(problem: BaseException) -> str:
+    """The last line of what an error says, which is where compilers say what is wrong; its kind where it says nothing."""
+    return (_lines(problem) or [repr(problem)])[-1]
+
+
+def _lines(problem: BaseException) -> list[str]:
+    return [line.strip() for line in str(problem).splitlines() if line.strip()]

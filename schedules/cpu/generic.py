@@ -34,7 +34,7 @@ class CpuGeneric(Generic):
 
 
 def _stage(sums: str, circular: bool) -> Any:
-    """Macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
+    """Returns a macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
     from tvm.script import tirx as T
 
     if circular:
@@ -65,7 +65,7 @@ def _stage(sums: str, circular: bool) -> Any:
 
 
 def _gather(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
-    """conv; or conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
+    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
     from tvm.script import tirx as T
 
     fill = _stage(sums, circular)

@@ -8,131 +8,128 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import clocks, passes, soft_maximum
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, passes, soft_maximum
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.stencil import stencil
+from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import Decisions, Template
-from ..tiling import most_dividing
+from ..base import MAX_THREADS, Config, Template
+from ..tiling import most_dividing, too_many_threads
+from .costs import SECTOR
+from .reach import pixels_read, too_far
 
-_MOST_TERMS = 64  # live terms of one output
-_MOST_UNROLLED = 1024  # multiply-adds of one thread
-_MOST_STAGED = 1024  # values in the box around what a patch reads
-_MOST_READ = 96  # values that an untuned patch reads: nvcc loads most of them first
-_MOST_THREADS = 256  # of an untuned block
+MAX_TERMS = 64  # live terms of one output
+MAX_UNROLLED = 1024  # multiply-adds of one thread
+MAX_STAGED = 1024  # values in the box around what a patch reads
+MAX_READ = 96  # values that an untuned patch reads: nvcc loads most of them first
+MAX_OUTPUTS = 32  # outputs of an untuned patch
+MAX_DEFAULT_THREADS = 256  # threads of an untuned block
+MIN_DEFAULT_THREADS = 64  # threads of an untuned block
+PATCHES_H = (1, 2, 4, 7, 8, 14, 28, 56)  # patches of a block, one below the other
+CHANNELS_PER_BLOCK = (1, 2, 4, 8, 16)  # channels of a block
+_SIDES = (1, 2, 4, 7, 8)  # rows or columns of a patch
 _TEST = 6  # instructions of a load that may lie outside the plane: its address and its tests
 
 
-def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the source that a patch of outputs reaches."""
-    g = stencil(spec)
-    ends = []
-    for axis, outputs in ((0, height), (1, width)):
-        offsets = [(t.row, t.col)[axis] for t in g.every] or [0]
-        ends.append((-(-outputs // g.phases[axis]) - 1) * g.step[axis] + max(offsets) - min(offsets) + 1)
-    return ends[0], ends[1]
+@dataclass(frozen=True)
+class DirectConfig(Config):
+    """The decisions of `direct`."""
+
+    patch_h: int  #: rows of outputs of a thread's patch
+    patch_w: int  #: columns of outputs of a thread's patch
+    patches_h: int  #: patches of a block, one below the other
+    channels_per_block: int  #: channels of a block
 
 
-def _read(spec: ConvSpec, height: int, width: int) -> int:
-    """Distinct source pixels that a patch of outputs reads."""
-    g = stencil(spec)
-    return len({
-        (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
-        for i in range(height) for j in range(width) for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ())
-    })  # fmt: skip
-
-
-class Direct(Template):
+class Direct(Template[DirectConfig]):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "direct", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops, config_type = "direct", 2, "cuda", ("conv", "conv_dx"), DirectConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())
-        if terms > _MOST_TERMS:
-            return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
+        if terms > MAX_TERMS:
+            return f"unrolls at most {MAX_TERMS} taps per output, got {terms}"
         return self._invalid(spec, device, self._least(spec, device))
 
+    def _sides(self, spec: ConvSpec, axis: int) -> tuple[int, ...]:
+        """Returns the rows (axis 0) or columns (1) that a patch may have, ascending."""
+        phases = stencil(spec).phases[axis]
+        return tuple(p for p in _SIDES if p % phases == 0) or (phases,)
+
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = stencil(spec)
-        heights = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[0] == 0) or (g.phases[0],)
-        widths = tuple(p for p in (1, 2, 4, 7, 8) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "row_patches": (1, 2, 4, 7, 8, 14, 28, 56), "planes": (1, 2, 4, 8, 16)}
+        sides = {"patch_h": self._sides(spec, 0), "patch_w": self._sides(spec, 1)}
+        return {**sides, "patches_h": PATCHES_H, "channels_per_block": CHANNELS_PER_BLOCK}
 
-    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        """The decisions that need the least of everything: valid wherever any are."""
-        knobs, across = self.knobs(spec, device), stencil(spec).output[1]
-        narrow = next((w for w in knobs["patch_w"] if -(-across // w) <= 1024), knobs["patch_w"][-1])
-        return {"patch_h": knobs["patch_h"][0], "patch_w": narrow, "row_patches": 1, "planes": 1}
+    def _least(self, spec: ConvSpec, device: Device) -> DirectConfig:
+        widths, across = self._sides(spec, 1), stencil(spec).output[1]
+        narrow = next((w for w in widths if -(-across // w) <= MAX_THREADS), widths[-1])
+        return DirectConfig(self._sides(spec, 0)[0], narrow, patches_h=1, channels_per_block=1)
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, best = self.knobs(spec, device), self._least(spec, device)
+    def default(self, spec: ConvSpec, device: Device) -> DirectConfig:
+        best = self._least(spec, device)
         least = soft_maximum(self.estimate(spec, device, best))
         height, width = stencil(spec).output
-        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
-            if patch_h >= 2 * height or patch_w >= 2 * width or patch_h * patch_w > 32 or _read(spec, patch_h, patch_w) > _MOST_READ:
+        for patch_h, patch_w in itertools.product(self._sides(spec, 0), self._sides(spec, 1)):
+            if patch_h >= 2 * height or patch_w >= 2 * width or patch_h * patch_w > MAX_OUTPUTS or len(pixels_read(spec, patch_h, patch_w)) > MAX_READ:
                 continue
-            rows = next((r for r in knobs["row_patches"] if r * patch_h >= height), knobs["row_patches"][-1])
+            rows = next((r for r in PATCHES_H if r * patch_h >= height), PATCHES_H[-1])
             across = rows * -(-width // patch_w)
-            planes = next((p for p in knobs["planes"] if spec.channels % p == 0 and p * across >= 64), 1)
-            trial = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": rows, "planes": planes}
-            if self._threads(spec, trial) <= _MOST_THREADS and self._invalid(spec, device, trial) is None:
+            channels = next((p for p in CHANNELS_PER_BLOCK if spec.channels % p == 0 and p * across >= MIN_DEFAULT_THREADS), 1)
+            trial = DirectConfig(patch_h, patch_w, rows, channels)
+            if _threads(spec, trial) <= MAX_DEFAULT_THREADS and self._invalid(spec, device, trial) is None:
                 score = soft_maximum(self.estimate(spec, device, trial))
                 if score < least:
                     best, least = trial, score
         return best
 
-    def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["row_patches"] * -(-stencil(spec).output[1] // decisions["patch_w"])
+    def _invalid(self, spec: ConvSpec, device: Device, config: DirectConfig) -> str | None:
+        if reason := too_many_threads(_threads(spec, config)):
+            return reason
+        work = max(len(t) for t in stencil(spec).terms.values()) * config.patch_h * config.patch_w
+        if work > MAX_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
+        return too_far(spec, config.patch_h, config.patch_w, MAX_STAGED)
 
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        if (threads := self._threads(spec, decisions)) > 1024:
-            return f"a block would have {threads} threads, at most 1024"
-        height, width = decisions["patch_h"], decisions["patch_w"]
-        work = max(len(t) for t in stencil(spec).terms.values()) * height * width
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        rows, columns = _box(spec, height, width)
-        if rows * columns > _MOST_STAGED:
-            return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
-        return None
-
-    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
-        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = stencil(spec), nearest(device.arch), decisions
-        (height, width), area, threads = g.output, d["patch_h"] * d["patch_w"], self._threads(spec, d)
-        shape = (d["planes"], d["row_patches"], -(-width // d["patch_w"]))
-        plane, row, column = np.indices(shape).reshape(3, -1)
-        down, across = d["patch_h"] // g.phases[0] * g.step[0], d["patch_w"] // g.phases[1] * g.step[1]
+    def estimate(self, spec: ConvSpec, device: Device, config: DirectConfig) -> Mapping[str, float]:
+        g, threads, planes = stencil(spec), _threads(spec, config), config.channels_per_block
+        (height, width), area = g.output, config.patch_h * config.patch_w
+        plane, row, column = np.indices((planes, config.patches_h, -(-width // config.patch_w))).reshape(3, -1)
+        down, across = config.patch_h // g.phases[0] * g.step[0], config.patch_w // g.phases[1] * g.step[1]
         first = plane * math.prod(g.source) + row * down * g.source[1] + column * across
-        stored = plane * (height * width) + row * d["patch_h"] * width + column * d["patch_w"]
-        read, weights = _read(spec, d["patch_h"], d["patch_w"]), sum(len(t.taps) for t in g.every)
-        band = min(height, d["row_patches"] * d["patch_h"])
-        outputs, warps = d["planes"] * band * width, -(-threads // 32)
-        memory = warps * (read * passes(first, 1, lines=True) + area * passes(stored, 1, lines=True) + weights * max(1.0, 32 * d["planes"] / threads))
-        products = area * sum(map(len, g.terms.values())) / len(g.terms)
-        others = read * _TEST + 2 * weights + 2 * area
-        fetched = d["planes"] * min((band - 1) * g.step[0] // g.phases[0] + g.span(), g.source[0]) * g.source[1]
+        stored = plane * (height * width) + row * config.patch_h * width + column * config.patch_w
+        read, weights = len(pixels_read(spec, config.patch_h, config.patch_w)), sum(len(t.taps) for t in g.every)
+        band = min(height, config.patches_h * config.patch_h)
+        outputs, warps = planes * band * width, -(-threads // WARP)
+        memory = warps * (read * passes(first, 1, lines=True) + area * passes(stored, 1, lines=True) + weights * max(1.0, WARP * planes / threads))
+        work = ThreadWork(area * sum(map(len, g.terms.values())) / len(g.terms), read * _TEST + 2 * weights + 2 * area)
+        fetched = planes * min((band - 1) * g.step[0] // g.phases[0] + g.span(), g.source[0]) * g.source[1]
         dram = spec.itemsize * outputs * (1 + math.prod(g.source) / (height * width))
-        l2 = spec.itemsize * (fetched + min(8.0, d["patch_w"]) * outputs)
-        return clocks(figure, threads, outputs, 0, read + weights + area, memory, products, others, 0, dram, l2)
+        l2 = spec.itemsize * (fetched + min(float(SECTOR), config.patch_w) * outputs)
+        return clocks(nearest(device.arch), BlockLoad(threads, outputs, 0, read + weights + area, memory, dram, l2, work))
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+    def channel_blocks(self, channels: int, config: DirectConfig) -> int:
+        return channels // most_dividing(channels, config.channels_per_block)
+
+    def form(self, spec: ConvSpec, config: DirectConfig) -> StageConfig:
         return StageConfig(sweep=True, narrow=True)
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: DirectConfig) -> None:
+        y, stage = sch.get_sblock(names.Y), sch.get_sblock(names.STAGE)
         n, c, h, w = sch.get_loops(y)
-        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
-        band, row, pixel_h = sch.split(h, [None, decisions["row_patches"], decisions["patch_h"]])
-        column, pixel_w = sch.split(w, [None, decisions["patch_w"]])
+        block_c, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), config.channels_per_block)])
+        band, row, pixel_h = sch.split(h, [None, config.patches_h, config.patch_h])
+        column, pixel_w = sch.split(w, [None, config.patch_w])
         sch.reorder(n, block_c, band, plane, row, column, pixel_h, pixel_w)
         sch.bind(sch.fuse(n, block_c, band), "blockIdx.x")
         thread = sch.fuse(plane, row, column)
@@ -141,6 +138,11 @@ class Direct(Template):
         sch.compute_at(stage, thread, preserve_unit_loops=True)
         for loop in (*sch.get_loops(stage)[-4:], pixel_h, pixel_w):
             sch.unroll(loop)
+
+
+def _threads(spec: ConvSpec, config: DirectConfig) -> int:
+    """Returns the number of threads of a block, one a patch."""
+    return config.channels_per_block * config.patches_h * -(-stencil(spec).output[1] // config.patch_w)
 
 
 TEMPLATE = Direct()

@@ -18,7 +18,7 @@ from tvm_orient.toolchain.tvm import load_tvm
 from ..base import Generic
 
 _ROWS = 4  # outputs of a thread
-_THREADS = 128
+_THREADS = 128  # threads of a block
 _TAPS = 64  # threads of conv_dw, a tap each
 
 
@@ -34,7 +34,7 @@ class CudaGeneric(Generic):
 
 
 def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(place, test) of a row or column that is at most one plane outside: where it lies, and whether it is inside."""
+    """Returns (place, test) of a row or column that is at most one plane outside: where it lies, and whether it is inside."""
     from tvm import tirx
 
     if circular:
@@ -43,7 +43,7 @@ def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
-    """conv; or conv_dx (spread), which is conv of stride 1 on dy spread out by the stride."""
+    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride."""
     from tvm import tirx
     from tvm.script import tirx as T
 
@@ -57,7 +57,7 @@ def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
         return 1 if spread else stride
 
     def lands(i: Any, size: Any, stride: Any) -> Any:
-        """Whether the source has a value there."""
+        """Tells whether the source has a value there."""
         return tirx.all(inside(i, size), mod(i, stride) == 0) if spread else inside(i, size)
 
     def home(i: Any, stride: Any) -> Any:

@@ -8,134 +8,166 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm_orient.codegen.te.config import StageConfig
+from tvm_orient.codegen import names
+from tvm_orient.codegen.te.config import DwStageConfig, StageConfig
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.stencil import stencil
 
-from ..base import Decisions, Template
+from ..base import Config, Template
 from ..staging import cooperate
 from ..tiling import divisors, most_dividing
+from .reach import pixels_read, too_far
 
-_MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
-_MOST_UNROLLED = 4096  # multiply-adds of one thread
-_MOST_STAGED = 4096  # values in the box around what a patch reads; nvcc drops those that no tap reads
-_MOST_TAPS = 64  # sums of one thread of conv_dw, all in registers
+MAX_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
+MAX_UNROLLED = 4096  # multiply-adds of one thread
+MAX_STAGED = 4096  # values in the box around what a patch reads; nvcc drops those that no tap reads
+MAX_TAPS = 64  # sums of one thread of conv_dw, all in registers
+MAX_READ = 230  # values that an untuned patch reads: nvcc loads most of them first, and beyond this it spills
+MAX_SUMMED = 190  # values and sums of an untuned patch of conv_dw
+MAX_OUTPUTS = 32  # outputs of an untuned patch
+MAX_DEFAULT_THREADS = 128  # threads of an untuned block
+MIN_BAND = 14  # rows and columns of an untuned band of conv_dw
+LANES = (8, 16, 32, 64)  # channels of a block
+PATCHES = (1, 2, 4, 7, 8, 16)  # patches of a block
+BANDS = (1, 2, 4, 8)  # bands of a block
+_SIDES = (1, 2, 4, 7, 8, 14)  # rows or columns of a patch
+_DW_HEIGHTS = (1, 2, 4, 7, 14)  # rows of a patch of conv_dw
+_DW_WIDTHS = (1, 2, 4, 7, 8, 14)  # columns of a patch of conv_dw
+_DOWN = (1, 2, 4)  # rows of patches of a block
 _L2 = 2.3  # bytes that L2 moves for each that DRAM does
-_LEAST_BAND = 14  # rows and columns of an untuned band of conv_dw
-_LANES, _SLICES, _AHEAD = 32, 16, 8  # of a block of the second pass: channels, threads of each, sums that one of them loads at once
-_MOST_READ, _MOST_SUMMED = 230, 190  # values that a patch reads (conv_dw: and sums): nvcc loads most of them first, and beyond this it spills
+_SLOPE = 0.2  # part by which a load costs more for each doubling of a patch's longer side over the other, on a slope
+_LANES = 32  # channels of a block of the second pass
+_SLICES = 16  # threads of a channel in the second pass
+_AHEAD = 8  # sums that a thread of the second pass loads at once
 
 
-def _box(spec: ConvSpec, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the source that a patch of outputs reaches."""
-    g = stencil(spec)
-    ends = []
-    for axis, outputs in ((0, height), (1, width)):
-        offsets = [(t.row, t.col)[axis] for t in g.every] or [0]
-        ends.append((-(-outputs // g.phases[axis]) - 1) * g.step[axis] + max(offsets) - min(offsets) + 1)
-    return ends[0], ends[1]
+@dataclass(frozen=True)
+class PixelsConfig(Config):
+    """The decisions of `pixels`."""
+
+    patch_h: int  #: rows of outputs of a thread's patch
+    patch_w: int  #: columns of outputs of a thread's patch
+    lanes: int  #: channels of a block at most
+    patches: int  #: patches of a block at most; a group of fewer channels has as many more
+    down: int  #: rows of patches of a block at most
+
+
+@dataclass(frozen=True)
+class PixelsDwConfig(Config):
+    """The decisions of `pixels_dw`."""
+
+    rows: int  #: rows of dy that a thread sums
+    columns: int  #: columns of dy that a thread sums
+    patch_h: int  #: rows of the patches in which it does
+    patch_w: int  #: columns of these patches
+    lanes: int  #: channels of a block at most
+    bands: int  #: bands of a block at most; a group of fewer channels has as many more
 
 
 def _read(spec: ConvSpec, height: int, width: int) -> int:
-    """Distinct source pixels that a patch of outputs reads; where it spans the plane, those inside."""
+    """Returns the number of distinct source pixels that a patch of outputs reads; where it spans the plane, those inside."""
     g = stencil(spec)
     rows, columns = (range(n) if patch >= out else None for n, patch, out in zip(g.source, (height, width), g.output, strict=True))
-    found = {
-        (i // g.phases[0] * g.step[0] + t.row, j // g.phases[1] * g.step[1] + t.col)
-        for i in range(height) for j in range(width) for t in g.terms.get((i % g.phases[0], j % g.phases[1]), ())
-    }  # fmt: skip
-    return sum((rows is None or i in rows) and (columns is None or j in columns) for i, j in found)
+    return sum((rows is None or i in rows) and (columns is None or j in columns) for i, j in pixels_read(spec, height, width))
 
 
 def _cost(spec: ConvSpec, height: int, width: int) -> float:
-    """Loads of an output that is wanted. Patches that overhang the plane cost; so do long ones on a slope, whose every load tests a row and a column."""
+    """Returns the loads of an output that is wanted.
+
+    Patches that overhang the plane cost; so do long ones on a slope, whose every load tests a row and a column.
+    """
     g = stencil(spec)
     wanted = math.prod(size / (-(-size // patch) * patch) for size, patch in zip(g.output, (height, width), strict=True))
     sloped = all(len({(t.row, t.col)[axis] for t in g.every}) > 1 for axis in (0, 1))
-    long = 1 + 0.2 * abs(math.log2(height / width)) if sloped else 1.0
+    long = 1 + _SLOPE * abs(math.log2(height / width)) if sloped else 1.0
     return (_read(spec, height, width) / (height * width) + 1) * long / wanted
 
 
 def _least_band(size: int, patch: int) -> int:
-    """The least divisor of a plane's side that whole patches fill and that is not short; the side where there is none."""
-    return next((d for d in divisors(size, size) if d >= _LEAST_BAND and d % patch == 0), size)
+    """Returns the least divisor of a plane's side that whole patches fill and that is not short; the side where there is none."""
+    return next((d for d in divisors(size, size) if d >= MIN_BAND and d % patch == 0), size)
 
 
-class Pixels(Template):
+def _lanes(spec: ConvSpec) -> int:
+    """Returns the number of channels of an untuned block."""
+    return next((n for n in (32, 16) if spec.channels >= n), LANES[0])
+
+
+class Pixels(Template[PixelsConfig]):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops, layouts = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",)
+    name, version, kind, ops, layouts, config_type = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",), PixelsConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())
-        if terms > _MOST_TERMS:
-            return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
+        if terms > MAX_TERMS:
+            return f"unrolls at most {MAX_TERMS} taps per output, got {terms}"
         return self._invalid(spec, device, self._least(spec, device))
 
-    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = stencil(spec)
-        heights = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[0] == 0) or (g.phases[0],)
-        widths = tuple(p for p in (1, 2, 4, 7, 8, 14) if p % g.phases[1] == 0) or (g.phases[1],)
-        return {"patch_h": heights, "patch_w": widths, "lanes": (8, 16, 32, 64), "patches": (1, 2, 4, 7, 8, 16), "down": (1, 2, 4)}
+    def _sides(self, spec: ConvSpec, axis: int) -> tuple[int, ...]:
+        """Returns the rows (axis 0) or columns (1) that a patch may have, ascending."""
+        phases = stencil(spec).phases[axis]
+        return tuple(p for p in _SIDES if p % phases == 0) or (phases,)
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, best = self.knobs(spec, device), self._least(spec, device)
-        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
-            trial = {**best, "patch_h": patch_h, "patch_w": patch_w}
-            fits = patch_h * patch_w <= 32 and _read(spec, patch_h, patch_w) <= _MOST_READ and self._invalid(spec, device, trial) is None
-            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
+    def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
+        return {"patch_h": self._sides(spec, 0), "patch_w": self._sides(spec, 1), "lanes": LANES, "patches": PATCHES, "down": _DOWN}
+
+    def default(self, spec: ConvSpec, device: Device) -> PixelsConfig:
+        best = self._least(spec, device)
+        for patch_h, patch_w in itertools.product(self._sides(spec, 0), self._sides(spec, 1)):
+            trial = replace(best, patch_h=patch_h, patch_w=patch_w)
+            fits = patch_h * patch_w <= MAX_OUTPUTS and _read(spec, patch_h, patch_w) <= MAX_READ and self._invalid(spec, device, trial) is None
+            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best.patch_h, best.patch_w):
                 best = trial
-        wider = [{**best, "down": down} for down in knobs["down"]]
-        if 2 * best["patches"] in knobs["patches"]:
-            wider += [{**best, "patches": 2 * best["patches"], "down": down} for down in knobs["down"][1:]]
+        wider = [replace(best, down=down) for down in _DOWN]
+        if 2 * best.patches in PATCHES:
+            wider += [replace(best, patches=2 * best.patches, down=down) for down in _DOWN[1:]]
         return next((d for d in wider if self._shared_reads(spec, d) <= 1), min(wider, key=lambda d: self._shared_reads(spec, d)))
 
-    def _beside(self, spec: ConvSpec, decisions: Decisions, patches: int) -> tuple[int, int]:
-        """Rows and columns of patches of a block: `down` rows where they fit, else what makes up their number."""
-        rows, columns = (-(-size // decisions[name]) for size, name in zip(stencil(spec).output, ("patch_h", "patch_w"), strict=True))
-        beside = most_dividing(columns, max(1, patches // decisions["down"]))
+    def _beside(self, spec: ConvSpec, config: PixelsConfig, patches: int) -> tuple[int, int]:
+        """Returns the rows and columns of patches of a block: `down` rows where they fit, else what makes up their number."""
+        rows, columns = (-(-size // patch) for size, patch in zip(stencil(spec).output, (config.patch_h, config.patch_w), strict=True))
+        beside = most_dividing(columns, max(1, patches // config.down))
         return most_dividing(rows, max(1, patches // beside)), beside
 
-    def _shared_reads(self, spec: ConvSpec, decisions: Decisions) -> float:
-        """What a block reads from the L2 cache and writes, in parts of what L2 moves while DRAM moves its share."""
-        g, (above, beside) = stencil(spec), self._beside(spec, decisions, decisions["patches"])
-        height, width = above * decisions["patch_h"], beside * decisions["patch_w"]
+    def _shared_reads(self, spec: ConvSpec, config: PixelsConfig) -> float:
+        """Returns the bytes that a block reads from the L2 cache and writes, in parts of what L2 moves while DRAM moves its share."""
+        g, (above, beside) = stencil(spec), self._beside(spec, config, config.patches)
+        height, width = above * config.patch_h, beside * config.patch_w
         return (_read(spec, height, width) / (height * width) + 1) / (_L2 * (math.prod(g.source) / math.prod(g.output) + 1))
 
-    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        """The decisions that need the least of everything: valid wherever any are."""
-        knobs = self.knobs(spec, device)
-        lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
-        patches = max((n for n in knobs["patches"] if n * lanes <= 128), default=1)
-        return {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0], "lanes": lanes, "patches": patches, "down": 1}
+    def _least(self, spec: ConvSpec, device: Device) -> PixelsConfig:
+        lanes = _lanes(spec)
+        patches = max((n for n in PATCHES if n * lanes <= MAX_DEFAULT_THREADS), default=1)
+        return PixelsConfig(self._sides(spec, 0)[0], self._sides(spec, 1)[0], lanes, patches, down=1)
 
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        height, width = decisions["patch_h"], decisions["patch_w"]
-        work = max(len(t) for t in stencil(spec).terms.values()) * height * width
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        rows, columns = _box(spec, height, width)
-        if rows * columns > _MOST_STAGED:
-            return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
-        return None
+    def _invalid(self, spec: ConvSpec, device: Device, config: PixelsConfig) -> str | None:
+        work = max(len(t) for t in stencil(spec).terms.values()) * config.patch_h * config.patch_w
+        if work > MAX_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
+        return too_far(spec, config.patch_h, config.patch_w, MAX_STAGED)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+    def channel_blocks(self, channels: int, config: PixelsConfig) -> int:
+        return -(-channels // min(channels, config.lanes))
+
+    def form(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
         return StageConfig()
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        y, stage = sch.get_sblock("y"), sch.get_sblock("stage")
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsConfig) -> None:
+        y, stage = sch.get_sblock(names.Y), sch.get_sblock(names.STAGE)
         # rows of weights lie K apart: lanes would touch a line each, and by way of shared memory they touch banks of their own where K is odd
         reads = [region.source.name for region in sch.get(y).reads]
-        weights = sch.cache_read(y, reads.index("w"), "shared") if "w" in reads else None
+        weights = sch.cache_read(y, reads.index(names.W), "shared") if names.W in reads else None
         n, h, w, c = sch.get_loops(y)
-        down, pixel_h = sch.split(h, [None, decisions["patch_h"]])
-        across, pixel_w = sch.split(w, [None, decisions["patch_w"]])
-        chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
+        down, pixel_h = sch.split(h, [None, config.patch_h])
+        across, pixel_w = sch.split(w, [None, config.patch_w])
+        chunk, lane = sch.split(c, [None, min(config.lanes, int(sch.get(c).extent))])
         # a group of few channels has more patches a block, and as many threads
-        above, beside = self._beside(spec, decisions, decisions["patches"] * max(1, decisions["lanes"] // int(sch.get(lane).extent)))
+        above, beside = self._beside(spec, config, config.patches * max(1, config.lanes // int(sch.get(lane).extent)))
         (down, row), (across, column) = (sch.split(loop, [None, many]) for loop, many in ((down, above), (across, beside)))
         sch.reorder(n, down, across, chunk, row, column, lane, pixel_h, pixel_w)
         block = sch.fuse(n, down, across, chunk)
@@ -152,69 +184,66 @@ class Pixels(Template):
 
 
 def _stage_in_registers(sch: Any, stage: Any, place: Any) -> None:
+    """Each thread loads what its patch reads into registers of its own."""
     sch.set_scope(stage, 0, "local")
     sch.compute_at(stage, place, preserve_unit_loops=True)
     for loop in sch.get_loops(stage)[-5:]:
         sch.unroll(loop)
 
 
-class PixelsDw(Template):
+class PixelsDw(Template[PixelsDwConfig]):
     """conv_dw: a thread sums a band of rows of one channel, one sum a tap in registers; a second pass adds bands and images in order."""
 
-    name, version, kind, ops, layouts = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",)
+    name, version, kind, ops, layouts, config_type = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",), PixelsDwConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         taps = len(stencil(spec).every)
-        if taps > _MOST_TAPS:
-            return f"keeps at most {_MOST_TAPS} sums in registers, got {taps} live taps"
+        if taps > MAX_TAPS:
+            return f"keeps at most {MAX_TAPS} sums in registers, got {taps} live taps"
         return None
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {
             "rows": divisors(spec.out_height, spec.out_height), "columns": divisors(spec.out_width, spec.out_width),
-            "patch_h": (1, 2, 4, 7, 14), "patch_w": (1, 2, 4, 7, 8, 14), "lanes": (8, 16, 32, 64), "bands": (1, 2, 4, 8),
+            "patch_h": _DW_HEIGHTS, "patch_w": _DW_WIDTHS, "lanes": LANES, "bands": BANDS,
         }  # fmt: skip
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        knobs, g = self.knobs(spec, device), stencil(spec)
-        lanes = next((n for n in (32, 16) if spec.channels >= n), 8)
-        best = {
-            "rows": _least_band(spec.out_height, 1),
-            "columns": _least_band(spec.out_width, 1),
-            "patch_h": 1,
-            "patch_w": 1,
-            "lanes": lanes,
-            "bands": max((n for n in knobs["bands"] if n * lanes <= 128), default=1),
-        }
-        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+    def _least(self, spec: ConvSpec, device: Device) -> PixelsDwConfig:
+        lanes = _lanes(spec)
+        bands = max((n for n in BANDS if n * lanes <= MAX_DEFAULT_THREADS), default=1)
+        return PixelsDwConfig(_least_band(spec.out_height, 1), _least_band(spec.out_width, 1), 1, 1, lanes, bands)
+
+    def default(self, spec: ConvSpec, device: Device) -> PixelsDwConfig:
+        best, taps = self._least(spec, device), len(stencil(spec).every)
+        for patch_h, patch_w in itertools.product(_DW_HEIGHTS, _DW_WIDTHS):
             # bands that are wide enough for their sums to cost little, narrow enough for many to be on their way
             rows, columns = (_least_band(size, patch) for size, patch in ((spec.out_height, patch_h), (spec.out_width, patch_w)))
-            trial = {**best, "rows": rows, "columns": columns, "patch_h": patch_h, "patch_w": patch_w}
-            fits = _read(spec, patch_h, patch_w) + len(g.every) <= _MOST_SUMMED and self._invalid(spec, device, trial) is None
-            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best["patch_h"], best["patch_w"]):
+            trial = replace(best, rows=rows, columns=columns, patch_h=patch_h, patch_w=patch_w)
+            fits = _read(spec, patch_h, patch_w) + taps <= MAX_SUMMED and self._invalid(spec, device, trial) is None
+            if fits and _cost(spec, patch_h, patch_w) < _cost(spec, best.patch_h, best.patch_w):
                 best = trial
         return best
 
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        for patch, size in (("patch_h", decisions["rows"]), ("patch_w", decisions["columns"])):
-            if size % decisions[patch]:
-                return f"{patch} must divide {size}, got {decisions[patch]}"
-        work = len(stencil(spec).every) * decisions["patch_h"] * decisions["patch_w"]
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        rows, columns = _box(spec, decisions["patch_h"], decisions["patch_w"])
-        if rows * columns > _MOST_STAGED and decisions["patch_h"] * decisions["patch_w"] > 1:
-            return f"a patch reaches {rows} x {columns} pixels, at most {_MOST_STAGED}"
-        return None
+    def _invalid(self, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> str | None:
+        for name, patch, size in (("patch_h", config.patch_h, config.rows), ("patch_w", config.patch_w, config.columns)):
+            if size % patch:
+                return f"{name} must divide {size}, got {patch}"
+        work = len(stencil(spec).every) * config.patch_h * config.patch_w
+        if work > MAX_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
+        return too_far(spec, config.patch_h, config.patch_w, MAX_STAGED) if config.patch_h * config.patch_w > 1 else None
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
-        return StageConfig(rows=decisions["rows"], tile=decisions["columns"], slices=_SLICES, ahead=_AHEAD)
+    def channel_blocks(self, channels: int, config: PixelsDwConfig) -> int:
+        return -(-channels // min(channels, config.lanes))
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        part, acc, stage, dys = (sch.get_sblock(name) for name in ("part", "acc", "stage", "dys"))
+    def form(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
+        return DwStageConfig(rows=config.rows, tile=config.columns, slices=_SLICES, ahead=_AHEAD)
+
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> None:
+        part, acc, stage, dys = (sch.get_sblock(name) for name in (names.PART, names.ACC, names.STAGE, names.DYS))
         n, band, tap, c = sch.get_loops(part)
-        chunk, lane = sch.split(c, [None, min(decisions["lanes"], int(sch.get(c).extent))])
-        many = decisions["bands"] * max(1, decisions["lanes"] // int(sch.get(lane).extent))  # a group of few channels has as many threads
+        chunk, lane = sch.split(c, [None, min(config.lanes, int(sch.get(c).extent))])
+        many = config.bands * max(1, config.lanes // int(sch.get(lane).extent))  # a group of few channels has as many threads
         bands, one = sch.split(band, [None, most_dividing(int(sch.get(band).extent), many)])
         sch.reorder(n, bands, chunk, one, lane, tap)
         sch.bind(sch.fuse(n, bands, chunk), "blockIdx.x")
@@ -223,8 +252,8 @@ class PixelsDw(Template):
         sch.set_scope(acc, 0, "local")
         sch.compute_at(acc, thread, preserve_unit_loops=True)
         *_, taps, blocks, lanes, row, column = sch.get_loops(acc)
-        down, pixel_h = sch.split(row, [None, decisions["patch_h"]])
-        across, pixel_w = sch.split(column, [None, decisions["patch_w"]])
+        down, pixel_h = sch.split(row, [None, config.patch_h])
+        across, pixel_w = sch.split(column, [None, config.patch_w])
         sch.reorder(blocks, lanes, down, across, pixel_h, pixel_w, taps)
         for block in (stage, dys):
             _stage_in_registers(sch, block, across)
@@ -240,7 +269,7 @@ class PixelsDw(Template):
 
         A cross-thread reduction would not survive the merge of angles.
         """
-        y, slices = sch.get_sblock("y"), sch.get_sblock("slices")
+        y, slices = sch.get_sblock(names.Y), sch.get_sblock(names.SLICES)
         channel, tap, join = sch.get_loops(y)
         chunk, lane = sch.split(channel, [None, min(_LANES, int(sch.get(channel).extent))])
         sch.reorder(tap, chunk, lane, join)

@@ -1,4 +1,4 @@
-"""What a weight gradient of small planes costs where one thread owns a plane; the template two_pass_dw schedules it.
+"""Tells what a weight gradient of small planes costs where one thread owns a plane; the template two_pass_dw schedules it.
 
 Every index is known when the loops are unrolled. So there is no halo, no product with a zero outside the plane, and no sum over lanes.
 """
@@ -8,31 +8,34 @@ from __future__ import annotations
 import functools
 import itertools
 
-from tvm_orient.perf_model.block_cost import ALONE, clocks
+from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, Clocks, ThreadWork, clocks
 from tvm_orient.perf_model.gpu_specs import GpuSpec
 from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.stencil import stencil
 
-_MOST_HELD, _MOST_PRODUCTS = 190, 3000  # values of x and sums at once; unrolled multiply-adds
-_COPY, _APART = 5, 14  # instructions of a copy and its address; where planes do not lie one after the other
+_MAX_PIXELS = 256  # values of a plane
+_MAX_HELD = 190  # values of x and sums that a thread holds at once
+_MAX_PRODUCTS = 3000  # multiply-adds that a thread unrolls
+_COPY_IN_LINE = 5  # instructions of a copy and its address where planes lie one after the other
+_COPY_APART = 14  # the same where they do not
 
 
 def serves(spec: ConvSpec) -> bool:
-    """Whether a thread can hold a plane."""
+    """Tells whether a thread can hold a plane."""
     x, dy = _pixels(spec)
-    if max(x, dy) > 256 or products(spec) > _MOST_PRODUCTS:
+    if max(x, dy) > _MAX_PIXELS or products(spec) > _MAX_PRODUCTS:
         return False
-    return min(_held(spec)) + len(stencil(spec).every) <= _MOST_HELD
+    return min(_held(spec)) + len(stencil(spec).every) <= _MAX_HELD
 
 
 def by_columns(spec: ConvSpec) -> bool:
-    """Whether fewer values of x are held at once when pixels are taken column by column."""
+    """Tells whether fewer values of x are held at once when pixels are taken column by column."""
     rows, columns = _held(spec)
     return columns < rows
 
 
 def staged(spec: ConvSpec, planes: int) -> tuple[int, int]:
-    """Bytes of `planes` planes of x and of dy, each of a pitch of an odd number of groups."""
+    """Returns the bytes of `planes` planes of x and of dy, each of a pitch of an odd number of groups."""
     x, dy = _pixels(spec)
     size = planes * DTYPES[spec.sums]
     return size * _pitch(x), size * _pitch(dy)
@@ -42,17 +45,18 @@ def _pitch(pixels: int) -> int:
     return pixels | 1 if pixels % 4 else 4 * (pixels // 4 | 1)
 
 
-def estimate(spec: ConvSpec, figure: GpuSpec, planes: int) -> dict[str, float]:
-    """Clocks of an SM for 32 pixels of dy by resource; a block has as many threads as planes."""
+def estimate(spec: ConvSpec, figure: GpuSpec, planes: int) -> Clocks:
+    """Returns the clocks of an SM for 32 pixels of dy by resource; a block has as many threads as planes."""
     (x, dy), taps = _pixels(spec), max(1, len(stencil(spec).every))
     pixels, moved = x + dy, spec.itemsize * planes * (x + dy) + 4 * planes * taps
     warps = -(-planes // 32)
     loads = sum(size * (planes / 32 if size % 4 == 0 else warps) for size in (x, dy))  # 16 bytes a lane go by quarters of a warp
     memory = loads + warps * taps + planes * (2 * pixels + 2.3 * taps) / 32
-    copies = sum(size / (1 if size % 4 else 4) * (_COPY if _pitch(size) == size else _APART) for size in (x, dy))
+    copies = sum(size / (1 if size % 4 else 4) * (_COPY_IN_LINE if _pitch(size) == size else _COPY_APART) for size in (x, dy))
     others = pixels / (4 if x % 4 == 0 == dy % 4 else 1) + copies + 6 * taps
     held, shared, sums = min(_held(spec)) + taps, sum(staged(spec, planes)), 4 * planes * taps
-    return clocks(figure, planes, planes * dy, shared, held, memory, products(spec), others, 0, moved, moved + sums, least=ALONE)
+    work = ThreadWork(products(spec), others)
+    return clocks(figure, BlockLoad(planes, planes * dy, shared, held, memory, moved, moved + sums, work), least=ALONE)
 
 
 def _pixels(spec: ConvSpec) -> tuple[int, int]:
@@ -62,7 +66,7 @@ def _pixels(spec: ConvSpec) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1024)
 def _reads(spec: ConvSpec) -> tuple[tuple[int, int, int], ...]:
-    """Of every multiply-add: row and column of dy, and the place in the plane of x."""
+    """Returns the row and column of dy, and the place in the plane of x, of every multiply-add."""
     g, found = stencil(spec), []
     for t, i, j in itertools.product(g.every, range(g.output[0]), range(g.output[1])):
         row, column = i * g.step[0] + t.row, j * g.step[1] + t.col
@@ -72,13 +76,13 @@ def _reads(spec: ConvSpec) -> tuple[tuple[int, int, int], ...]:
 
 
 def products(spec: ConvSpec) -> int:
-    """Multiply-adds of one plane."""
+    """Returns the number of multiply-adds of one plane."""
     return len(_reads(spec))
 
 
 @functools.lru_cache(maxsize=1024)
 def _held(spec: ConvSpec) -> tuple[int, int]:
-    """Values of x from the first multiply-add that needs them to the last, at once: by rows of pixels, and by columns."""
+    """Returns the values of x from the first multiply-add that needs them to the last, at once: by rows of pixels, and by columns."""
     height, width = stencil(spec).output
     most = []
     for when in ([i * width + j for i, j, _ in _reads(spec)], [j * height + i for i, j, _ in _reads(spec)]):

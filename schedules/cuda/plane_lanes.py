@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import clocks
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import held
 from tvm_orient.problem.device import Device
@@ -25,129 +27,149 @@ from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.stencil import round_up, stencil
 from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, Decisions, Template
+from ..base import MAX_USE, ONE_OFFSET, Config, Template
 from ..default import least_estimate
 from ..staging import by_rows, cooperate, cooperate_by_rows
-from ..tiling import divisors, most_dividing
+from ..tiling import divisors, most_dividing, too_many_threads  # fmt: skip
 
-_MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # of a thread, whose sums are in registers; of a plane
-_MOST_UNROLLED = 4096  # multiply-adds of a plane
-_MOST_SHARED = MOST.staged + MOST.weights  # bytes of a block: merged angles may add what another template collects
-_BANK = 4  # bytes
+MAX_OUTPUTS = 64  # outputs of a thread, whose sums are in registers
+MAX_SOURCE = 256  # values of a plane of the source
+MAX_UNROLLED = 4096  # multiply-adds of a plane
+MAX_SHARED = MAX_USE.staged + MAX_USE.weights  # bytes of a block: merged angles may add what another template collects
+CHANNELS_PER_BLOCK = (16, 32, 64)  # channels of a block
+_BANK = 4  # bytes of a bank of shared memory
 _COPY = 4  # instructions of a copy: addresses only grow
+_UNALIGNED = 1.9  # passes of a warp's copy where planes are no whole lines, so that it begins anywhere
 
 
-class _Work(NamedTuple):
-    """Of all warps of a plane: multiply-adds, loads, and the most values that one holds at once."""
+@dataclass(frozen=True)
+class PlaneLanesConfig(Config):
+    """The decisions of `plane_lanes`."""
 
-    products: int
-    loads: int
-    held: int
+    channels_per_block: int  #: channels of a block at most, a lane each; as many as part the channels evenly
+    warps_per_plane: int  #: warps that part a plane, by columns that lean along the taps
+    vector: int  #: values that a thread copies at once
+    weights_shared: int  #: 1: weights pass through shared memory; 0: each thread loads its own
 
 
-class PlaneLanes(Template):
+@dataclass(frozen=True)
+class _Work:
+    """The cost of a plane in all of its warps."""
+
+    products: int  #: multiply-adds
+    loads: int  #: of shared memory
+    held: int  #: values that one warp holds at once, at most
+
+
+@dataclass(frozen=True)
+class PlaneLanesGeometry:
+    """A block of `plane_lanes`."""
+
+    planes: int  #: as many as part the channels evenly, so that a block has one image
+    threads: int  #: whole warps for each part of the planes, so that none has two
+    shared_bytes: int  #: source, results and weights
+
+
+def plane_lanes_geometry(spec: ConvSpec, config: PlaneLanesConfig) -> PlaneLanesGeometry:
+    """Returns the block of a config."""
+    g, planes = stencil(spec), most_dividing(spec.channels, config.channels_per_block)
+    weights = spec.kernel_size if config.weights_shared else 0
+    shared = planes * (_pitch(spec, g.source) + _pitch(spec, g.output) + weights) * spec.itemsize
+    return PlaneLanesGeometry(planes, round_up(planes, WARP) * config.warps_per_plane, shared)
+
+
+class PlaneLanes(Template[PlaneLanesConfig]):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "plane_lanes", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops, config_type = "plane_lanes", 2, "cuda", ("conv", "conv_dx"), PlaneLanesConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:
             return ONE_OFFSET
         g = stencil(spec)
-        if math.prod(g.source) > _MOST_SOURCE:
-            return f"for planes of at most {_MOST_SOURCE} inputs, got {math.prod(g.source)}"
-        if not self._parts(spec):
-            return f"no number of warps from 2 to {WARP} parts its columns into at most {_MOST_OUTPUTS} outputs each"
+        if math.prod(g.source) > MAX_SOURCE:
+            return f"for planes of at most {MAX_SOURCE} inputs, got {math.prod(g.source)}"
+        if not self._warps(spec):
+            return f"no number of warps from 2 to {WARP} parts its columns into at most {MAX_OUTPUTS} outputs each"
         least = self._least(spec, device)
-        if (work := _work(spec, least["parts"]).products) > _MOST_UNROLLED:
-            return f"a block would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
+        if (work := _work(spec, least.warps_per_plane).products) > MAX_UNROLLED:
+            return f"a block would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
         return self._invalid(spec, device, least)
 
-    def _parts(self, spec: ConvSpec) -> tuple[int, ...]:
-        """Warps that may part a plane: each owns as many leaning columns."""
+    def _warps(self, spec: ConvSpec) -> tuple[int, ...]:
+        """Returns the warps that may part a plane: each owns as many leaning columns."""
         g = stencil(spec)
         across = g.output[shear_of(spec).axis]
-        return tuple(p for p in divisors(across, WARP) if p > 1 and math.prod(g.output) // p <= _MOST_OUTPUTS)
+        return tuple(p for p in divisors(across, WARP) if p > 1 and math.prod(g.output) // p <= MAX_OUTPUTS)
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"planes": (16, 32, 64), "parts": self._parts(spec), "vector": self._vectors(spec), "weights_shared": (0, 1)}
+        return {
+            "channels_per_block": CHANNELS_PER_BLOCK, "warps_per_plane": self._warps(spec), "vector": self._vectors(spec), "weights_shared": (0, 1),
+        }  # fmt: skip
 
     def _vectors(self, spec: ConvSpec) -> tuple[int, ...]:
-        """Values of half precision that are copied at once, most first: whole words, of rows of whole words."""
-        g = stencil(spec)
-        return (2, 1) if spec.itemsize < _BANK and g.source[1] % 2 == g.output[1] % 2 == 0 else (1,)
+        """Returns the values of half precision that are copied at once, most first: whole words, of rows of whole words."""
+        g, packed = stencil(spec), spec.values_per_word
+        return (packed, 1) if packed > 1 and g.source[1] % packed == g.output[1] % packed == 0 else (1,)
 
-    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        return {"planes": 16, "parts": self._parts(spec)[0], "vector": self._vectors(spec)[0], "weights_shared": 0}
+    def _least(self, spec: ConvSpec, device: Device) -> PlaneLanesConfig:
+        return PlaneLanesConfig(CHANNELS_PER_BLOCK[0], self._warps(spec)[0], self._vectors(spec)[0], weights_shared=0)
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(least_estimate(self, spec, device))
+    def default(self, spec: ConvSpec, device: Device) -> PlaneLanesConfig:
+        return least_estimate(self, spec, device)
 
-    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
-        """All but narrower copies; staged weights first."""
-        knobs = self.knobs(spec, device)
-        for values in itertools.product(knobs["planes"], knobs["parts"], knobs["vector"][:1], (1, 0)):
-            yield dict(zip(knobs, values, strict=True))
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[PlaneLanesConfig]:
+        """Yields all configs but narrower copies; staged weights first."""
+        for channels, warps, weights in itertools.product(CHANNELS_PER_BLOCK, self._warps(spec), (1, 0)):
+            yield PlaneLanesConfig(channels, warps, self._vectors(spec)[0], weights)
 
-    def _planes(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Planes of a block: what divides the channels, so that a block has one image."""
-        return most_dividing(spec.channels, decisions["planes"])
-
-    def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Whole warps for each part, so that none has two."""
-        return round_up(self._planes(spec, decisions), WARP) * decisions["parts"]
-
-    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of a block: source, results and weights."""
-        g = stencil(spec)
-        weights = spec.kernel_size if decisions["weights_shared"] else 0
-        return self._planes(spec, decisions) * (_pitch(spec, g.source) + _pitch(spec, g.output) + weights) * spec.itemsize
-
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        if (threads := self._threads(spec, decisions)) > 1024:
-            return f"a block would have {threads} threads, at most 1024"
-        if (shared := self._shared(spec, decisions)) > min(device.shared_memory, _MOST_SHARED):
-            return f"a block would use {shared} bytes of shared memory, at most {min(device.shared_memory, _MOST_SHARED)}"
+    def _invalid(self, spec: ConvSpec, device: Device, config: PlaneLanesConfig) -> str | None:
+        block, most = plane_lanes_geometry(spec, config), min(device.shared_memory, MAX_SHARED)
+        if reason := too_many_threads(block.threads):
+            return reason
+        if block.shared_bytes > most:
+            return f"a block would use {block.shared_bytes} bytes of shared memory, at most {most}"
         return None
 
-    def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return _work(spec, decisions["parts"]).products // decisions["parts"]
+    def unrolled(self, spec: ConvSpec, config: PlaneLanesConfig) -> int:
+        return _work(spec, config.warps_per_plane).products // config.warps_per_plane
 
-    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
-        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = stencil(spec), nearest(device.arch), decisions
-        planes, parts, threads, work = self._planes(spec, d), d["parts"], self._threads(spec, d), _work(spec, d["parts"])
-        size, warps, live = math.prod(g.output), threads // parts // WARP, len({s for t in g.every for s in t.taps})
-        weights = live * (1 if d["weights_shared"] else min(WARP, planes))
-        pixels = math.prod(g.source) + size
-        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else 1.9  # passes of a warp's copy: of planes that are no whole lines, it begins anywhere
-        memory = warps * (work.loads + size + parts * weights) + 2 * each * planes * pixels / d["vector"] / WARP
-        turns = sum(by_rows(planes, height, width // d["vector"], threads)[2] for height, width in (g.source, g.output))
-        halves = work.loads + live * parts + size if spec.itemsize < _BANK else 0  # that are converted
-        others = (work.loads + live * parts + size + halves) / parts
+    def estimate(self, spec: ConvSpec, device: Device, config: PlaneLanesConfig) -> Mapping[str, float]:
+        g, block, parts, own = stencil(spec), plane_lanes_geometry(spec, config), config.warps_per_plane, _work(spec, config.warps_per_plane)
+        planes, threads, size, live = block.planes, block.threads, math.prod(g.output), len({s for t in g.every for s in t.taps})
+        warps, pixels = threads // parts // WARP, math.prod(g.source) + math.prod(g.output)
+        weights = live * (1 if config.weights_shared else min(WARP, planes))
+        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else _UNALIGNED  # passes of a warp's copy
+        memory = warps * (own.loads + size + parts * weights) + 2 * each * planes * pixels / config.vector / WARP
+        turns = sum(by_rows(planes, height, width // config.vector, threads)[2] for height, width in (g.source, g.output))
+        halves = own.loads + live * parts + size if spec.is_half else 0  # values that are converted
+        others = (own.loads + live * parts + size + halves) / parts
         dram = spec.itemsize * planes * pixels
-        shared, alive = self._shared(spec, d), work.held + live
-        return clocks(figure, threads, planes * size, shared, alive, memory, work.products / parts, others, turns, dram, dram, _COPY, branches=parts)
+        work = ThreadWork(own.products / parts, others, turns, _COPY, branches=parts)
+        return clocks(nearest(device.arch), BlockLoad(threads, planes * size, block.shared_bytes, own.held + live, memory, dram, dram, work))
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+    def channel_blocks(self, channels: int, config: PlaneLanesConfig) -> int:
+        return channels // most_dividing(channels, config.channels_per_block)
+
+    def form(self, spec: ConvSpec, config: PlaneLanesConfig) -> StageConfig:
         return StageConfig(bare=True, lean=shear_of(spec))
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        own, y, lean, vector = sch.get_sblock("own"), sch.get_sblock("y"), shear_of(spec), decisions["vector"]
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PlaneLanesConfig) -> None:
+        own, y, lean, vector = sch.get_sblock(names.OWN), sch.get_sblock(names.Y), shear_of(spec), config.vector
         reads = [region.source.name for region in sch.get(own).reads]
-        images, weights = sch.cache_read(own, reads.index("x"), "shared"), None
-        if decisions["weights_shared"] and "w" in reads:
-            weights = sch.cache_read(own, reads.index("w"), "shared")
+        images, weights = sch.cache_read(own, reads.index(names.X), "shared"), None
+        if config.weights_shared and names.W in reads:
+            weights = sch.cache_read(own, reads.index(names.W), "shared")
         sch.set_scope(own, 0, "shared")
         n, c, *_ = sch.get_loops(y)
-        chunk, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
+        chunk, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), config.channels_per_block)])
         block = sch.fuse(n, chunk)
         sch.bind(block, "blockIdx.x")
         sch.add_unit_loop(plane)
         sch.compute_at(own, block, preserve_unit_loops=True)
         *_, own_plane, row, column = sch.get_loops(own)
         _, lane = sch.split(own_plane, [None, round_up(int(sch.get(own_plane).extent), WARP)])
-        part, inner = sch.split((row, column)[lean.axis], [decisions["parts"], None])
+        part, inner = sch.split((row, column)[lean.axis], [config.warps_per_plane, None])
         pixels = (column, inner) if lean.axis == 0 else (row, inner)
         sch.reorder(part, lane, *pixels)
         thread = sch.fuse(part, lane)
@@ -167,11 +189,11 @@ class PlaneLanes(Template):
         if weights is not None:
             cooperate(sch, weights, threads, 1)
 
-    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
+    def finish(self, func: Any, spec: ConvSpec, config: PlaneLanesConfig) -> Any:
         from tvm_orient.codegen.tir.restore_layout import in_place
         from tvm_orient.codegen.tir.warp_specialize import by_warp
 
-        return by_warp(in_place(func, shear_of(spec), stencil(spec).output), decisions["parts"])
+        return by_warp(in_place(func, shear_of(spec), stencil(spec).output), config.warps_per_plane)
 
 
 def _apart(spec: ConvSpec) -> tuple[int, int]:

@@ -2,360 +2,359 @@
 
 Offsets are constants and the tap loop is an expression, so nvcc keeps each loaded value for every output of the patch
 that needs it and merges neighbours into 16-byte shared loads: 2 to 4 shared loads an output at K=31 instead of 31.
-A block owns a band of rows of `planes` channels; it stages rows + max dh - min dh rows, and nothing more.
+A block owns a band of rows of `channels_per_block` channels; it stages rows + max dh - min dh rows, and nothing more.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import clocks, passes
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, passes
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, cells, patch
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import DTYPES, ConvSpec
-from tvm_orient.problem.stencil import Stage, Stencil, round_up, stencil
+from tvm_orient.problem.stencil import stencil
 from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, ONE_TILE, Decisions
+from ..base import MAX_SHARED, MAX_THREADS, MAX_USE, ONE_OFFSET
 from ..default import least_estimate
-from ..staging import apart, by_rows, copied_by_rows
-from ..tiling import idle_stages, quads, tiles
+from ..staging import by_rows, copied_by_rows
+from ..tiling import idle_stages, quads, tiles, too_many_threads
 from .base_patch import Patches
+from .costs import FETCHED, MISALIGNED, SECTOR, STAGED, UNALIGNED, VECTOR
+from .patch_geometry import PatchGeometry, SharedPatchConfig, by_words, patch_step, shared_patch_geometry, stores_vectors, unpadded_stage
 
-_VECTOR = 4  # floats in a 16-byte load
-_MOST_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
-_MOST_UNROLLED = 4096  # multiply-adds of one thread
-_ADDED = 16  # registers that nvcc takes beyond the larger of values and results
-_SCATTERED = 1.1  # times the time of DRAM where a block owns parts of several planes: measured on an H200 at 56x56
+MAX_TERMS = 160  # live terms of one output: beyond, the unrolled patch spills
+MAX_UNROLLED = 4096  # multiply-adds of one thread
+MAX_DEFAULT_THREADS = 128  # threads of an untuned block: merged angles all have as many as the largest
+MIN_DEFAULT_THREADS = 48  # threads of an untuned block
+MAX_OUTPUTS = 64  # outputs of a patch that is estimated
+MAX_ALIVE = 215  # values, weights and sums at once of a patch that is estimated
+MAX_PATCHES = 8  # patches that are estimated
+MAX_CUTS = 12  # tiles and bands of strided or wide planes that are estimated
+PATCHES_H = (1, 2, 4, 7, 8, 14, 28, 56)  # patches of a block, one below the other
+CHANNELS_PER_BLOCK = (1, 2, 4, 8, 16)  # channels of a block, or of each of its tiles
+_HEIGHTS = (1, 2, 4, 7, 8, 14, 28, 56)  # rows of a patch
+_WIDTHS = (1, 2, 3, 4, 5, 7)  # columns of a patch
+_PADS = (0, 4, 8, 12, 16, 20, 24, 28)  # values by which a staged row is longer than it must be
+_PADS_OF_HALF = tuple(range(0, 30, 2))  # the same where values may be of half precision
+_BANDS = (1, 2, 4)  # parts of a plane that a block may own
 _SHORT = (28, 16)  # outputs of a patch whose code is short
-_FEWEST, _MOST_THREADS = 48, 128  # threads of an untuned block: merged angles all have as many as the largest
-
-_CUTS = 12  # tiles and bands of strided or wide planes that are estimated
-_PADS = tuple(range(0, 30, 2))  # floats by which a staged row is longer than it must be
+_NVCC_REGISTERS = 16  # registers that nvcc takes beyond the larger of values and results
+_SCATTERED = 1.1  # times the time of DRAM where a block owns parts of several planes: measured on an H200 at 56x56
+_WIDE_STORE = 1.25  # passes of a warp for each value that it stores by vectors
 _COLLECTED = 15  # instructions of a store of collected results of half precision
-_RAW_COPY = 5  # instructions of a copy of half precision that is asynchronous
-_PATCHES, _MOST_OUTPUTS, _MOST_HELD = 8, 64, 215  # of patches that are estimated: how many, outputs, and values, weights and sums at once
+_NATIVE_COPY = 5  # instructions of a copy of half precision that is asynchronous
+
+P = TypeVar("P", bound=SharedPatchConfig)
 
 
-class SharedPatch(Patches):
-    """conv and conv_dx, any stride."""
+class _Copies(NamedTuple):
+    """The part of an estimate that is due to copies into shared memory and to collected results."""
 
-    name, version, kind, ops = "shared_patch", 7, "cuda", ("conv", "conv_dx")
+    work: ThreadWork  # with its copies
+    waits: float  # for memory
+    tiles: int  # whose copies overlap
+    memory: float  # passes of a block beside those of every kernel
+
+
+class Staged(Patches[P]):
+    """The knobs, the reasons and the estimate that `shared_patch` and `strips` share, for blocks whose shape is known."""
+
+    kind, ops = "cuda", ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
-        terms = max(len(t) for t in stencil(spec).terms.values())
-        if terms > _MOST_TERMS:
-            return f"unrolls at most {_MOST_TERMS} taps per output, got {terms}"
-        least, most = self._least(spec, device), min(device.shared_memory, 49152)
-        if self._shared(spec, least) > most:
+        terms = _max_terms(spec)
+        if terms > MAX_TERMS:
+            return f"unrolls at most {MAX_TERMS} taps per output, got {terms}"
+        least, most = self._least(spec, device), min(device.shared_memory, MAX_SHARED)
+        if self._geometry(spec, least).shared_bytes > most:
             return f"one row with its halo needs more shared memory than the {most} bytes of a block"
         return self._invalid(spec, device, least)
 
+    def _heights(self, spec: ConvSpec) -> tuple[int, ...]:
+        """Returns the rows that a patch may have, ascending."""
+        phases = stencil(spec).phases[0]
+        return tuple(p for p in _HEIGHTS if p % phases == 0) or (phases,)
+
+    def _widths(self, spec: ConvSpec) -> tuple[int, ...]:
+        """Returns the columns that a patch may have, ascending."""
+        phases = stencil(spec).phases[1]
+        return tuple(p for p in _WIDTHS if p % phases == 0) or (phases,)
+
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        g = stencil(spec)
-        heights = tuple(p for p in (1, 2, 4, 7, 8, 14, 28, 56) if p % g.phases[0] == 0) or (g.phases[0],)
-        widths = tuple(p for p in (1, 2, 3, 4, 5, 7) if p % g.phases[1] == 0) or (g.phases[1],)
-        float32 = spec.dtype == "float32"
         return {
-            "patch_h": heights,
-            "patch_w": widths,
-            "row_patches": (1, 2, 4, 7, 8, 14, 28, 56),
-            "planes": (1, 2, 4, 8, 16),
+            "patch_h": self._heights(spec),
+            "patch_w": self._widths(spec),
+            "patches_h": PATCHES_H,
+            "channels_per_block": CHANNELS_PER_BLOCK,
             "vector": quads(spec, len(tiles(spec)) > 1),
             "weights_shared": (0, 1),
-            "collect": (0, 1),
-            "pad": (0, 4, 8, 12, 16, 20, 24, 28) if float32 else _PADS,
+            "store_via_smem": (0, 1),
+            "row_pad": _PADS_OF_HALF if spec.is_half else _PADS,
             "tile": tiles(spec),
-            "skew": (0,) if float32 else (0, 2, 4),
-            "raw": (0,) if float32 else (0, 1),
-            "turns": (1, 2, 4),
-            "stages": (1, 2) if float32 else (1,),
+            "plane_skew": (0, 2, 4) if spec.is_half else (0,),
+            "smem_native_dtype": _natives(spec),
+            "tiles_per_block": (1, 2, 4),
+            "stages": (1,) if spec.is_half else (1, 2),
         }
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(least_estimate(self, spec, device))
+    def default(self, spec: ConvSpec, device: Device) -> P:
+        return least_estimate(self, spec, device)
 
-    def _patches(self, spec: ConvSpec, device: Device, tile: int) -> list[tuple[float, int, int]]:
-        """(passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
-        g, knobs = stencil(spec), self.knobs(spec, device)
+    def _own(self, block: PatchGeometry) -> Patch:
+        """Returns the cost of a thread's patch."""
+        (height, width), config, pitch = block.g.output, block.config, block.stage.columns
+        whole = height % config.patch_h == 0 and width % config.patch_w == 0
+        return patch(_cells(block.spec, pitch, config.tile), config.patch_h, config.patch_w, math.gcd(pitch, block.step, VECTOR), whole)
+
+    def _weights(self, block: PatchGeometry) -> float:
+        """Returns the passes of a warp that load weights: those of several channels lie in a line each."""
+        return _live_taps(block.spec) * max(1.0, min(WARP, block.threads) * block.config.channels_per_block / block.threads)
+
+    def _stores(self, block: PatchGeometry) -> tuple[float, float]:
+        """Returns the passes of a warp that store its patches, and how often each sector is written."""
+        spec, config = block.spec, block.config
+        if block.vector_store and not spec.is_half:
+            return block.area * _WIDE_STORE, 1.0
+        base, collected = block.first_results(0), bool(config.store_via_smem)
+        if spec.is_half:
+            base = block.first_results(block.band * block.g.output[1]) // spec.values_per_word
+        if block.vector_store:
+            return config.patch_h * passes(base, config.patch_w // spec.values_per_word, lines=True), 1.0
+        return block.area * passes(base, 1, lines=not collected), 1.0 if collected else min(float(SECTOR), config.patch_w)
+
+    def estimate(self, spec: ConvSpec, device: Device, config: P) -> Mapping[str, float]:
+        block = self._geometry(spec, config)
+        g, own, lanes, threads = block.g, self._own(block), block.first_values(), block.threads
         height, width = g.output
-        pitch, weights, ranked = _unpadded(spec, tile).columns, sum(len(t.taps) for t in g.every), []
-        key = _cells(spec, pitch, tile)
-        for patch_h, patch_w in itertools.product(knobs["patch_h"], knobs["patch_w"]):
+        band = height / -(-height // block.band) if config.tile else min(height, block.band)  # wanted rows of a block, on average
+        held = max(own.alive, block.area) + _NVCC_REGISTERS  # results stay in registers until all are there; nvcc has both at once only in part
+        warps, part = -(-threads // WARP), spec.itemsize / DTYPES[spec.sums]  # part of a word that a value takes in memory
+        outputs: float = config.channels_per_block * band * block.across
+        if part < 1:  # the last band may have fewer rows
+            outputs = config.channels_per_block * height * block.across / -(-height // block.band)
+        loads = sum(count * _load_passes(block, lanes, values) for values, count in own.loads.items() if count)
+        staged = config.channels_per_block * block.rows * block.row
+        fetched = config.channels_per_block * min(block.rows, g.source[0]) * min(block.stage.columns if config.tile else g.source[1], g.source[1])
+        stores, again = self._stores(block)
+        memory = warps * (loads + self._weights(block) + stores) + ((part if config.smem_native_dtype else 1) * staged + FETCHED * part * fetched) / WARP
+        if config.store_via_smem:
+            memory += 2 * part * outputs / WARP
+        copies = self._copies(block, own, outputs, part * fetched)
+        dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
+        if config.channels_per_block > 1 and block.band < height and not config.tile:
+            dram *= _SCATTERED
+        l2 = spec.itemsize * (fetched + again * outputs)
+        load = BlockLoad(
+            threads, outputs, block.shared_bytes, held, memory + copies.memory, dram, l2, copies.work, waits=copies.waits, tiles=copies.tiles
+        )  # fmt: skip
+        return clocks(nearest(device.arch), load)
+
+    def _copies(self, block: PatchGeometry, own: Patch, outputs: float, fetched: float) -> _Copies:
+        """Returns the copies of a tile of so many outputs, for which so many words are fetched."""
+        spec, config, threads = block.spec, block.config, block.threads
+        others = sum(own.loads.values()) + 2 * _live_taps(spec) - own.products / max(1, block.area) + block.area
+        if not spec.is_half:
+            copies = config.channels_per_block * block.rows * block.row / config.vector / threads
+            copies += outputs / threads / VECTOR if config.store_via_smem else 0
+            tiles = config.tiles_per_block if config.stages > 1 else 1
+            waits = 2 - config.weights_shared if tiles > 1 else 2  # weights that are staged are copied ahead too
+            return _Copies(ThreadWork(own.products, others, copies), waits, tiles, 0.0)
+        *_, turns = by_rows(config.channels_per_block, block.rows, block.row // config.vector, threads)
+        if config.smem_native_dtype:
+            others += sum(values * count for values, count in own.loads.items())  # conversions
+            return _Copies(ThreadWork(own.products, others, turns, _NATIVE_COPY), 2, 1, 0.0)
+        if config.store_via_smem:
+            others += _COLLECTED * outputs / threads / block.stored_at_once
+        copy, waits = copied_by_rows(config.vector, turns)
+        memory = UNALIGNED * turns * -(-threads // WARP) - MISALIGNED * fetched / WARP  # what a warp loads at once begins anywhere in a line
+        return _Copies(ThreadWork(own.products, others, turns, copy), waits, 1, memory)
+
+    def _invalid(self, spec: ConvSpec, device: Device, config: P) -> str | None:
+        block, tile, most = self._geometry(spec, config), config.tile, min(device.shared_memory, MAX_SHARED)
+        if config.vector not in quads(spec, tile > 0) or patch_step(block.g, tile, tile) % config.vector:
+            return f"vector: columns are parted by the stride, or tiles of {tile} do not part into groups of {config.vector}"
+        if config.smem_native_dtype and not (config.vector == VECTOR and by_words(spec, config.patch_w, tile)):
+            return f"smem_native_dtype: images are staged as they lie where {VECTOR} values are copied at once and patches begin at multiples of them"
+        if config.store_via_smem and len(block.g.every) == 1:
+            return f"store_via_smem: {ONE_OFFSET}"
+        if tile % config.patch_w:
+            return f"patch_w must divide the {tile} columns of a tile, got {config.patch_w}"
+        if reason := too_many_threads(block.threads):
+            return reason
+        if block.shared_bytes > most:
+            return f"a block would stage {block.shared_bytes} bytes, at most {most}"
+        if block.result_bytes > MAX_USE.collected:
+            return f"a block would collect more than {MAX_USE.collected} bytes of results"
+        for name, value in (("row_pad", config.row_pad), ("plane_skew", config.plane_skew)):
+            if value % config.vector:
+                return f"{name}: rows and planes must begin at whole vectors of {config.vector}, got {value}"
+        work = _max_terms(spec) * block.area
+        if work > MAX_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
+        return idle_stages(config.tiles_per_block, config.stages)
+
+    def form(self, spec: ConvSpec, config: P) -> StageConfig:
+        block = self._geometry(spec, config)
+        return StageConfig(
+            halo=VECTOR, pitch=block.stage.columns, quad=config.vector, raw=bool(config.smem_native_dtype), sweep=True, pruned=block.pruned,
+            tile=config.tile // block.g.phases[1], rows=block.band,
+        )  # fmt: skip
+
+
+class SharedPatch(Staged[SharedPatchConfig]):
+    """conv and conv_dx, any stride."""
+
+    name, version, config_type = "shared_patch", 8, SharedPatchConfig
+
+    def _geometry(self, spec: ConvSpec, config: SharedPatchConfig) -> PatchGeometry:
+        return shared_patch_geometry(spec, config)
+
+    def _least(self, spec: ConvSpec, device: Device) -> SharedPatchConfig:
+        widths, across = self._widths(spec), stencil(spec).output[1]
+        narrow = next((w for w in widths if -(-across // w) <= MAX_THREADS), widths[-1])
+        return SharedPatchConfig(self._heights(spec)[0], narrow, patches_h=1, channels_per_block=1, vector=quads(spec)[0])
+
+    def _patches(self, spec: ConvSpec, tile: int) -> list[tuple[float, int, int]]:
+        """Returns (passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
+        g, ranked = stencil(spec), []
+        height, width = g.output
+        sloped = len({t.row for t in g.every}) > 1 and len({t.col for t in g.every}) > 1
+        for patch_h, patch_w in itertools.product(self._heights(spec), self._widths(spec)):
             area = patch_h * patch_w
-            if area * max(map(len, g.terms.values())) > _MOST_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > _MOST_OUTPUTS:
+            if area * _max_terms(spec) > MAX_UNROLLED or patch_h >= 2 * height or patch_w >= 2 * width or area > MAX_OUTPUTS:
                 continue
-            if patch_w == _VECTOR and spec.dtype == "float32" and len({t.row for t in g.every}) > 1 and len({t.col for t in g.every}) > 1:
+            if patch_w == VECTOR and not spec.is_half and sloped:
                 continue  # NVRTC 13.0 loads columns of 4 in pieces whose lanes meet in banks: a quarter slower on an H200 than others
-            step = self._step(spec, patch_w, tile)
-            own = patch(key, patch_h, patch_w, math.gcd(pitch, step, _VECTOR), height % patch_h == 0 and width % patch_w == 0)
-            if own.alive + max(map(len, g.terms.values())) + area <= _MOST_HELD:
-                covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
-                if tile:
-                    loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
-                else:
-                    loads = sum(count * (4 if step == _VECTOR else words) for words, count in own.loads.items())
-                if spec.dtype != "float32" and self._by_words(spec, patch_w, tile):
-                    loads /= 2
-                ranked.append(((loads + weights) / area * covered, patch_h, patch_w))
+            cost = self._cost(spec, patch_h, patch_w, tile)
+            if cost is not None:
+                ranked.append((cost, patch_h, patch_w))
         ranked.sort()
         # and some with less code, for layers of several angles
-        short = [entry for area in _SHORT for entry in [entry for entry in ranked if entry[1] * entry[2] <= area][: _PATCHES // 4]]
-        return list(dict.fromkeys([*ranked[: _PATCHES if spec.dtype == "float32" else 2 * _PATCHES], *short]))
+        short = [entry for area in _SHORT for entry in [entry for entry in ranked if entry[1] * entry[2] <= area][: MAX_PATCHES // 4]]
+        return list(dict.fromkeys([*ranked[: 2 * MAX_PATCHES if spec.is_half else MAX_PATCHES], *short]))
 
-    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
-        """Choices worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
-        (height, width), knobs = stencil(spec).output, self.knobs(spec, device)
-        cut = [t for t in knobs["tile"] if t and width % t == 0 and self._step(spec, t, t) % quads(spec, True)[0] == 0]
+    def _cost(self, spec: ConvSpec, patch_h: int, patch_w: int, tile: int) -> float | None:
+        """Returns the passes of an output of such a patch; None where its values do not fit the registers."""
+        g, area, pitch, step = stencil(spec), patch_h * patch_w, unpadded_stage(spec, tile).columns, patch_step(stencil(spec), patch_w, tile)
+        height, width = g.output
+        own = patch(_cells(spec, pitch, tile), patch_h, patch_w, math.gcd(pitch, step, VECTOR), height % patch_h == 0 and width % patch_w == 0)
+        if own.alive + _max_terms(spec) + area > MAX_ALIVE:
+            return None
+        covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
+        if tile:
+            loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+        else:
+            loads = sum(count * (4 if step == VECTOR else words) for words, count in own.loads.items())
+        if spec.is_half and by_words(spec, patch_w, tile):
+            loads /= spec.values_per_word
+        return (loads + _live_taps(spec)) / area * covered
+
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[SharedPatchConfig]:
+        """Yields the configs worth an estimate: the best patches in bands that part the plane evenly, in blocks of a few warps."""
+        g = stencil(spec)
+        cut = [t for t in tiles(spec) if t and g.output[1] % t == 0 and patch_step(g, t, t) % quads(spec, True)[0] == 0]
         if cut:
-            found: list[Any] = [  # bands that part the plane evenly come first
-                (height % (row_patches * patch_h) > 0, cost + self._staging(spec, trial), *trial.values())
-                for cost, patch_h, patch_w in self._patches(spec, device, cut[0])
-                for tile, row_patches, raw in itertools.product(cut, knobs["row_patches"], knobs["raw"])
-                if tile % patch_w == 0 and row_patches * patch_h < height + patch_h and (not raw or self._by_words(spec, patch_w, tile))
-                for trial in [self._block(spec, device, patch_h, patch_w, row_patches, tile, raw)]
-                if self._fits(spec, trial)
-            ]
-            for _, _, *values in sorted(found)[:_CUTS]:
-                yield self._padded(spec, dict(zip(self.knobs(spec, device), values, strict=True)))
-        if not cut or quads(spec, True) == (1,):
-            for _, patch_h, patch_w in self._patches(spec, device, 0):
-                rows = -(-height // patch_h)
-                most = knobs["row_patches"][-1]
-                bands = sorted({min((r for r in knobs["row_patches"] if r * parts >= rows), default=most) for parts in (1, 2, 4)})
-                for row_patches, raw in itertools.product(bands, knobs["raw"]):
-                    if raw and not self._by_words(spec, patch_w, 0):
-                        continue
-                    trial = self._padded(spec, self._block(spec, device, patch_h, patch_w, row_patches, 0, raw))
-                    if self._fits(spec, trial):
-                        yield trial
+            yield from self._cuts(spec, cut)
+            if quads(spec, True) != (1,):
+                return
+        for _, patch_h, patch_w in self._patches(spec, 0):
+            rows = -(-g.output[0] // patch_h)
+            bands = sorted({min((r for r in PATCHES_H if r * parts >= rows), default=PATCHES_H[-1]) for parts in _BANDS})
+            for patches_h, native in itertools.product(bands, _natives(spec)):
+                if native and not by_words(spec, patch_w, 0):
+                    continue
+                trial = self._padded(spec, self._block(spec, SharedPatchConfig(patch_h, patch_w, patches_h, 1, 1, smem_native_dtype=native)))
+                if self._fits(spec, trial):
+                    yield trial
 
-    def _block(self, spec: ConvSpec, device: Device, patch_h: int, patch_w: int, row_patches: int, tile: int, raw: int) -> Decisions:
-        """The decisions of a block of these patches, with as many planes as give it a few warps."""
-        width, planes = stencil(spec).output[1], [p for p in self.knobs(spec, device)["planes"] if spec.channels % p == 0]
-        columns = row_patches * -(-(tile or width) // patch_w)
-        fit = next((p for p in planes if p * columns >= _FEWEST), planes[-1])
-        collect = int(len(stencil(spec).every) > 1 and width % patch_w == 0 and not self._vector_store(spec, {"patch_w": patch_w}) and patch_w > 1)
-        d = {"patch_h": patch_h, "patch_w": patch_w, "row_patches": row_patches, "planes": fit, "vector": quads(spec, tile > 0)[0]}
-        return {**d, "weights_shared": 0, "collect": collect, "pad": 0, "tile": tile, "skew": 0, "raw": raw, **ONE_TILE}
+    def _cuts(self, spec: ConvSpec, cut: list[int]) -> Iterator[SharedPatchConfig]:
+        """Yields the best patches in tiles of columns; bands that part the plane evenly come first."""
+        height, found = stencil(spec).output[0], []
+        for cost, patch_h, patch_w in self._patches(spec, cut[0]):
+            for tile, patches_h, native in itertools.product(cut, PATCHES_H, _natives(spec)):
+                if tile % patch_w or patches_h * patch_h >= height + patch_h or (native and not by_words(spec, patch_w, tile)):
+                    continue
+                trial = self._block(spec, SharedPatchConfig(patch_h, patch_w, patches_h, 1, 1, tile=tile, smem_native_dtype=native))
+                if self._fits(spec, trial):
+                    found.append((height % (patches_h * patch_h) > 0, cost + self._staging(spec, trial), trial))
+        for *_, trial in sorted(found)[:MAX_CUTS]:
+            yield self._padded(spec, trial)
 
-    def _by_words(self, spec: ConvSpec, patch_w: int, tile: int) -> bool:
-        """Whether half precision may be staged as it lies: whole words are copied, and patches begin where `packed_reads` reads four values at once."""
-        return quads(spec, tile > 0)[0] == _VECTOR and self._step(spec, patch_w, tile) % _VECTOR == 0
+    def _block(self, spec: ConvSpec, config: SharedPatchConfig) -> SharedPatchConfig:
+        """Returns the config with as many channels as give a block a few warps, the widest copies, and results that are collected where that pays."""
+        g, parting = stencil(spec), [p for p in CHANNELS_PER_BLOCK if spec.channels % p == 0]
+        lanes = config.patches_h * -(-(config.tile or g.output[1]) // config.patch_w)
+        fit = next((p for p in parting if p * lanes >= MIN_DEFAULT_THREADS), parting[-1])
+        collects = len(g.every) > 1 and g.output[1] % config.patch_w == 0 and not stores_vectors(g, config.patch_w) and config.patch_w > 1
+        return replace(config, channels_per_block=fit, vector=quads(spec, config.tile > 0)[0], store_via_smem=int(collects))
 
-    def _passes(self, decisions: Decisions, lanes: Any, values: int) -> float:
-        """Passes of a warp whose lanes load so many values from these places of the stage."""
-        return passes(lanes // 2, max(1, values // 2)) if decisions["raw"] else passes(lanes, values)
+    def _fits(self, spec: ConvSpec, config: SharedPatchConfig) -> bool:
+        block = self._geometry(spec, config)
+        return block.threads <= MAX_DEFAULT_THREADS and block.staged_bytes <= MAX_USE.staged
 
-    def _fits(self, spec: ConvSpec, decisions: Decisions) -> bool:
-        return self._threads(spec, decisions) <= _MOST_THREADS and self._shared(spec, {**decisions, "collect": 0}) <= MOST.staged
+    def _staging(self, spec: ConvSpec, config: SharedPatchConfig) -> float:
+        """Returns the passes of an output that is wanted for its share of the stage."""
+        block = self._geometry(spec, config)
+        height = block.g.output[0]
+        return STAGED * (block.rows * block.row) * -(-height // block.band) / (height * block.across)
 
-    def _staging(self, spec: ConvSpec, decisions: Decisions) -> float:
-        """Passes of an output that is wanted for its share of the stage: the asynchronous copies write it, and fetch it."""
-        height, band = stencil(spec).output[0], decisions["row_patches"] * decisions["patch_h"]
-        floats = self._staged_rows(spec, decisions) * self._row_of(spec, decisions)
-        return 2.3 * floats * -(-height // band) / (height * self._across(spec, decisions))
-
-    def _padded(self, spec: ConvSpec, decisions: Decisions) -> Decisions:
-        """The decisions with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
-        words = decisions["patch_w"] if decisions["patch_w"] in (2, 4) else 1
-        if decisions["tile"]:
-            words = math.gcd(self._step(spec, decisions["patch_w"], decisions["tile"]), _VECTOR)
-        best, fewest = decisions, math.inf
-        wide = math.gcd(decisions["patch_w"], _VECTOR)  # what a lane loads at once must stay aligned
-        pads = [p for p in _PADS if p % max(wide, decisions["vector"]) == 0 and (spec.dtype != "float32" or p % _VECTOR == 0)]
-        apart = decisions["row_patches"] > 1 or (spec.dtype != "float32" and decisions["planes"] > 1)
-        skews = (0, 4, 2) if spec.dtype != "float32" and decisions["planes"] > 1 else (0,)
-        for skew, pad in itertools.product(skews, pads) if apart and stencil(spec).phases == (1, 1) else ():
-            trial = {**decisions, "pad": pad, "skew": skew}
-            count = self._passes(trial, self._lanes(spec, trial)[: 2 * WARP], words)
+    def _padded(self, spec: ConvSpec, config: SharedPatchConfig) -> SharedPatchConfig:
+        """Returns the config with the least padding that keeps a warp's lanes in banks of their own, as far as any does."""
+        words = config.patch_w if config.patch_w in (2, 4) else 1
+        if config.tile:
+            words = math.gcd(patch_step(stencil(spec), config.patch_w, config.tile), VECTOR)
+        best, fewest = config, math.inf
+        wide = math.gcd(config.patch_w, VECTOR)  # what a lane loads at once must stay aligned
+        pads = [p for p in (_PADS_OF_HALF if spec.is_half else _PADS) if p % max(wide, config.vector) == 0]
+        several = config.patches_h > 1 or (spec.is_half and config.channels_per_block > 1)
+        skews = (0, 4, 2) if spec.is_half and config.channels_per_block > 1 else (0,)
+        for plane_skew, row_pad in itertools.product(skews, pads) if several and stencil(spec).phases == (1, 1) else ():
+            trial = replace(config, row_pad=row_pad, plane_skew=plane_skew)
+            block = self._geometry(spec, trial)
+            count = _load_passes(block, block.first_values()[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
-            if count <= (max(1, words // 2) if trial["raw"] else words):
+            if count <= (max(1, words // spec.values_per_word) if trial.smem_native_dtype else words):
                 break
         return best
 
-    def _lanes(self, spec: ConvSpec, decisions: Decisions) -> Any:
-        """Float of the stage that each thread's patch begins at."""
-        g, (plane, row, column) = stencil(spec), self._order(spec, decisions)
-        down = row * (decisions["patch_h"] // g.phases[0] * g.step[0]) * self._row_of(spec, decisions)
-        return plane * self._plane(spec, decisions) + down + column * self._step(spec, decisions["patch_w"], decisions["tile"])
 
-    def _order(self, spec: ConvSpec, decisions: Decisions) -> Any:
-        """Plane, row and column of the patch that each thread of a block owns."""
-        shape = (decisions["planes"], decisions["row_patches"], -(-self._across(spec, decisions) // decisions["patch_w"]))
-        return np.indices(shape).reshape(3, -1)
-
-    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
-        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = stencil(spec), nearest(device.arch), decisions
-        height, width = g.output
-        stage, rows = self._stage(spec, d), self._staged_rows(spec, d)
-        most = d["row_patches"] * d["patch_h"]
-        band = height / -(-height // most) if d["tile"] else min(height, most)  # wanted rows of a block, on average
-        lanes, threads = self._lanes(spec, d), self._threads(spec, d)
-        own, area = self._own(spec, d), d["patch_h"] * d["patch_w"]  # results stay in registers until all of a patch are there
-        held = max(own.alive, area) + _ADDED  # values that are needed for long, or results; nvcc has both at once only in part
-        warps = -(-threads // WARP)
-        outputs: float = d["planes"] * band * self._across(spec, d)
-        loads = sum(count * self._passes(d, lanes, values) for values, count in own.loads.items() if count)
-        weights = len([s for t in g.every for s in t.taps])
-        staged = d["planes"] * rows * self._row_of(spec, d)
-        fetched = d["planes"] * min(rows, g.source[0]) * min(stage.columns if d["tile"] else g.source[1], g.source[1])
-        stores, again = self._stores(g, spec, d)
-        if (part := spec.itemsize / DTYPES[spec.sums]) < 1:  # of a word that a value takes in memory; the last band may have fewer rows
-            outputs = d["planes"] * height * self._across(spec, d) / -(-height // most)
-        memory = warps * (loads + self._weights(spec, d) + stores) + ((part if d["raw"] else 1) * staged + 1.3 * part * fetched) / WARP
-        if d["collect"]:
-            memory += 2 * part * outputs / WARP
-        others = sum(own.loads.values()) + 2 * weights - own.products / max(1, area) + area
-        copies = staged / d["vector"] / threads + (outputs / threads / _VECTOR if d["collect"] else 0)
-        dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width))
-        if d["planes"] > 1 and most < height and not d["tile"]:
-            dram *= _SCATTERED
-        l2 = spec.itemsize * (fetched + again * outputs)
-        if d["raw"]:
-            others += sum(values * count for values, count in own.loads.items())  # conversions
-            *_, copies = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
-            return clocks(figure, threads, outputs, self._shared(spec, d), held, memory, own.products, others, copies, dram, l2, _RAW_COPY)
-        if part == 1:
-            tiles = d["turns"] if d["stages"] > 1 else 1
-            waits = 2 - d["weights_shared"] if tiles > 1 else 2  # weights that are staged are copied ahead too
-            shared = self._shared(spec, d)
-            return clocks(figure, threads, outputs, shared, held, memory, own.products, others, copies, dram, l2, waits=waits, tiles=tiles)
-        if d["collect"]:
-            others += _COLLECTED * outputs / threads / self._stored_at_once(spec, d)
-        *_, turns = by_rows(d["planes"], rows, self._row_of(spec, d) // d["vector"], threads)
-        memory += 0.9 * turns * warps - 0.3 * part * fetched / WARP  # what a warp loads at once begins anywhere in a line
-        copy = copied_by_rows(d["vector"], turns)
-        return clocks(figure, threads, outputs, self._shared(spec, d), held, memory, own.products, others, turns, dram, l2, *copy)
-
-    def _own(self, spec: ConvSpec, d: Decisions) -> Patch:
-        """What a thread's patch loads and holds."""
-        height, width, pitch = *stencil(spec).output, self._stage(spec, d).columns
-        align = math.gcd(pitch, self._step(spec, d["patch_w"], d["tile"]), _VECTOR)
-        whole = height % d["patch_h"] == 0 and width % d["patch_w"] == 0
-        return patch(_cells(spec, pitch, d["tile"]), d["patch_h"], d["patch_w"], align, whole)
-
-    def _weights(self, spec: ConvSpec, d: Decisions) -> float:
-        """Passes of a warp that load weights: those of several channels lie in a line each."""
-        threads = self._threads(spec, d)
-        return len([s for t in stencil(spec).every for s in t.taps]) * max(1.0, min(WARP, threads) * d["planes"] / threads)
-
-    def _stores(self, g: Stencil, spec: ConvSpec, d: Decisions) -> tuple[float, float]:
-        """Passes of a warp that store its patches, and how often each sector is written."""
-        vector = d["patch_w"] in (2, 4) and self._vector_store(spec, d)
-        if vector and spec.dtype == "float32":
-            return d["patch_h"] * d["patch_w"] * 1.25, 1.0
-        plane, row, column = self._order(spec, d)
-        base = row * (d["patch_h"] * g.output[1]) + column * d["patch_w"]
-        if spec.dtype != "float32":  # two values a word
-            base = (base + plane * (d["row_patches"] * d["patch_h"] * g.output[1])) // 2
-        if vector:
-            return d["patch_h"] * passes(base, d["patch_w"] // 2, lines=True), 1.0
-        return d["patch_h"] * d["patch_w"] * passes(base, 1, lines=not d["collect"]), 1.0 if d["collect"] else min(8.0, d["patch_w"])
-
-    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        """The decisions that need the least of everything: valid wherever any are."""
-        knobs = self.knobs(spec, device)
-        patch = {"patch_h": knobs["patch_h"][0], "patch_w": knobs["patch_w"][0]}
-        narrow = next((w for w in knobs["patch_w"] if -(-stencil(spec).output[1] // w) <= 1024), knobs["patch_w"][-1])
-        few = {**patch, "patch_w": narrow, "row_patches": 1, "planes": 1, "vector": quads(spec)[0]}
-        return {**few, "weights_shared": 0, "collect": 0, "pad": 0, "tile": 0, "skew": 0, "raw": 0, **ONE_TILE}
-
-    def _threads(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return decisions["planes"] * decisions["row_patches"] * -(-self._across(spec, decisions) // decisions["patch_w"])
-
-    def _step(self, spec: ConvSpec, patch_w: int, tile: int) -> int:
-        """Floats of a staged row from one patch to the next."""
-        return patch_w // stencil(spec).phases[1] * _unpadded(spec, tile).across
-
-    def _row_of(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Floats of a staged row, all column phases."""
-        stage = self._stage(spec, decisions)
-        return stage.phases * stage.columns
-
-    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of the staged tiles and what is collected of one."""
-        weights = spec.kernel_size if decisions["weights_shared"] else 0
-        staged = decisions["stages"] * (self._plane(spec, decisions) * (spec.itemsize if decisions["raw"] else DTYPES[spec.sums]) + weights * DTYPES[spec.sums])
-        return decisions["planes"] * (staged + self._results(spec, decisions) * spec.itemsize)
-
-    def _plane(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Floats from one staged plane to the next."""
-        return self._apart(self._staged_rows(spec, decisions) * self._row_of(spec, decisions), decisions)
-
-    def _results(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Values of a plane that are collected, from one plane to the next."""
-        size = decisions["row_patches"] * decisions["patch_h"] * self._across(spec, decisions) if decisions["collect"] else 0
-        return self._apart(size, decisions) if self.results_apart else size
-
-    def _apart(self, size: int, decisions: Decisions) -> int:
-        """Values from one plane in shared memory to the next, of planes of this size."""
-        factor, skew = apart(decisions["skew"])
-        return round_up(size - skew, factor) + skew if skew else size
-
-    def _staged_rows(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Rows of the source that a block's band reads."""
-        g = stencil(spec)
-        rows = (-(-decisions["row_patches"] * decisions["patch_h"] // g.phases[0]) - 1) * g.step[0] + g.span()
-        return min(rows, self._stage(spec, decisions).rows)
-
-    def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
-        """The staged source; its rows hold whole vectors, and what keeps the rows of a warp's patches in banks of their own."""
-        stage = _unpadded(spec, decisions["tile"])
-        return dataclasses.replace(stage, columns=stage.columns + decisions["pad"])
-
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        threads, shared = self._threads(spec, decisions), self._shared(spec, decisions)
-        if decisions["vector"] not in quads(spec, decisions["tile"] > 0) or self._step(spec, decisions["tile"], decisions["tile"]) % decisions["vector"]:
-            return f"vector: columns are parted by the stride, or tiles of {decisions['tile']} do not part into groups of {decisions['vector']}"
-        if decisions["raw"] and not (decisions["vector"] == _VECTOR and self._by_words(spec, decisions["patch_w"], decisions["tile"])):
-            return f"raw: images are staged as they lie where {_VECTOR} values are copied at once and patches begin at multiples of them"
-        if decisions["collect"] and len(stencil(spec).every) == 1:
-            return f"collect: {ONE_OFFSET}"
-        if decisions["tile"] % decisions["patch_w"]:
-            return f"patch_w must divide the {decisions['tile']} columns of a tile, got {decisions['patch_w']}"
-        if threads > 1024:
-            return f"a block would have {threads} threads, at most 1024"
-        if shared > min(device.shared_memory, 49152):
-            return f"a block would stage {shared} bytes, at most {min(device.shared_memory, 49152)}"
-        if decisions["collect"] and shared - self._shared(spec, {**decisions, "collect": 0}) > MOST.collected:
-            return f"a block would collect more than {MOST.collected} bytes of results"
-        for name in ("pad", "skew"):
-            if decisions[name] % decisions["vector"]:
-                return f"{name}: rows and planes must begin at whole vectors of {decisions['vector']}, got {decisions[name]}"
-        work = max(len(t) for t in stencil(spec).terms.values()) * decisions["patch_h"] * decisions["patch_w"]
-        if work > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return idle_stages(decisions)
-
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
-        tile, band = decisions["tile"] // stencil(spec).phases[1], decisions["row_patches"] * decisions["patch_h"]
-        return StageConfig(
-            halo=_VECTOR, pitch=self._stage(spec, decisions).columns, quad=decisions["vector"], raw=bool(decisions["raw"]), sweep=True, tile=tile, rows=band
-        )
+def _load_passes(block: PatchGeometry, lanes: Any, values: int) -> float:
+    """Returns the passes of a warp whose lanes load so many values from these places of the stage."""
+    if not block.config.smem_native_dtype:
+        return passes(lanes, values)
+    packed = block.spec.values_per_word
+    return passes(lanes // packed, max(1, values // packed))
 
 
-@functools.lru_cache(maxsize=1024)
-def _unpadded(spec: ConvSpec, tile: int) -> Stage:
-    """The staged source without padding against bank conflicts."""
-    g = stencil(spec)
-    return g.stage(-(-g.output[1] // g.phases[1]), _VECTOR, _VECTOR, tile // g.phases[1])
+def _natives(spec: ConvSpec) -> tuple[int, ...]:
+    """Tells whether images may be staged in their own dtype: all values of that knob."""
+    return (0, 1) if spec.is_half else (0,)
+
+
+def _max_terms(spec: ConvSpec) -> int:
+    """Returns the number of live terms of the output that has most."""
+    return max(map(len, stencil(spec).terms.values()))
+
+
+def _live_taps(spec: ConvSpec) -> int:
+    """Returns the number of taps that reach the plane."""
+    return sum(len(t.taps) for t in stencil(spec).every)
 
 
 def _cells(spec: ConvSpec, pitch: int, tile: int) -> Any:
     g = stencil(spec)
-    return cells(g, -(-g.output[1] // g.phases[1]), _VECTOR, pitch, tile // g.phases[1])
+    return cells(g, -(-g.output[1] // g.phases[1]), VECTOR, pitch, tile // g.phases[1])
 
 
 TEMPLATE = SharedPatch()

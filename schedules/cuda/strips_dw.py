@@ -1,4 +1,4 @@
-"""CUDA: as two_pass_dw, for planes that are small beside the line of taps: a thread owns whole rows of dy, or whole columns.
+"""CUDA: `two_pass_dw` for planes that are small beside the line of taps: a thread owns whole rows of dy, or whole columns.
 
 Where along them a tap leaves the plane is then known at compile time: those products are left out, and x has no halo on that side.
 """
@@ -8,161 +8,143 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import ALONE, clocks, passes
+from tvm_orient.codegen import names
+from tvm_orient.codegen.te.config import DwStageConfig
+from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, passes
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, held
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import DTYPES, ConvSpec
-from tvm_orient.problem.stencil import Stage, Stencil, round_up, stencil
+from tvm_orient.problem.stencil import Stage, Stencil, stencil
 from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import Decisions
 from ..default import CLOSE, least_estimate
-from ..staging import apart, cooperate, cooperate_by_rows
-from ..tiling import divisors, quads
+from ..staging import cooperate, cooperate_by_rows
+from ..tiling import divisors, most_dividing, quads
 from .base_dw import AHEAD, SLICES, TwoPass
+from .costs import FETCHED, VECTOR
+from .dw_geometry import StripsDwConfig, strips_dw_geometry
 
-_VECTOR = 4
-_MOST_RUN = 8  # rows or columns of a strip
-_MOST_HELD = 200  # values, sums and dy at once of an untuned strip
-_FEWEST, _MOST_THREADS = 24, 256  # threads of an untuned block
+MAX_RUN = 8  # rows or columns of a strip
+MAX_ALIVE = 200  # values, sums and dy at once of an untuned strip
+MIN_DEFAULT_THREADS = 24  # threads of an untuned block
+MAX_DEFAULT_THREADS = 256  # threads of an untuned block
+CHANNELS_PER_BLOCK = (1, 2, 4, 8, 16, 32)  # channels of a block
+_SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
-class StripsDw(TwoPass):
+class StripsDw(TwoPass[StripsDwConfig]):
     """conv_dw, any stride."""
 
-    name, version = "strips_dw", 1
+    name, version, config_type = "strips_dw", 2, StripsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        height, width = stencil(spec).output
         return {
-            "patch_h": tuple(sorted({*divisors(height, _MOST_RUN), height})), "patch_w": tuple(sorted({*divisors(width, _MOST_RUN), width})),
-            "planes": (1, 2, 4, 8, 16, 32), "vector": quads(spec), "across": (0, 1),
+            "patch_h": _sides(spec, 0), "patch_w": _sides(spec, 1), "channels_per_block": CHANNELS_PER_BLOCK, "vector": quads(spec),
+            "lanes_across_channels": (0, 1),
         }  # fmt: skip
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        return dict(least_estimate(self, spec, device, CLOSE))
+    def default(self, spec: ConvSpec, device: Device) -> StripsDwConfig:
+        return least_estimate(self, spec, device, CLOSE)
 
-    def _pruned(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """The axis that a strip runs along."""
-        return int(decisions["patch_w"] == stencil(spec).output[1])
-
-    def _run(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Rows or columns of a strip."""
-        return decisions["patch_h"] if self._pruned(spec, decisions) else decisions["patch_w"]
-
-    def _lanes(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Strips of a plane."""
-        return stencil(spec).output[1 - self._pruned(spec, decisions)] // self._run(spec, decisions)
-
-    def _stage(self, spec: ConvSpec, decisions: Decisions) -> Stage:
-        g = stencil(spec)
-        return g.stage(g.output[1], _VECTOR, _VECTOR, pruned=self._pruned(spec, decisions))
-
-    def _sizes(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
-        """Floats from one staged plane of x to the next, and of dy."""
-        stage, g = self._stage(spec, decisions), stencil(spec)
-        factor, ahead = self._apart(spec, decisions)
-        x, dy = stage.rows * stage.phases * stage.columns, g.output[0] * g.output[1]
-        return round_up(x - ahead, factor) + ahead, round_up(dy - ahead, factor) + ahead
-
-    def _apart(self, spec: ConvSpec, decisions: Decisions) -> tuple[int, int]:
-        """Planes lie (second) floats apart, but for multiples of (first): lanes of several then read banks of their own, and copies stay aligned."""
-        (height, width), stage = stencil(spec).output, self._stage(spec, decisions)
-        quad = 4 if height * width % 4 == 0 == stage.rows * stage.phases * stage.columns % 4 else decisions["vector"]
-        return apart(quad if decisions["across"] else round_up(width, quad) % WARP)
-
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
+    def _invalid(self, spec: ConvSpec, device: Device, config: StripsDwConfig) -> str | None:
         height, width = stencil(spec).output
-        if decisions["patch_h"] != height and decisions["patch_w"] != width:
-            return f"a strip must run across all {height} rows or all {width} columns, got {decisions['patch_h']} x {decisions['patch_w']}"
-        size = decisions["planes"] * DTYPES[spec.sums]
-        staged, dy = self._sizes(spec, decisions)
-        return self._unfit(spec, decisions["planes"] * self._lanes(spec, decisions), size * staged, size * dy, self.unrolled(spec, decisions))
+        if config.patch_h != height and config.patch_w != width:
+            return f"a strip must run across all {height} rows or all {width} columns, got {config.patch_h} x {config.patch_w}"
+        block = strips_dw_geometry(spec, config)
+        return self._unfit(spec, block.threads, block.x_bytes, block.dy_bytes, self.unrolled(spec, config))
 
-    def unrolled(self, spec: ConvSpec, decisions: Decisions) -> int:
-        return _products(spec, self._pruned(spec, decisions), self._run(spec, decisions))
+    def unrolled(self, spec: ConvSpec, config: StripsDwConfig) -> int:
+        block = strips_dw_geometry(spec, config)
+        return _products(spec, block.pruned, block.run)
 
-    def _least(self, spec: ConvSpec, device: Device) -> Decisions:
-        """The thinnest strips of one plane that serve, or rows where none do."""
-        (height, width), knobs = stencil(spec).output, self.knobs(spec, device)
-        strips = [*((p, width) for p in knobs["patch_h"]), *((height, p) for p in knobs["patch_w"])]
-        trials = [{"patch_h": h, "patch_w": w, "planes": 1, "vector": knobs["vector"][0], "across": 0} for h, w in strips]
+    def _least(self, spec: ConvSpec, device: Device) -> StripsDwConfig:
+        """Returns the thinnest strips of one plane that serve, or rows where none do."""
+        height, width = stencil(spec).output
+        strips = [*((p, width) for p in _sides(spec, 0)), *((height, p) for p in _sides(spec, 1))]
+        trials = [StripsDwConfig(h, w, channels_per_block=1, vector=quads(spec)[0]) for h, w in strips]
         return next((trial for trial in trials if self._invalid(spec, device, trial) is None), trials[0])
 
-    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[Decisions]:
-        """Choices worth an estimate, those of least code first: strips whose values fit the registers, in blocks of a few warps."""
-        (height, width), knobs, taps = stencil(spec).output, self.knobs(spec, device), len(stencil(spec).every)
-        strips = [*((p, width) for p in knobs["patch_h"] if p < height), *((height, p) for p in knobs["patch_w"] if p < width)]
-        for (patch_h, patch_w), planes, across in itertools.product(sorted(strips, key=math.prod), knobs["planes"], knobs["across"]):
-            d = {"patch_h": patch_h, "patch_w": patch_w, "planes": planes, "vector": knobs["vector"][0], "across": across}
-            if spec.channels % planes or (planes == 1 and across) or not _FEWEST <= planes * self._lanes(spec, d) <= _MOST_THREADS:
+    def _candidates(self, spec: ConvSpec, device: Device) -> Iterator[StripsDwConfig]:
+        """Yields the configs worth an estimate, those of least code first: strips whose values fit the registers, in blocks of a few warps."""
+        (height, width), taps = stencil(spec).output, len(stencil(spec).every)
+        strips = [*((p, width) for p in _sides(spec, 0) if p < height), *((height, p) for p in _sides(spec, 1) if p < width)]
+        for (patch_h, patch_w), channels, across in itertools.product(sorted(strips, key=math.prod), CHANNELS_PER_BLOCK, (0, 1)):
+            config = StripsDwConfig(patch_h, patch_w, channels, quads(spec)[0], across)
+            block = strips_dw_geometry(spec, config)
+            if spec.channels % channels or (channels == 1 and across) or not MIN_DEFAULT_THREADS <= block.threads <= MAX_DEFAULT_THREADS:
                 continue
-            if self._invalid(spec, device, d) is not None:  # asked first: a long strip takes seconds to look at
+            if self._invalid(spec, device, config) is not None:  # asked first: a long strip takes seconds to look at
                 continue
-            if _strip(spec, self._pruned(spec, d), self._run(spec, d))[0].alive + taps + 2 * self._run(spec, d) <= _MOST_HELD:
-                yield d
+            if _strip(spec, block.pruned, block.run)[0].alive + taps + 2 * block.run <= MAX_ALIVE:
+                yield config
 
-    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
-        """Clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
-        g, figure, d = stencil(spec), nearest(device.arch), decisions
-        (height, width), pruned, run, lanes, planes = g.output, self._pruned(spec, d), self._run(spec, d), self._lanes(spec, d), d["planes"]
-        own, taps, threads, stage = _strip(spec, pruned, run)[0], max(1, len(g.every)), planes * lanes, self._stage(spec, d)
+    def estimate(self, spec: ConvSpec, device: Device, config: StripsDwConfig) -> Mapping[str, float]:
+        """Returns the clocks of an SM for 32 pixels of dy by resource, of the first pass, before anything is compiled."""
+        block, planes = strips_dw_geometry(spec, config), config.channels_per_block
+        g, stage, row, run, pruned, threads = block.g, block.stage, block.row, block.run, block.pruned, block.threads
+        own, taps, (height, width) = _strip(spec, pruned, run)[0], max(1, len(g.every)), g.output
         warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]
-        plane, lane = np.indices((planes, lanes)).reshape(2, -1)
-        if d["across"]:
-            lane, plane = np.indices((lanes, planes)).reshape(2, -1)
-        x, dy = self._sizes(spec, d)
-        row = stage.phases * stage.columns
-        loads = sum(count * passes(plane * x + lane * run * (row * g.step[0] if pruned else 1), words) for words, count in own.loads.items() if count)
-        quad = math.gcd(width if pruned else run, _VECTOR)
-        loads += area / quad * passes(plane * dy + lane * run * (width if pruned else 1), quad)
+        plane, lane = block.places()
+        across, down = lane * run * (row * g.step[0] if pruned else 1), lane * run * (width if pruned else 1)
+        loads = sum(count * passes(plane * block.x + across, words) for words, count in own.loads.items() if count)
+        quad = math.gcd(width if pruned else run, VECTOR)
+        loads += area / quad * passes(plane * block.dy + down, quad)
         staged = planes * (stage.rows * row + pixels)
         part = spec.itemsize / DTYPES[spec.sums]
         fetched = planes * (g.source[0] * g.source[1] + pixels)
-        memory = warps * (loads + taps) + (staged + 1.3 * part * fetched + threads * taps) / WARP
-        others = sum(own.loads.values()) + area / quad + 3 * taps
-        shared = 4 * planes * (x + dy)
-        copies = (planes * stage.rows * row / d["vector"] + planes * pixels / (4 if pixels % 4 == 0 else 1)) / threads
-        moved = spec.itemsize * fetched + 4 * planes * taps
-        registers = own.alive + taps + 2 * run
-        return clocks(figure, threads, planes * pixels, shared, registers, memory, own.products, others, copies, moved, moved + 4 * planes * taps, least=ALONE)
+        memory = warps * (loads + taps) + (staged + FETCHED * part * fetched + threads * taps) / WARP
+        copies = (planes * stage.rows * row / config.vector + planes * pixels / (VECTOR if pixels % VECTOR == 0 else 1)) / threads
+        work = ThreadWork(own.products, sum(own.loads.values()) + area / quad + 3 * taps, copies)
+        moved = spec.itemsize * fetched + _SUM_BYTES * planes * taps
+        shared, l2 = block.x_bytes + block.dy_bytes, moved + _SUM_BYTES * planes * taps
+        load = BlockLoad(threads, planes * pixels, shared, own.alive + taps + 2 * run, memory, moved, l2, work)
+        return clocks(nearest(device.arch), load, least=ALONE)
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
-        d = decisions
-        return StageConfig(
-            pruned=self._pruned(spec, d), run=self._run(spec, d), halo=_VECTOR, pitch=_VECTOR, quad=d["vector"], joins=self._joins(spec, self._lanes(spec, d)),
-            slices=SLICES, ahead=AHEAD,
+    def channel_blocks(self, channels: int, config: StripsDwConfig) -> int:
+        return channels // most_dividing(channels, config.channels_per_block)
+
+    def form(self, spec: ConvSpec, config: StripsDwConfig) -> DwStageConfig:
+        block = strips_dw_geometry(spec, config)
+        return DwStageConfig(
+            pruned=block.pruned, run=block.run, halo=VECTOR, pitch=VECTOR, quad=config.vector, joins=self._joins(spec, block.lanes), slices=SLICES,
+            ahead=AHEAD,
         )  # fmt: skip
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        block, threads = self._first_pass(sch, spec, decisions["planes"], self._lanes(spec, decisions))
-        self._sum_unrolled(sch, block, _strip(spec, self._pruned(spec, decisions), self._run(spec, decisions))[1], bool(decisions["across"]))
-        for name, vector in (("stage", decisions["vector"]), ("dys", 0)):
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: StripsDwConfig) -> None:
+        shape = strips_dw_geometry(spec, config)
+        block, threads = self._first_pass(sch, spec, config.channels_per_block, shape.lanes)
+        self._sum_unrolled(sch, block, _strip(spec, shape.pruned, shape.run)[1], bool(config.lanes_across_channels))
+        for name, vector in ((names.STAGE, config.vector), (names.DYS, 0)):
             staged = sch.get_sblock(name)
             sch.compute_at(staged, block, preserve_unit_loops=True)
             vector = vector or int(sch.get(sch.get_loops(staged)[-1]).extent)
-            if spec.dtype != "float32" and name == "dys":
+            if spec.is_half and name == names.DYS:
                 cooperate(sch, staged, threads, vector)
             else:
-                cooperate_by_rows(sch, staged, threads, vector, unroll=spec.dtype == "float32")
-            sch.storage_align(staged, 0, 1, *self._apart(spec, decisions))
+                cooperate_by_rows(sch, staged, threads, vector, unroll=not spec.is_half)
+            sch.storage_align(staged, 0, 1, *shape.apart)
         self._second_pass(sch)
 
-    def finish(self, func: Any, spec: ConvSpec, decisions: Decisions) -> Any:
-        from tvm_orient.codegen.tir.fuse_groups import SKIP_RENORMALIZE
+    def finish(self, func: Any, spec: ConvSpec, config: StripsDwConfig) -> Any:
+        from tvm_orient.codegen.names import SKIP_RENORMALIZE
 
-        return func.with_attr(SKIP_RENORMALIZE, True) if spec.dtype == "float32" else func  # elsewhere the pass finds something
+        return func if spec.is_half else func.with_attr(SKIP_RENORMALIZE, True)  # in half precision the pass finds something
+
+
+def _sides(spec: ConvSpec, axis: int) -> tuple[int, ...]:
+    """Returns the rows (axis 0) or columns (1) that a strip may have: those of a thin strip, or the whole side; ascending."""
+    size = stencil(spec).output[axis]
+    return tuple(sorted({*divisors(size, MAX_RUN), size}))
 
 
 def _products(spec: ConvSpec, pruned: int, run: int) -> int:
-    """Multiply-adds of a strip."""
+    """Returns the number of multiply-adds of a strip."""
     g = stencil(spec)
     places = np.arange(g.output[pruned])[:, None] * g.step[pruned] + np.array([(t.row, t.col)[pruned] for t in g.every], np.int64)
     return run * (places.size if g.wrap else int(((places >= 0) & (places < g.source[pruned])).sum()))
@@ -170,10 +152,10 @@ def _products(spec: ConvSpec, pruned: int, run: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _strip(spec: ConvSpec, pruned: int, run: int) -> tuple[Patch, bool]:
-    """What a strip reads of the stage, and whether fewer values are held at once with the loop along it outside the one across it."""
+    """Returns the cost of a strip, and whether fewer values are held at once with the loop along it outside the one across it."""
     g, found = stencil(spec), []
-    stage, along = g.stage(g.output[1], _VECTOR, _VECTOR, pruned=pruned), g.output[pruned]
-    align = math.gcd(stage.columns, _VECTOR if pruned else run, _VECTOR)
+    stage, along = g.stage(g.output[1], VECTOR, VECTOR, pruned=pruned), g.output[pruned]
+    align = math.gcd(stage.columns, VECTOR if pruned else run, VECTOR)
     for along_first in (True, False):
         order = itertools.product(range(along), range(run)) if along_first else ((q, p) for p in range(run) for q in range(along))
         found.append((held([_reads(g, stage, pruned, q, p) for q, p in order], align), along_first))
@@ -181,7 +163,7 @@ def _strip(spec: ConvSpec, pruned: int, run: int) -> tuple[Patch, bool]:
 
 
 def _reads(g: Stencil, stage: Stage, pruned: int, along: int, across: int) -> Any:
-    """(row, column phase, column) of the stage that a pixel of a strip reads."""
+    """Returns (row, column phase, column) of the stage that a pixel of a strip reads."""
     taps = np.array([(t.row, t.col, *stage.place(t.col)) for t in g.every], np.int64).reshape(-1, 4)
     place = taps[:, pruned] + along * g.step[pruned]
     live = np.full(len(taps), True) if g.wrap else (place >= 0) & (place < g.source[pruned])

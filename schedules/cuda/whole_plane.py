@@ -8,103 +8,119 @@ banks of their own.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import clocks
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.stencil import Stencil, stencil
 from tvm_orient.sass.bank_conflicts import WARP
 
-from ..base import MOST, ONE_OFFSET, Decisions, Template
+from ..base import MAX_USE, ONE_OFFSET, Config, Template
 from ..tiling import most_dividing
 
-_MOST_OUTPUTS, _MOST_SOURCE = 64, 256  # values of a plane: sums are kept in registers
-_MOST_UNROLLED = 4096  # multiply-adds of one thread
-_MOST_SHARED = MOST.staged + MOST.weights  # bytes of a block: merged angles may add what another template collects
+MAX_OUTPUTS = 64  # outputs of a plane: sums are kept in registers
+MAX_SOURCE = 256  # values of a plane of the source
+MAX_UNROLLED = 4096  # multiply-adds of one thread
+MAX_SHARED = MAX_USE.staged + MAX_USE.weights  # bytes of a block: merged angles may add what another template collects
 _COPY = 4  # instructions of a copy: addresses only grow
+_HELD = 24  # registers beside results and weights, as nvcc takes them
+
+
+@dataclass(frozen=True)
+class WholePlaneConfig(Config):
+    """The decisions of `whole_plane`."""
+
+    channels_per_block: int  #: channels of a block at most, a thread each; as many as part the channels evenly
+    vector: int  #: values that a thread copies at once
+    weights_shared: int  #: 1: weights pass through shared memory; 0: each thread loads its own
 
 
 def _products(g: Stencil) -> int:
-    """Multiply-adds of a plane: taps that land inside, output by output."""
+    """Returns the number of multiply-adds of a plane: taps that land inside, output by output."""
     return sum(len(g.reads(row, column)) for row in range(g.output[0]) for column in range(g.output[1]))
 
 
-class WholePlane(Template):
+class WholePlane(Template[WholePlaneConfig]):
     """conv and conv_dx, any stride."""
 
-    name, version, kind, ops = "whole_plane", 1, "cuda", ("conv", "conv_dx")
+    name, version, kind, ops, config_type = "whole_plane", 2, "cuda", ("conv", "conv_dx"), WholePlaneConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:
             return ONE_OFFSET
         g = stencil(spec)
         outputs, source = math.prod(g.output), math.prod(g.source)
-        if outputs > _MOST_OUTPUTS or source > _MOST_SOURCE:
-            return f"for planes of at most {_MOST_OUTPUTS} outputs and {_MOST_SOURCE} inputs, got {outputs} and {source}"
-        if (work := _products(g)) > _MOST_UNROLLED:
-            return f"a thread would unroll {work} multiply-adds, at most {_MOST_UNROLLED}"
-        return self._invalid(spec, device, self._least(spec))
+        if outputs > MAX_OUTPUTS or source > MAX_SOURCE:
+            return f"for planes of at most {MAX_OUTPUTS} outputs and {MAX_SOURCE} inputs, got {outputs} and {source}"
+        if (work := _products(g)) > MAX_UNROLLED:
+            return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
+        return self._invalid(spec, device, self._least(spec, device))
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
-        return {"planes": (32, 64, 128), "vector": self._vectors(spec), "weights_shared": (0, 1)}
+        return {"channels_per_block": (32, 64, 128), "vector": self._vectors(spec), "weights_shared": (0, 1)}
 
-    def _least(self, spec: ConvSpec) -> Decisions:
-        return {"planes": 32, "vector": self._vectors(spec)[0], "weights_shared": 0}
+    def _least(self, spec: ConvSpec, device: Device) -> WholePlaneConfig:
+        return WholePlaneConfig(32, self._vectors(spec)[0], weights_shared=0)
 
-    def _threads(self, spec: ConvSpec, planes: int) -> int:
-        """Planes of a block: what divides the channels, so that a block has one image."""
-        return most_dividing(spec.channels, planes)
+    def _threads(self, spec: ConvSpec, config: WholePlaneConfig) -> int:
+        """Returns the number of threads of a block, one a plane: as many as part the channels evenly, so that a block has one image."""
+        return most_dividing(spec.channels, config.channels_per_block)
 
     def _vectors(self, spec: ConvSpec) -> tuple[int, ...]:
-        """Vectors that part every plane evenly, widest first: the channels of one angle may begin at any plane of a layer."""
+        """Returns the vectors that part every plane evenly, widest first: the channels of one angle may begin at any plane of a layer."""
         g = stencil(spec)
-        return tuple(v for v in (4, 2, 1) if v == 1 or (spec.dtype == "float32" and all(math.prod(plane) % v == 0 for plane in (g.source, g.output))))
+        return tuple(v for v in (4, 2, 1) if v == 1 or (not spec.is_half and all(math.prod(plane) % v == 0 for plane in (g.source, g.output))))
 
-    def default(self, spec: ConvSpec, device: Device) -> Decisions:
-        trials = [{"planes": p, "vector": self._vectors(spec)[0], "weights_shared": w} for p in (64, 32) for w in (1, 0)]
+    def default(self, spec: ConvSpec, device: Device) -> WholePlaneConfig:
+        trials = [WholePlaneConfig(channels, self._vectors(spec)[0], weights) for channels in (64, 32) for weights in (1, 0)]
         fitting = [trial for trial in trials if self._invalid(spec, device, trial) is None]
-        return min(fitting, key=lambda trial: max(self.estimate(spec, device, trial).values()), default=self._least(spec))
+        return min(fitting, key=lambda trial: max(self.estimate(spec, device, trial).values()), default=self._least(spec, device))
 
-    def _shared(self, spec: ConvSpec, decisions: Decisions) -> int:
-        """Bytes of a block: source, results and weights."""
-        g, threads = stencil(spec), self._threads(spec, decisions["planes"])
-        weights = spec.kernel_size if decisions["weights_shared"] else 0
-        return threads * (math.prod(g.source) + math.prod(g.output) + weights) * DTYPES[spec.sums]
+    def _shared(self, spec: ConvSpec, config: WholePlaneConfig) -> int:
+        """Returns the bytes of a block: source, results and weights."""
+        g, weights = stencil(spec), spec.kernel_size if config.weights_shared else 0
+        return self._threads(spec, config) * (math.prod(g.source) + math.prod(g.output) + weights) * DTYPES[spec.sums]
 
-    def _invalid(self, spec: ConvSpec, device: Device, decisions: Decisions) -> str | None:
-        if (shared := self._shared(spec, decisions)) > min(device.shared_memory, _MOST_SHARED):
-            return f"a block would use {shared} bytes of shared memory, at most {min(device.shared_memory, _MOST_SHARED)}"
+    def _invalid(self, spec: ConvSpec, device: Device, config: WholePlaneConfig) -> str | None:
+        most = min(device.shared_memory, MAX_SHARED)
+        if (shared := self._shared(spec, config)) > most:
+            return f"a block would use {shared} bytes of shared memory, at most {most}"
         return None
 
-    def estimate(self, spec: ConvSpec, device: Device, decisions: Decisions) -> dict[str, float]:
-        """Clocks of an SM for 32 outputs by resource, before anything is compiled."""
-        g, figure, d = stencil(spec), nearest(device.arch), decisions
-        source, size, taps, threads = math.prod(g.source), math.prod(g.output), spec.kernel_size, self._threads(spec, d["planes"])
+    def estimate(self, spec: ConvSpec, device: Device, config: WholePlaneConfig) -> Mapping[str, float]:
+        g, threads = stencil(spec), self._threads(spec, config)
+        source, size, taps = math.prod(g.source), math.prod(g.output), spec.kernel_size
         live = len({s for t in g.every for s in t.taps})
-        ways, products, warps = math.gcd(source, WARP), _products(g), -(-threads // WARP)
+        ways, warps = math.gcd(source, WARP), -(-threads // WARP)
         lines = min(WARP, taps)  # lanes read weights that lie K floats apart
-        weights = 2 * taps + live * math.gcd(taps, WARP) if d["weights_shared"] else live * lines
+        weights = 2 * taps + live * math.gcd(taps, WARP) if config.weights_shared else live * lines
         memory = warps * (2 * source + source * ways + size * math.gcd(size, WARP) + 2 * size + weights)
-        copies = (source + size + (taps if d["weights_shared"] else 0)) / d["vector"]
-        others = source + size + 2 * live + _COPY * copies
+        copies = (source + size + (taps if config.weights_shared else 0)) / config.vector
+        work = ThreadWork(_products(g), source + size + 2 * live + _COPY * copies)
         dram = spec.itemsize * threads * (source + size)
-        return clocks(figure, threads, threads * size, self._shared(spec, d), size + live + 24, memory, products, others, 0, dram, dram)
+        return clocks(nearest(device.arch), BlockLoad(threads, threads * size, self._shared(spec, config), size + live + _HELD, memory, dram, dram, work))
 
-    def form(self, spec: ConvSpec, decisions: Decisions) -> StageConfig:
+    def channel_blocks(self, channels: int, config: WholePlaneConfig) -> int:
+        return channels // most_dividing(channels, config.channels_per_block)
+
+    def form(self, spec: ConvSpec, config: WholePlaneConfig) -> StageConfig:
         return StageConfig(bare=True)
 
-    def apply(self, sch: Any, spec: ConvSpec, device: Device, decisions: Decisions) -> None:
-        y = sch.get_sblock("y")
+    def apply(self, sch: Any, spec: ConvSpec, device: Device, config: WholePlaneConfig) -> None:
+        y = sch.get_sblock(names.Y)
         reads = [region.source.name for region in sch.get(y).reads]
-        staged = [(sch.cache_read(y, reads.index("x"), "shared"), decisions["vector"])]
-        if decisions["weights_shared"] and "w" in reads:
-            staged.append((sch.cache_read(y, reads.index("w"), "shared"), 1))
+        staged = [(sch.cache_read(y, reads.index(names.X), "shared"), config.vector)]
+        if config.weights_shared and names.W in reads:
+            staged.append((sch.cache_read(y, reads.index(names.W), "shared"), 1))
         out = sch.cache_write(y, 0, "shared")
         n, c, *pixels = sch.get_loops(out)
-        chunk, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), decisions["planes"])])
+        chunk, plane = sch.split(c, [None, most_dividing(int(sch.get(c).extent), config.channels_per_block)])
         threads = int(sch.get(plane).extent)
         sch.reorder(n, chunk, plane, *pixels)
         block = sch.fuse(n, chunk)
@@ -114,7 +130,7 @@ class WholePlane(Template):
         sch.bind(thread, "threadIdx.x")
         for loop in (row, column):
             sch.unroll(loop)
-        _in_line(sch, sch.fuse(plane, *sch.get_loops(out)[2:]), threads, decisions["vector"])
+        _in_line(sch, sch.fuse(plane, *sch.get_loops(out)[2:]), threads, config.vector)
         for copy, vector in staged:
             sch.compute_at(copy, block, preserve_unit_loops=True)
             _in_line(sch, sch.fuse(*sch.get_loops(copy)[1:]), threads, vector)

@@ -3,8 +3,7 @@
 Every result is checked against the reference before anything is timed and once more after; what fails gets no time. Methods
 take turns in an order that is shuffled each round, so that a slow spell of the machine falls on all of them. A turn is one
 call that is not timed and one that is: the first wakes the method's own threads, after those of the method before went to
-sleep. Cold: each call takes another set of operands and another place for its result, out of so many that the last-level
-cache cannot hold them. Warm: the untimed call had the same ones.
+sleep. Cold is what `tvm_orient.evaluate.timing` says, as in tuning. Warm: the untimed call had the same operands.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import math
 import random
@@ -15,28 +14,27 @@ import numpy as np
 import torch
 
 from .. import env
-from ..errors import OrientError, Unsupported
-from ..evaluate import reference, tolerance
-from ..evaluate.machine import clocks, last_level_cache, others_busy
-from ..evaluate.timing import finish, no_collector, on_device, time_limit
+from ..errors import OrientError, Unsupported, last_line
+from ..evaluate.machine import clocks, finish, no_collector, others_busy, time_limit, torch_device
+from ..evaluate.timing import sets_in_turn, timed
+from ..evaluate.verified import Expected
 from ..kernels import resolve
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..runtime import serving
 from ..schedules.choices import default_choices
+from ..toolchain import versions
 from .methods import Call, Method, angles_text, public_op, sample, twin_op
 from .peers import base, floors, registry
 from .rows import DEFAULT, TUNED, Row
 
 Report = Callable[[str], None]
 
-_SLOW_S = {"cpu": 3.0, "cuda": 0.5}  # what one method may spend in one state of the cache; slow ones get fewer calls, _FEWEST at least
-_FEWEST = {"cpu": 5, "cuda": 3}  # a GPU's time spreads less, and is lent by the minute
+_SLOW_S = {"cpu": 3.0, "cuda": 0.5}  # what one method may spend in one state of the cache; slow ones get fewer calls, _MIN_CALLS at least
+_MIN_CALLS = {"cpu": 5, "cuda": 3}  # timed calls of a method, however slow: a GPU's time spreads less, and is lent by the minute
 _FAR = 3  # times our own time: a peer beyond that gets the fewest calls too
 _LONG_S = 0.1  # a call so long pays for waking its own threads without showing it
 _SETTLE_S = 0.002  # between turns on a CPU: other pools of threads than the coming one stop waiting for work
-_MEMORY = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes that sets of operands may take, unless two take more
-_MOST_SETS = 4096
 
 
 def silent(text: str) -> None:
@@ -48,14 +46,11 @@ class Cell:
 
     def __init__(self, spec: ConvSpec, device: Device, batch: int, report: Report, title: str, patience: float | None = None) -> None:
         self.spec, self.device, self.batch, self.patience = spec, device, batch, patience
-        self.where = torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.index)
+        self.where = torch_device(device)
         self.report, self.title = report, title
         self.operands = sample(spec, batch, self.where)
         self._sets: dict[torch.memory_format, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        plane = batch * spec.channels * spec.itemsize
-        held = plane * (spec.height * spec.width + spec.out_height * spec.out_width)
-        enough = -(-2 * last_level_cache(device) // held) + 1
-        self.count = max(2, min(enough, _MOST_SETS, _MEMORY[device.kind] // held))
+        self.count = sets_in_turn(spec.bytes_moved(batch), device)
 
     def say(self, text: str) -> None:
         """Reports a step of this cell."""
@@ -66,8 +61,7 @@ class Cell:
         runs = [*self._ours(), *self._theirs(floors.FLOORS, [peer.name for peer in floors.FLOORS]), *self._theirs(registry.PEERS, wanted)]
         with base.settings():
             self.say("reference")
-            self.expected = reference.run(self.spec, *self.operands)
-            self.bound = tolerance.tolerance(self.spec, self.batch, *self.operands)
+            self.expected = Expected(self.spec, *self.operands)
             for run in runs:
                 self._check(run)
             load, speeds = others_busy() if self.device.kind == "cpu" else None, ""
@@ -152,21 +146,19 @@ class Cell:
             return
         self.say(f"checking {run.name}")
         for _ in range(2):  # what the allocator gives next is not an earlier method's right result
-            torch.full(tuple(self.expected.shape), math.nan, dtype=self.operands[0].dtype, device=self.where)
+            torch.full(tuple(self.expected.result.shape), math.nan, dtype=self.operands[0].dtype, device=self.where)
         try:
             call, operands = self._call(run, 0)
             with time_limit(None if run.ours else self.patience):
                 result = call(*operands)
         except Exception as problem:  # of a peer: whatever its compiler raises; it must not end the others
-            run.fail(f"failed: {_last_line(problem)}")
+            run.fail(f"failed: {_what_failed(problem)}")
             return
-        if result.shape != self.expected.shape:
-            run.fail(f"wrong: its result has shape {tuple(result.shape)} instead of {tuple(self.expected.shape)}")
-            return
-        difference = float((result.double() - self.expected).abs().max()) if result.numel() else 0.0
-        run.error = max(run.error or 0.0, difference / (float(self.expected.abs().max()) or 1.0))
-        if not difference <= self.bound:  # NaN is not
-            run.fail(f"wrong: off by {difference:.3g}, where rounding allows {self.bound:.3g}; no time is given")
+        verdict = self.expected.verdict(result)
+        if verdict.difference < math.inf:
+            run.error = max(run.error or 0.0, verdict.relative)
+        if verdict.wrong:
+            run.fail(f"wrong: {verdict.wrong}; no time is given")
 
     # ---- turns ----------------------------------------------------------------------------------
 
@@ -191,7 +183,7 @@ class Cell:
 
     def _share(self, run: Method, runs: Sequence[Method], repeats: int) -> int:
         """How many of the repeats a method gets: few where its calls are long, or where a peer is far from us."""
-        fewest = _FEWEST[self.device.kind]
+        fewest = _MIN_CALLS[self.device.kind]
         ours = min((other.seconds for other in runs if other.ours), default=math.inf)
         far = not (run.ours or run.floor) and run.seconds > _FAR * ours
         return min(repeats, fewest if far else max(fewest, int(_SLOW_S[self.device.kind] / (2 * run.seconds + _SETTLE_S))))
@@ -207,7 +199,7 @@ class Cell:
                 run.results[index] = call(*operands)
                 finish(self.device)
             except Exception as problem:  # of a peer: out of memory, say
-                run.fail(f"failed: {_last_line(problem)}")
+                run.fail(f"failed: {_what_failed(problem)}")
                 return
             run.seconds = time.perf_counter() - start
             spent += run.seconds
@@ -222,13 +214,7 @@ class Cell:
             call, operands = self._call(run, before)
             run.results[before] = call(*operands)
         call, operands = self._call(run, index)
-        if self.device.kind == "cuda":
-            seconds, run.results[index] = on_device(self.where, call, operands)
-            return seconds
-        start = time.perf_counter()
-        result = call(*operands)
-        seconds = time.perf_counter() - start
-        run.results[index] = result
+        seconds, run.results[index] = timed(self.where, call, operands)
         return seconds
 
     # ---- rows -----------------------------------------------------------------------------------
@@ -262,17 +248,13 @@ class Cell:
 
 
 def provenance(device: Device) -> dict[str, Any]:
-    """What a row of measurements says of where it was made: device, threads, versions, date."""
+    """Says where a row of measurements was made: device, threads, versions, date."""
     found = {"device": device.slug, "hardware": device.name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    for name, package in (("tvm", "apache-tvm"), ("version", "tvm-orient")):
-        try:
-            found[name] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a bare checkout, or kernels that were built elsewhere
-            found[name] = "absent" if name == "tvm" else "0.0.0"
+    recorded = versions.provenance()
+    found |= {name: recorded[name] for name in ("tvm", "version")}
     return {**found, "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _last_line(problem: BaseException) -> str:
-    """What kind of problem, and the last line of what it says."""
-    lines = [line for line in str(problem).strip().splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[-1].strip()[:200]}" if lines else type(problem).__name__
+def _what_failed(problem: BaseException) -> str:
+    """The kind of a problem and the last line of what it says, on one line of a table."""
+    return f"{type(problem).__name__}: {last_line(problem)[:200]}"

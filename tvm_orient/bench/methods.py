@@ -9,6 +9,7 @@ import torch
 
 from .. import ops
 from ..problem.spec import ConvSpec
+from ..problem.taps_key import degrees_text
 
 Call = Callable[..., torch.Tensor]
 
@@ -36,8 +37,7 @@ class Method:
 
 def angles_text(spec: ConvSpec) -> str:
     """The angles of a spec in degrees, such as "0 22.5 45"; "free" where the offsets are no lines."""
-    head, line, degrees = spec.taps.key.partition("a")
-    return degrees.replace("_", " ") if line and head.startswith("k") else "free"
+    return " ".join(map(degrees_text, spec.taps.degrees)) or "free"
 
 
 def public_op(spec: ConvSpec) -> Call:
@@ -73,8 +73,6 @@ def twin_op(kernel: Call) -> Call:
 
 def sample(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal random operands of spec.op, the same in every run."""
-    x = (batch, spec.channels, spec.height, spec.width)
-    y = (batch, spec.channels, spec.out_height, spec.out_width)
-    first, second = {"conv": (x, (spec.channels, spec.kernel_size)), "conv_dx": (y, (spec.channels, spec.kernel_size)), "conv_dw": (x, y)}[spec.op]
+    first, second = (operand.torch_shape for operand in spec.operands(batch)[:2])
     source, dtype = torch.Generator(where).manual_seed(0), getattr(torch, spec.dtype)
     return torch.randn(first, generator=source, dtype=dtype, device=where), torch.randn(second, generator=source, dtype=dtype, device=where)

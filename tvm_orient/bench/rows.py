@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import InvalidArgument
+from ..problem.spec import ConvSpec
 
 if TYPE_CHECKING:
     pass
@@ -79,7 +80,7 @@ class Row:
         angles = "free taps" if self.angles == "free" else f"{count} angles" if count > 2 else " and ".join(f"{a}°" for a in self.angles.split())
         stride = "" if self.stride == "1" else f" stride {self.stride}"
         unusual = [word for word, usual in ((self.dtype, "float32"), (self.padding_mode, "zeros")) if word != usual]
-        kind = "".join(f" {word}" for word in unusual + ["channels_last"] * ("-nhwc-" in self.spec))
+        kind = "".join(f" {word}" for word in unusual + ["channels_last"] * (ConvSpec.from_key(self.spec).layout == "nhwc"))
         return f"{self.op} {self.channels}x{self.height}x{self.width} K={self.kernel_size} {angles}{stride}{kind} N={self.batch}"
 
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from ..errors import InvalidArgument, OrientError
 
 # as a user meets them; help lists them so
-ORDER = ("doctor", "show", "tune", "build", "explain", "bench", "logs", "cache", "demo")
+ORDER = ("doctor", "show", "tune", "build", "explain", "check", "bench", "logs", "cache", "demo")
 
 
 # what stands for a character that a terminal of another encoding than UTF-8 lacks; a question mark stands for all others

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..problem.spec import ConvSpec
 from .application import app, complain, examples
-from .output import Json, console, plain_file, print_json
+from .output import Json, console, plain_file, print_json, progress
 from .spec_options import Target, chosen_device, takes_problem, whole
-
-_QUIET = 10.0  # seconds between lines where there is no terminal
 
 
 @app.command(epilog=examples("bench --op all --channels 512 --height 14 --width 14 --kernel-size 31 --batch 8", "bench --specs keys.txt --csv speed.csv"))
@@ -38,7 +32,7 @@ def bench(
 
     plain_file(csv)
     device = chosen_device(target)
-    with _progress(console(err=True)) as report:
+    with progress(console(err=True)) as report:
         rows = measured(specs, device, batch=batch, peers=peers, repeats=repeats, report=report)
     if csv is not None:
         write_csv(rows, csv)
@@ -53,21 +47,3 @@ def bench(
         complain(f"{row.spec}: {row.method} {row.note}")
     if failed:
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _progress(printer: Console) -> Iterator[Callable[[str], None]]:
-    """One line that changes in a terminal, now and then a line elsewhere; always on standard error, apart from the results."""
-    if printer.is_terminal:
-        with printer.status("starting") as status:
-            yield status.update
-        return
-    said = -_QUIET
-
-    def say(text: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _QUIET:
-            said = time.monotonic()
-            printer.print(text, soft_wrap=True)
-
-    yield say

@@ -25,19 +25,19 @@ def list_entries(as_json: Json = False) -> None:
     folders = [KernelCache(folder).directory for folder in env.cache_dirs()]
     entries, others = [how for folder in folders for how in KernelCache(folder).entries()], shared_cache.entries()
     if as_json:
-        print_json({"directory": str(folders[0]) if folders else None, "entries": entries, "shared": others})
+        shown = {folder: [how.plain for how in found] for folder, found in others.items()}
+        print_json({"directory": str(folders[0]) if folders else None, "entries": [how.plain for how in entries], "shared": shown})
         return
     printer = console()
     rows = table("entry", "kernel", "arch", "size", "made", right=("size",), fold=("kernel",))
     for how in (*entries, *(how for found in others.values() for how in found)):
-        key, made = how.get("key", {}), str(how.get("made"))[:16].replace("T", " ")
-        rows.add_row(str(how.get("name")), str(key.get("spec")), str(key.get("arch")), size(int(how.get("size", 0))), made)
+        rows.add_row(how.name, str(how.key.get("spec")), str(how.key.get("arch")), size(how.size), how.made[:16].replace("T", " "))
     if rows.row_count:
         printer.print(rows)
         printer.print()
     for folder, found in [*((str(folder), entries) for folder in folders), *others.items()]:
         note = ", which is only read" if folder in others else ""
-        printer.print(f"{len(found)} kernels, {size(sum(int(how.get('size', 0)) for how in found))} in {folder}{note}", soft_wrap=True)
+        printer.print(f"{len(found)} kernels, {size(sum(how.size for how in found))} in {folder}{note}", soft_wrap=True)
     if not folders:
         printer.print("no cache of this user's own: no home, and TVM_ORIENT_CACHE_DIR is not set", soft_wrap=True)
 

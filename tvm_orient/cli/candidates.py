@@ -1,4 +1,4 @@
-"""explain, where no record answers: which templates serve each angle, what they are estimated to take, and why the others do not."""
+"""explain: which templates serve each angle, what they and the default are estimated to take, and why the others do not."""
 
 from __future__ import annotations
 
@@ -8,50 +8,51 @@ from rich.console import Console
 from rich.text import Text
 
 from ..problem.device import Device
+from ..problem.spec import ConvSpec
 from .output import angle, table
 
 if TYPE_CHECKING:
     from ..kernels.resolve import Explained
+    from ..schedules.registry import Rival
 
 
-def compared(parts: list[Explained], device: Device) -> list[dict[str, Any] | None]:
-    """Of each angle that no record answers for: its candidates, best first, and the templates of this kind of device that decline, with their reasons.
+def compared(spec: ConvSpec, parts: list[Explained], device: Device) -> list[dict[str, Any]]:
+    """Of each angle: its candidates, best first, the default, and the templates of this kind of device that decline, with their reasons.
 
-    clocks: of an SM for 32 outputs by resource, estimated before anything is compiled; empty for a template without an estimate.
-    total: what candidates are ranked by, a little more than the largest of these. None: a record answers.
+    candidates: the least choice of each template, and the chosen one in the place of its template's; `chosen` says which it is.
+    default: what is taken where no record answers, in this layer; its template is the generic kernel where no other serves one of the angles.
+    clocks: of an SM for 32 outputs by resource, estimated before anything is compiled, in a layer of this angle alone; empty without an estimate.
+    total: what candidates are ranked by, a little more than the largest of these; None without an estimate.
     """
-    from ..perf_model.block_cost import soft_maximum
     from ..schedules import registry
-    from ..schedules.choices import is_generic
+    from ..schedules.choices import default_choices, is_generic
 
-    found: list[dict[str, Any] | None] = []
-    for part in parts:
-        if part.record is not None:
-            found.append(None)
-            continue
-        own = None if is_generic([part.choice]) else (part.choice.template, dict(part.choice.decisions))
+    found: list[dict[str, Any]] = []
+    for part, default in zip(parts, default_choices(spec, device), strict=True):
+        own = None if is_generic([part.choice]) else (part.choice.template, part.choice.config)
         serve, declined = registry.compare(part.part, device, own)
-        rows = [
-            {
-                "template": template.name,
-                "decisions": dict(decisions),
-                "clocks": dict(clocks),
-                "total": soft_maximum(clocks) if clocks else None,
-                "chosen": own == (template.name, dict(decisions)),
-            }
-            for template, decisions, clocks in serve
-        ]
-        found.append({"candidates": rows, "declined": declined})
+        rows = [{**_plain(rival), "chosen": own == (rival.template.name, rival.config)} for rival in serve]
+        if is_generic([default]):
+            plain: dict[str, Any] = {"template": default.template, "decisions": {}, "clocks": {}, "total": None}
+        else:
+            plain = _plain(registry.estimated(registry.find(default.template), part.part, device, default.config))
+        found.append({"candidates": rows, "default": plain, "declined": declined})
     return found
 
 
-def show(printer: Console, parts: list[Explained], found: list[dict[str, Any] | None]) -> None:
-    """Two tables: a row an angle and a column a template; and the templates that decline."""
-    rows = [(angle(part.part.taps), one) for part, one in zip(parts, found, strict=True) if one is not None]
+def _plain(rival: Rival) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return {"template": rival.template.name, "decisions": rival.config.decisions(), "clocks": dict(rival.clocks), "total": rival.total}
+
+
+def show(printer: Console, parts: list[Explained], found: list[dict[str, Any]]) -> None:
+    """Prints two tables: a row an angle and a column a template; and the templates that decline."""
+    rows = [(angle(part.part.taps), one) for part, one in zip(parts, found, strict=True)]
     names = list(dict.fromkeys(row["template"] for _, one in rows for row in one["candidates"]))
     if names:
         timed = any(row["clocks"] for _, one in rows for row in one["candidates"])
         unit = "clocks of an SM for 32 outputs, estimated, and what takes them" if timed else "none has an estimate: the first is taken"
+        unit += " where no record answers" if any(part.record for part in parts) else ""
         printer.print(f"\ntemplates that serve it, * chosen ({unit})", style="bold", soft_wrap=True)
         sheet = table("angle", *names, right=tuple(names) if timed else ())
         for name, one in rows:

@@ -14,10 +14,10 @@ from ..env import LOOKUP_MODES
 from ..perf_model.gpu_specs import borrowed
 from ..problem.labels import asked_text
 from ..problem.spec import ConvSpec
-from . import candidates
+from . import candidates, changes
 from . import sass as cli_sass
 from .application import app, examples
-from .output import Json, angle, console, degrees, layer, microseconds, print_json, speedup, table
+from .output import Json, angle, console, layer, microseconds, print_json, speedup, table
 from .spec_options import Arch, Target, chosen_device, takes_problem
 
 if TYPE_CHECKING:
@@ -41,13 +41,16 @@ def explain(
 ) -> None:
     """Say where the kernel of each angle comes from: which step of the lookup answered, and why the earlier ones did not.
 
-    Where no record answered: what each template is estimated to take, and why others decline.
+    Also what each template and the default are estimated to take, why others decline, and what would change the choice.
     """
     from ..kernels.resolve import explain as explained
 
     device = chosen_device(target, arch)
     answers = [(spec, explained(spec, device, mode)) for spec in specs]
-    choices = [candidates.compared(parts, device) for _, parts in answers]
+    choices = [candidates.compared(spec, parts, device) for spec, parts in answers]
+    for (spec, parts), compared in zip(answers, choices, strict=True):
+        for part, one in zip(parts, compared, strict=True):
+            one["changes"] = changes.changes(part, device, one, spec)
     note = borrowed(device.arch) if device.kind == "cuda" else ""
     code = [cli_sass.read(parts, device) if sass else [] for _, parts in answers]
     if as_json:
@@ -61,6 +64,7 @@ def explain(
             printer.print()
         _print(printer, spec, parts, device.slug, asked)
         candidates.show(printer, parts, compared)
+        changes.show(printer, parts, [one["changes"] for one in compared])
         if note:
             printer.print(f"\n{note}", style="yellow", soft_wrap=True)
         if sass:
@@ -73,11 +77,11 @@ def explain(
                 printer.print(absent, style="dim", soft_wrap=True)
 
 
-def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any] | None], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "spec": part.part.key,
-            "degrees": degrees(part.part.taps),
+            "degrees": part.part.taps.degrees,
             "channels": [first, stop],
             "step": part.choice.step,
             "template": part.choice.template,
@@ -86,7 +90,7 @@ def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]
             "record": None if part.record is None else part.record.model_dump(by_alias=True),
             "source": None if part.source is None else str(part.source),
             "tried": [{"step": step, "why_not": why} for step, why in part.tried],
-            **(choices or {}),
+            **choices,
         }
         for (first, stop, _), part, choices in zip(spec.parts(), parts, compared, strict=True)
     ]
@@ -99,7 +103,7 @@ def _names(parts: list[Explained], asked: Sequence[float]) -> list[str]:
     """What each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
     if len(asked) != len(parts):
         return [angle(part.part.taps) for part in parts]
-    return [asked_text([one], degrees(part.part.taps)[0], "°") for one, part in zip(asked, parts, strict=True)]
+    return [asked_text([one], part.part.taps.degrees[0], "°") for one, part in zip(asked, parts, strict=True)]
 
 
 def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str, asked: Sequence[float]) -> None:

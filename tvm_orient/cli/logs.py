@@ -125,10 +125,10 @@ def _doubt(record: Record) -> str | None:
 
 
 def _old(records: Iterable[Record]) -> int:
-    """Records for a template that is gone or has another version now: lookup passes over them."""
-    from ..schedules.registry import current
+    """How many records lookup passes over, whatever their times: their template is gone or has another version now, or does not take them."""
+    from ..kernels.resolve import outdated
 
-    return sum(not current(record.template, record.template_version) for record in records)
+    return sum((why := outdated(record)) is not None and why != _doubt(record) for record in records)
 
 
 def _print_check(rows: list[dict[str, Any]]) -> None:
@@ -218,7 +218,7 @@ def _write(records: list[Record], files: list[Path], out: Path, force: bool, as_
     read = [store.read(path) for path in files]
     before, skipped = sum(len(log.records) for log in read), sum(log.bad + log.foreign for log in read)
     store.write(records, out, force)
-    homes = sorted({f"{record.device}/{record.spec.partition('-')[0]}.jsonl" for record in records})
+    homes = sorted({f"{record.device}/{ConvSpec.op_of_key(record.spec)}.jsonl" for record in records})
     if as_json:
         print_json({"file": str(out), "records_read": before, "records": len(records), "lines_skipped": skipped, "belongs_in": homes})
         return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ from ..problem.spec import ConvSpec
 from ..problem.taps import Taps
 
 _PIPE_WIDTH = 100  # columns where no terminal says how many
+_QUIET = 10.0  # seconds between lines of progress where there is no terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 
@@ -26,6 +30,24 @@ def console(*, err: bool = False) -> Console:
     if not made.is_terminal:
         made.width = max(made.width, _PIPE_WIDTH)
     return made
+
+
+@contextlib.contextmanager
+def progress(printer: Console) -> Iterator[Callable[[str], None]]:
+    """One line that changes in a terminal, now and then a line elsewhere; always on standard error, apart from the results."""
+    if printer.is_terminal:
+        with printer.status("starting") as status:
+            yield status.update
+        return
+    said = -_QUIET
+
+    def say(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _QUIET:
+            said = time.monotonic()
+            printer.print(text, soft_wrap=True)
+
+    yield say
 
 
 def plain_file(path: Path | None) -> None:
@@ -51,23 +73,16 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
     return made
 
 
-def degrees(taps: Taps) -> list[float]:
-    """The angle of each group, in degrees; empty where the offsets are no lines."""
-    head, line, angles = taps.key.partition("a")
-    return [float(value) for value in angles.split("_")] if line and head.startswith("k") else []
-
-
 def angle(taps: Taps) -> str:
     """The angles for people: 22.5°, or free where the offsets are no lines."""
-    return " ".join(f"{value:g}°" for value in degrees(taps)) or "free"
+    return " ".join(f"{value:g}°" for value in taps.degrees) or "free"
 
 
 def layer(spec: ConvSpec, device: str) -> str:
     """A spec in one line without its angles."""
     stride = "x".join(map(str, dict.fromkeys(spec.stride)))
-    op = spec.key.partition("-")[0]  # with its epilogue
     kind = f"{spec.padding_mode}  {spec.dtype}" + ("" if spec.layout == "nchw" else f"  {spec.layout}")
-    return f"{op}  {spec.channels} x {spec.height} x {spec.width}  K={spec.kernel_size}  stride {stride}  {kind}  on {device}"
+    return f"{spec.op_with_epilogue}  {spec.channels} x {spec.height} x {spec.width}  K={spec.kernel_size}  stride {stride}  {kind}  on {device}"
 
 
 def duration(seconds: float | None) -> str:

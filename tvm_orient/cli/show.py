@@ -12,7 +12,7 @@ from ..problem.line_offsets import Anchor
 from ..problem.spec import ConvSpec
 from ..problem.taps import Taps
 from .application import app, examples
-from .output import Json, console, degrees, plain_file, print_json
+from .output import Json, console, plain_file, print_json
 from .spec_options import Anchoring, Angles, Dilation, KernelSize, asked_degrees, line_taps
 
 
@@ -35,7 +35,7 @@ def show(
 
         taps_png(taps, out, asked)
     if as_json:
-        groups = [{"degrees": degrees(taps.group(g)), "offsets": taps.table[g], "distinct": len(taps.distinct(g))} for g in range(taps.groups)]
+        groups = [{"degrees": taps.group(g).degrees, "offsets": taps.table[g], "distinct": len(taps.distinct(g))} for g in range(taps.groups)]
         for group, angle in zip(groups, asked, strict=False):  # none beside a key
             group["asked_degrees"] = angle
         print_json({"key": taps.key, "kernel_size": taps.kernel_size, "groups": groups, "picture": None if out is None else str(out)})

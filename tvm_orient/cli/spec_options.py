@@ -82,8 +82,11 @@ def problem_specs(
         raise InvalidArgument(f"every angle needs a channel, got {taps.groups} angles for {channels} channels: give fewer with --angles")
     ops = OPS if op == "all" else (op or "conv",)
     bias, activation = _epilogue(epilogue)
-    like = (channels, height, width, taps, _stride(stride or "1"), padding_mode or "zeros", dtype or "float32", layout or "nchw")
-    return [ConvSpec(name, *like, *((bias, activation) if name == "conv" or op != "all" else ())) for name in ops]
+    like: dict[str, Any] = {
+        "stride": _stride(stride or "1"), "padding_mode": padding_mode or "zeros", "dtype": dtype or "float32", "layout": layout or "nchw",
+    }  # fmt: skip
+    ending: dict[str, Any] = {"bias": bias, "activation": activation}
+    return [ConvSpec(name, channels, height, width, taps, **like, **(ending if name == "conv" or op != "all" else {})) for name in ops]
 
 
 def _flag(name: str) -> str:

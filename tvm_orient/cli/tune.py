@@ -14,7 +14,7 @@ from rich.text import Text
 from ..errors import BuildFailed, TuningFailed, Unsupported
 from ..problem.spec import ConvSpec
 from .application import app, complain, examples
-from .output import Json, angle, console, degrees, duration, layer, microseconds, print_json, speedup, table
+from .output import Json, angle, console, duration, layer, microseconds, print_json, speedup, table
 from .progress import Board
 from .spec_options import Target, chosen_device, takes_problem, whole
 
@@ -116,7 +116,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     record = None if outcome.record is None else outcome.record.model_dump(by_alias=True)
     kept = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome) if field.name not in ("part", "record", "written", "journal")}
     places = {name: None if path is None else str(path) for name, path in (("written", outcome.written), ("journal", outcome.journal))}
-    return {"spec": outcome.part.key, "degrees": degrees(outcome.part.taps), **kept, "record": record, **places}
+    return {"spec": outcome.part.key, "degrees": outcome.part.taps.degrees, **kept, "record": record, **places}
 
 
 def _table(outcomes: list[Outcome]) -> Table:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..codegen.cuda.passes import finished
-from ..errors import BuildFailed, EnvironmentProblem, OrientError
+from ..codegen.cuda.rewritten import Rewritten
+from ..codegen.names import SKIP_RENORMALIZE
+from ..errors import BuildFailed, EnvironmentProblem, OrientError, last_line
 from ..problem.device import Device
 
 
@@ -18,12 +20,12 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
     CUDA is compiled by `nvrtc.compile_cubin` alone, so that what runs is what the static checks read.
 
     Raises:
-        BuildFailed: the compiler refused it.
+        BuildFailed: the compiler refused it, or a pass over its CUDA source found less than it must.
         EnvironmentProblem: nothing here links a library, or NVRTC or its headers are missing.
     """
     from ..toolchain import nvrtc
     from ..toolchain.openmp import launcher_object
-    from ..toolchain.tvm import compile_cuda, load_tvm, rewrite_cuda, target
+    from ..toolchain.tvm import compile_cuda, load_tvm
 
     load_tvm()
     cubins: dict[str, bytes] = {}
@@ -37,14 +39,13 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
             raise
         return cubins[source]
 
-    rewrite_cuda(functools.partial(finished, arch=device.arch))
     compile_cuda(cubin)
     from tvm.support import cc
 
     if cc.get_cc() is None:
         raise EnvironmentProblem("building a kernel needs a C++ compiler to link it, and there is no g++, clang++ or cc on PATH: install g++, or set CXX")
     try:
-        executable = _compiled(module, target(device))
+        executable = _compiled(module, device)
         with tempfile.TemporaryDirectory() as folder:
             extra = [str(launcher_object(Path(folder)))] if device.kind == "cpu" else []
             executable.export_library(str(path), addons=extra)
@@ -57,35 +58,51 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
     return cubins
 
 
-def _compiled(module: Any, target: Any) -> Any:
-    """The module through TVM; without the pass that looks for better indices, for most of the time, where all of a long sum are known."""
+def _compiled(module: Any, device: Device) -> Any:
+    """Returns the module compiled by TVM, its CUDA source rewritten.
+
+    Raises:
+        BuildFailed: a pass over the CUDA source found less than it must.
+    """
+    if device.kind != "cuda":
+        return _through_tvm(module, device)
+    from ..codegen.cuda.passes import applied, hold
+    from ..codegen.cuda.promises import promised, signature
+    from ..toolchain.tvm import rewrite_cuda
+
+    func = module["main"]
+    promises, report = promised(func), dict[str, Rewritten]()
+    passes = applied(device.arch, weight_gradient=promises.weight_gradient)
+    rewrite_cuda(functools.partial(finished, passes=passes, report=report))
+    executable = _through_tvm(module, device)
+    hold(report, {change.__name__: promises.least[change.__name__] for change in passes}, f"{signature(func)} for {device.arch}")
+    return executable
+
+
+def _through_tvm(module: Any, device: Device) -> Any:
+    """Returns the module compiled by TVM; without the pass that looks for better indices, for most of the time, where all of a long sum are known."""
     import tvm
 
-    from ..codegen.tir.fuse_groups import SKIP_RENORMALIZE
+    from ..toolchain.tvm import target
 
     if SKIP_RENORMALIZE not in module["main"].attrs:
-        return tvm.compile(module, target=target)
+        return tvm.compile(module, target=target(device))
     with tvm.transform.PassContext(disabled_pass=["s_tir.RenormalizeSplitPattern"]):
-        return tvm.compile(module, target=target)
+        return tvm.compile(module, target=target(device))
 
 
 def cuda_source(module: Any, device: Device) -> str:
-    """The CUDA source of a scheduled module; compiles nothing for the GPU.
+    """Returns the CUDA source of a scheduled module; compiles nothing for the GPU.
 
     Raises:
-        BuildFailed: TVM refused to lower it.
+        BuildFailed: TVM refused to lower it, or a pass over its source found less than it must.
     """
-    from ..toolchain.tvm import load_tvm, rewrite_cuda, target
+    from ..toolchain.tvm import load_tvm
 
     load_tvm()
-    rewrite_cuda(functools.partial(finished, arch=device.arch))
     try:
-        return str(_compiled(module, target(device)).mod.imports[0].inspect_source())
+        return str(_compiled(module, device).mod.imports[0].inspect_source())
+    except OrientError:
+        raise
     except Exception as problem:
         raise BuildFailed(f"TVM refused to lower the kernel for {device.arch}: {last_line(problem)}") from problem
-
-
-def last_line(problem: BaseException) -> str:
-    """The last line of an error's text, which is where TVM says what is wrong."""
-    lines = str(problem).strip().splitlines()
-    return lines[-1] if lines else repr(problem)

@@ -9,25 +9,35 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from ..codegen.names import ANNOTATIONS
+from ..errors import BuildFailed
 from ..problem.device import Device
-from ..problem.spec import ConvSpec, image_shape, part_shape
+from ..problem.spec import ConvSpec
 from ..schedules import registry
 from ..schedules.choices import Choice, is_generic
 
 
 def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
-    """Scheduled PrimFunc of one angle group over `channels` channels."""
+    """Returns the scheduled PrimFunc of one angle group over `channels` channels.
+
+    Raises:
+        BuildFailed: a rewrite that the template asks for found nothing to rewrite.
+    """
     from tvm.s_tir import Schedule
 
-    from ..codegen.te import conv_nchw, conv_nhwc
+    from ..codegen.te.prim_func import part_func
+    from ..codegen.tir.visit import annotated
     from ..toolchain.tvm import load_tvm
 
-    template, decisions = registry.find(choice.template), dict(choice.decisions)
-    form = dataclasses.replace(template.form(part, decisions), batch=batch)
-    part_func = conv_nhwc.part_func if part.layout == "nhwc" else conv_nchw.part_func
+    template, config = registry.find(choice.template), choice.config
+    form = dataclasses.replace(template.form(part, config), batch=batch)
     sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, form)}))
-    template.apply(sch, part, device, decisions)
-    return template.finish(sch.mod["main"], part, decisions)
+    template.apply(sch, part, device, config)
+    func = template.finish(sch.mod["main"], part, config)
+    if left := annotated(func, ANNOTATIONS):
+        asked = ", ".join(sorted(left))
+        raise BuildFailed(f"{template.name} must rewrite each loop that it annotates, got {asked} left in {part}: call the rewrite of that key in its finish")
+    return func
 
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
@@ -46,30 +56,20 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
     groups = []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         func = schedule_part(part, stop - start, device, choice, n)
-        groups.append(Group(func, tuple(_origin(spec, i, start, len(p.shape)) for i, p in enumerate(func.params))))
-    return tvm.IRModule({"main": merge(groups, _shapes(spec, groups, n), device.kind)})
+        groups.append(Group(func, tuple(operand.origin(start) for operand in spec.operands(n))))
+    workspace = workspace_shape(spec, [group.func for group in groups]) or (1, 1)
+    return tvm.IRModule({"main": merge(groups, [operand.shape for operand in spec.operands(n, workspace)], device.kind)})
 
 
-def _origin(spec: ConvSpec, index: int, start: int, rank: int) -> tuple[int, ...]:
-    weights = index == 1 if spec.op != "conv_dw" else index == 3
-    if rank == 1:  # bias
-        return (start,)
-    if weights:
-        return (start, 0)
-    return (0,) * (rank - 1) + (start,) if spec.layout == "nhwc" else (0, start) + (0,) * (rank - 2)
+def workspace_shape(spec: ConvSpec, funcs: Sequence[Any]) -> tuple[int, int] | None:
+    """(bands, taps) of the workspace per image and channel that kernels of conv_dw need: the largest of these; None for another op, which needs none.
 
-
-def _shapes(spec: ConvSpec, groups: Sequence[Any], n: Any) -> list[tuple[Any, ...]]:
-    x, y, w = image_shape(spec, n, output=False), image_shape(spec, n, output=True), (spec.channels, spec.kernel_size)
-    if spec.op == "conv":
-        return [x, w, (spec.channels,), y] if spec.bias else [x, w, y]
-    if spec.op == "conv_dx":
-        return [y, w, x]
-    return [x, y, part_shape(spec, n, workspace_shape([g.func for g in groups], spec.layout)), w]
-
-
-def workspace_shape(funcs: Sequence[Any], layout: str = "nchw") -> tuple[int, int]:
-    """(bands, taps) of the workspace per image and channel that conv_dw needs: the largest of its groups."""
-    bands, taps = (1, 2) if layout == "nhwc" else (2, 3)
-    shapes = [f.params[2].shape for f in funcs]
-    return max(int(s[bands]) for s in shapes), max(int(s[taps]) for s in shapes)
+    Args:
+        funcs: scheduled PrimFuncs of the spec or of its parts.
+    """
+    place = next((index for index, operand in enumerate(spec.operands(1)) if operand.role == "workspace"), None)
+    if place is None:
+        return None
+    axes = [axis for axis in range(1, 4) if axis != spec.operands(1)[place].channel_axis]
+    bands, taps = (max(int(func.params[place].shape[axis]) for func in funcs) for axis in axes)
+    return bands, taps

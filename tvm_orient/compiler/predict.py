@@ -13,8 +13,8 @@ from ..perf_model.speed_of_light import Launch, SpeedOfLight, speed_of_light
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..sass import cubin
+from ..schedules import registry
 from ..schedules.choices import Choice, is_generic
-from ..schedules.tiling import parted
 from ..toolchain import nvrtc
 from ..toolchain.tvm import load_tvm
 from .library import cuda_source
@@ -81,12 +81,12 @@ def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> 
     """
     module = scheduled(spec, device, choices)
     merged = sorted(cubin.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
-    grids, starts, results = _grids(module["main"]), [0] * len(merged), []
+    every_grid, starts, results = grids(module["main"]), [0] * len(merged), []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         own = dataclasses.replace(part, channels=stop - start)
         bounds = []
         for i, (kernel, (alone, moved)) in enumerate(zip(merged, _launches(scheduled(own, device, [choice]), own, choice), strict=True)):
-            every, threads = grids[i]
+            every, threads = every_grid[i]
             launch = Launch(alone.grid, threads, [starts[i] + block for block in alone.sample], every - alone.grid)
             bounds.append(speed_of_light(kernel, own, device.arch, launch, moved))
             starts[i] += alone.grid
@@ -96,34 +96,37 @@ def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> 
 
 def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch, int]]:
     """(launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
-    grids, decisions = _grids(module["main"]), dict(choice.decisions)
-    grid, threads = grids[0]
-    if spec.layout == "nhwc":  # channels are innermost in a grid
-        sample = range(0, grid // BATCH, -(-spec.channels // min(spec.channels, decisions["lanes"])))
-    else:
-        turns = 1 if spec.op == "conv_dw" else decisions.get("turns", 1)
-        sample = range(grid // BATCH // (spec.channels // math.prod(parted(spec.channels, decisions.get("planes", 1), turns))))
+    nests, blocks = grids(module["main"]), registry.find(choice.template).channel_blocks(spec.channels, choice.config)
+    grid, threads = nests[0]
+    # channels are innermost in a grid for channels_last
+    sample = range(0, grid // BATCH, blocks) if spec.layout == "nhwc" else range(grid // BATCH // blocks)
     first = Launch(grid, threads, sample)
-    if len(grids) == 1:
+    if len(nests) == 1:
         return [(first, spec.bytes_moved(BATCH))]
-    bands, taps = workspace_shape([module["main"]], spec.layout)
-    space = 4 * BATCH * spec.channels * bands * taps
-    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*grids[1], range(min(8, grids[1][0]))), space)]
+    space = 4 * BATCH * spec.channels * math.prod(workspace_shape(spec, [module["main"]]) or ())
+    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*nests[1], range(min(8, nests[1][0]))), space)]
 
 
-def _grids(func: Any) -> list[tuple[int, int]]:
-    """(blocks for BATCH images, threads of a block) of each nest."""
+def grids(func: Any, numbers: Mapping[str, int] | None = None) -> list[tuple[int, int]]:
+    """(blocks, threads of a block along x) of each nest of a scheduled function.
+
+    Args:
+        numbers: values of the run-time numbers that blocks depend on, by name; None makes every one BATCH, which is right where it is the batch.
+    """
     load_tvm()
     from tvm import sym, tirx
     from tvm_ffi import structural_map
 
     found, threads = [], [1]
 
+    def known(name: Any) -> Any:
+        return tirx.const(BATCH if numbers is None else numbers[name.name], "int32")
+
     def look(loop: Any) -> Any:
         if loop.thread_binding is not None and loop.thread_binding.thread_tag == "threadIdx.x":
             threads.append(int(loop.extent))
-        elif loop.thread_binding is not None:
-            extent = structural_map(loop.extent, (tirx.Var, lambda _: tirx.const(BATCH, "int32")))
+        elif loop.thread_binding is not None and loop.thread_binding.thread_tag == "blockIdx.x":
+            extent = structural_map(loop.extent, (tirx.Var, known))
             found.append((int(sym.Analyzer().simplify(extent)), max(threads)))
             threads[:] = [1]
         return loop

@@ -1,20 +1,25 @@
-"""What timing needs of a machine: the size of its last cache, clocks, a time on the device, no garbage collector in between."""
+"""The facts about a machine that timing needs, and what it must leave undone meanwhile: last-level cache, clocks, other work, the garbage collector."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
+import gc
 import os
+import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ..problem.device import Device
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of mallopt(3)
+_MMAP_MAX = -4  # the parameter M_MMAP_MAX of mallopt(3)
+_TRIM_THRESHOLD = -1  # the parameter M_TRIM_THRESHOLD of mallopt(3)
 
 
 @functools.cache
@@ -31,6 +36,17 @@ def last_level_cache(device: Device) -> int:
             continue
     last = max((level for level, _ in sizes), default=0)
     return sum(size for (level, _), size in sizes.items() if level == last) or 2**25
+
+
+def finish(device: Device) -> None:
+    """Waits until the device has done what was asked of it."""
+    if device.kind == "cuda":
+        torch.cuda.synchronize(device.index)
+
+
+def torch_device(device: Device) -> torch.device:
+    """Returns a device as torch names it."""
+    return torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")
 
 
 @functools.cache
@@ -65,6 +81,41 @@ def _cpu_ticks() -> tuple[int, int] | None:
     except (OSError, ValueError, IndexError, AttributeError):
         return None
     return sum(ticks), ticks[3] + ticks[4]
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """Python's garbage collector would run inside somebody's timed call."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises TimeoutError inside its block after so long, at the next line of Python that the main thread runs; None: never.
+
+    On another thread than the main one, where signals do not arrive, there is no limit.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"no result within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def clocks(device: Device) -> str:

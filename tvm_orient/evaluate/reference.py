@@ -81,17 +81,13 @@ def run(spec: ConvSpec, *operands: Tensor) -> Tensor:
     """
     if len(operands) != 2 + spec.bias:
         raise InvalidArgument(f"{spec.op} takes {'three' if spec.bias else 'two'} operands, got {len(operands)}")
-    plane = (spec.channels, spec.height, spec.width)
-    out = (spec.channels, spec.out_height, spec.out_width)
     first, second = operands[:2]
-    batch = first.shape[0] if first.ndim == 4 else 0
+    image = spec.operands(first.shape[0] if first.ndim == 4 else 0)[0]
+    _expect(image.name, first, image.torch_shape)
     if spec.op == "conv":
-        _expect("x", first, (batch, *plane))
         return _ended(spec, conv(first, second, spec.taps, spec.stride, spec.padding_mode), *operands[2:])
     if spec.op == "conv_dx":
-        _expect("dy", first, (batch, *out))
         return conv_dx(first, second, spec.taps, spec.height, spec.width, spec.stride, spec.padding_mode)
-    _expect("x", first, (batch, *plane))
     return conv_dw(first, second, spec.taps, spec.stride, spec.padding_mode)
 
 

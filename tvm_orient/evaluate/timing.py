@@ -1,28 +1,53 @@
-"""Times of kernels: on a CPU, on a GPU, warm and cold."""
+"""How long a call takes, by one clock and one meaning of cold: what tuning ranks by is what the bench reports.
+
+Cold: each call has a set of operands, and a place for its result, that no call has had since so many bytes were used that the last-level cache held none of
+them. So sets of operands take turns, all of them together twice as large as that cache. Memory bounds how many there are: MAX_BYTES of them on a device of a
+kind, and MAX_SETS; where a single set is larger than that, two take turns, and each is larger than any cache.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import signal
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
 from ..problem.device import Device
+from .machine import last_level_cache, no_collector
 
-_QUEUE_CYCLES = 1_000_000  # the GPU waits so long before a timed call that the host has queued all of it
+COLD_CACHES = 2  # last-level caches that the sets of operands which take turns are as large as together, at the least
+MAX_BYTES = {"cpu": 10**9, "cuda": 8 * 10**9}  # bytes of operands that take turns, unless two sets take more
+MAX_SETS = 4096  # sets of operands: making more of them takes longer than timing
+_QUEUE_CYCLES = 1_000_000  # clocks of a GPU, about half a millisecond: it waits so long before a timed call that the host has queued all of it
+_TARGET_S = 0.03  # seconds of timed calls that one measurement is made of
+_MIN_CALLS = 5  # timed calls of a measurement, however long they take
+_MAX_CALLS = 200  # timed calls of a measurement, however short they are
+_TRIED = 3  # calls that the number of the others is found by
+_LOW = 0.2  # the share of the calls below which the spread begins
+_HIGH = 0.8  # the share of the calls below which it ends
+Result = TypeVar("Result")
 
 
-def finish(device: Device) -> None:
-    """Waits until the device has done what was asked of it."""
-    if device.kind == "cuda":
-        torch.cuda.synchronize(device.index)
+def sets_in_turn(size: int, device: Device) -> int:
+    """How many sets of operands take turns on a device, so that each call is cold: two at the least.
+
+    Args:
+        size: bytes of one set, with the place for its result.
+    """
+    enough = -(-COLD_CACHES * last_level_cache(device) // max(1, size)) + 1
+    return max(2, min(enough, MAX_SETS, MAX_BYTES[device.kind] // max(1, size)))
 
 
-def on_device(where: torch.device, call: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) -> tuple[float, torch.Tensor]:
-    """Seconds between two events around a call that was queued while the GPU waited; and its result."""
+def timed(where: torch.device, call: Callable[..., Result], operands: Sequence[object]) -> tuple[float, Result]:
+    """Seconds of one call, and its result.
+
+    On a GPU they are those between two events around a call that was queued while the GPU waited: what the host does is no part of them.
+    """
+    if where.type != "cuda":
+        begin = time.perf_counter()
+        result = call(*operands)
+        return time.perf_counter() - begin, result
     with torch.cuda.device(where):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda._sleep(_QUEUE_CYCLES)  # type: ignore[no-untyped-call]
@@ -33,36 +58,15 @@ def on_device(where: torch.device, call: Callable[..., torch.Tensor], operands: 
         return start.elapsed_time(stop) / 1e3, result
 
 
-@contextlib.contextmanager
-def no_collector() -> Iterator[None]:
-    """Python's garbage collector would run inside somebody's timed call."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+def measured(where: torch.device, call: Callable[..., object], turns: Iterator[Sequence[object]]) -> tuple[float, float]:
+    """The median of the seconds that calls take, and half the distance from their 20th to their 80th percentile.
 
-
-@contextlib.contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError inside its block after so long, at the next line of Python that the main thread runs; None: never.
-
-    On another thread than the main one, where signals do not arrive, there is no limit.
+    Args:
+        turns: sets of operands without end; each call takes the next one.
     """
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def over(*_: object) -> None:
-        raise TimeoutError(f"no result within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with no_collector():
+        timed(where, call, next(turns))
+        once = min(timed(where, call, next(turns))[0] for _ in range(_TRIED))
+        count = max(_MIN_CALLS, min(_MAX_CALLS, int(_TARGET_S / max(once, 1e-6))))
+        times = sorted(timed(where, call, next(turns))[0] for _ in range(count))
+    return times[count // 2], (times[int(count * _HIGH)] - times[int(count * _LOW)]) / 2

@@ -6,18 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidArgument
 from ..forks import kept
 from ..problem import generic_args
 from ..problem.device import Device
-from ..problem.spec import OPS, ConvSpec
+from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
 from ..toolchain.versions import toolchain
 from . import source_hash
+from .manifest import FORMAT
 
 # environment variables that change what TVM's CUDA compiler does
 _FLAGS = ("TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS", "TVM_CUDA_PTXAS_REG_LEVEL")
@@ -32,13 +32,7 @@ def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Buil
     return BuildKey(layer, chosen, device.kin, device.arch, toolchain(), source_hash.source_hash(), flags, device.model, device.features)
 
 
-FORMAT = 2  # of an entry; part of every digest
-PlainChoice = tuple[str, int, tuple[tuple[str, int | str], ...]]
-
-
-def choice(template: str, template_version: int, decisions: Mapping[str, int | str]) -> PlainChoice:
-    """What was chosen for one angle group, in the form that a key holds: the order of the decisions does not count."""
-    return (template, template_version, tuple(sorted(decisions.items())))
+ChoiceKey = tuple[str, int, tuple[tuple[str, int | str], ...]]  # (template, its version, its sorted decisions): a `choices.Choice` without its step
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class BuildKey:
     """Everything that the bytes of a kernel depend on."""
 
     spec: str  #: ConvSpec.key of the layer: the problem
-    choices: tuple[PlainChoice, ...]  #: one for each group, in order: see `choice`
+    choices: tuple[ChoiceKey, ...]  #: one for each group, in order
     device: str  #: `device.Device.kin`: two devices of one arch may be given different choices
     arch: str  #: sm_90a, avx2...: the instructions
     toolchain: tuple[tuple[str, str], ...]  #: (name, version) of tvm, tvm_ffi, cuda, and the compile mode
@@ -74,10 +68,7 @@ class BuildKey:
             InvalidArgument: spec is not a spec key.
             TypeError: see digest.
         """
-        op = self.spec.partition("-")[0].partition("+")[0]
-        if op not in OPS:
-            raise InvalidArgument(f"a build key needs a spec key that starts with one of {', '.join(OPS)}, got {self.spec[:120]!r}: use ConvSpec.key")
-        return f"{op}-{self.digest}"
+        return f"{ConvSpec.op_of_key(self.spec)}-{self.digest}"
 
 
 def _stable(name: str, value: Any) -> Any:

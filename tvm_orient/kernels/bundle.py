@@ -5,8 +5,7 @@ Each is made in a process of its own (`compile_process`); that of a CUDA kernel 
 
 from __future__ import annotations
 
-import datetime
-import json
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -16,16 +15,17 @@ from typing import Any
 
 from ..errors import EnvironmentProblem
 from ..problem.device import Device
-from ..problem.spec import ConvSpec, image_shape, part_shape
+from ..problem.spec import ConvSpec
 from ..sass import cubin as sass_cubin
 from ..schedules.choices import is_generic
+from . import manifest
 from .build_key import build_key
 from .compile_process import compiled
 from .resolve import explain
 
 
 def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
-    """Write the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json, and for CUDA kernel.cubin and kernel.cu.
+    """Write the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json (`tvm_orient.kernels.manifest`), and for CUDA kernel.cubin and kernel.cu.
 
     The choices are those of the logs, as for a call. An existing folder of that name is replaced whole.
 
@@ -50,15 +50,10 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
         raise EnvironmentProblem(f"{directory} cannot be written ({problem}): choose another -o DIR") from problem
     try:
         facts = compiled(spec, device, choices, folder, sources=device.kind == "cuda")
+        facts |= {"spec": spec.key, "device": device.slug, "signature": None if is_generic(choices) else signature(spec, facts.get("workspace"))}
         if device.kind == "cuda":
             facts["kernels"] = _code((folder / "kernel.cubin").read_bytes())
-        chosen = [{"template": c.template, "version": c.version, "decisions": dict(c.decisions), "step": c.step} for c in choices]
-        how = {
-            "spec": spec.key, "device": device.slug, "arch": device.arch, "model": device.model, "features": device.features, "choices": chosen,
-            "toolchain": dict(key.toolchain), "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "signature": None if is_generic(choices) else signature(spec, facts.get("workspace")), **facts,
-        }  # fmt: skip
-        (folder / "how.json").write_text(json.dumps(how, indent=2) + "\n")
+        manifest.seal(folder, key.name, dataclasses.asdict(key), facts)
         folder.chmod(0o755)
         if final.exists():
             shutil.rmtree(final)
@@ -76,21 +71,12 @@ def signature(spec: ConvSpec, workspace: Sequence[int] | None) -> list[dict[str,
     Args:
         workspace: (bands, taps), as how.json says it for conv_dw; None for the others.
     """
-    x, y, w = image_shape(spec, "N", output=False), image_shape(spec, "N", output=True), (spec.channels, spec.kernel_size)
-    given = {
-        "conv": [("x", x, spec.dtype), ("weight", w, spec.dtype), *([("bias", w[:1], spec.dtype)] if spec.bias else []), ("y", y, spec.dtype)],
-        "conv_dx": [("dy", y, spec.dtype), ("weight", w, spec.dtype), ("dx", x, spec.dtype)],
-        "conv_dw": [("x", x, spec.dtype), ("dy", y, spec.dtype), ("workspace", part_shape(spec, "N", _pair(workspace)), spec.sums), ("dweight", w, spec.sums)],
-    }[spec.op]
-    return [{"name": name, "shape": list(shape), "dtype": dtype} for name, shape, dtype in given]
-
-
-def _pair(workspace: Sequence[int] | None) -> tuple[int, int]:
-    return (workspace[0], workspace[1]) if workspace else (0, 0)
+    space = (workspace[0], workspace[1]) if workspace else (0, 0)
+    return [{"name": operand.name, "shape": list(operand.shape), "dtype": operand.dtype} for operand in spec.operands("N", space)]
 
 
 def _code(cubin: bytes) -> list[dict[str, Any]]:
-    """What people ask of the machine code of a layer, by kernel."""
+    """Reads from a cubin what people ask of its code: name, registers, spills, shared memory and instructions of each kernel."""
     return [
         {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
         for k in sass_cubin.kernels(cubin)

@@ -7,8 +7,8 @@ the checksum. An entry that does not check out is a miss, never an error.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
-import functools
 import logging
 import math
 import os
@@ -24,12 +24,14 @@ import filelock
 
 from .. import env
 from ..errors import BuildFailed, EnvironmentProblem
+from ..notices import log_once
 from ..problem.spec import OPS
+from . import manifest
 from .build_key import BuildKey
-from .manifest import HOW, KERNEL, flaw_of, how_made, seal
+from .manifest import HOW, KERNEL
 
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")
-_warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warning)
+_log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -60,9 +62,9 @@ class KernelCache:
         entry = self.directory / key.name
         if not os.path.lexists(entry):
             return None
-        flaw = flaw_of(entry)
+        flaw = manifest.flaw(entry)
         if flaw:
-            _warn_once("kernel cache entry %s is not used and will be built again: %s", str(entry), flaw)
+            log_once(_log, "kernel cache entry %s is not used and will be built again: %s", str(entry), flaw)
             return None
         return entry / KERNEL
 
@@ -95,7 +97,7 @@ class KernelCache:
                 if not (folder / KERNEL).is_file():
                     raise BuildFailed(f"a build must leave {KERNEL} in its folder, got {sorted(os.listdir(folder))}: see what the compiler said")
                 with self._disk():
-                    seal(folder, key, facts)
+                    manifest.seal(folder, key.name, dataclasses.asdict(key), facts)
                     _let_read(folder, stat.S_IMODE(self.directory.stat().st_mode))
                     if os.path.lexists(entry):  # broken: moved aside, since a folder replaces only an empty one
                         os.replace(entry, self.directory / f".{key.name}-broken")
@@ -105,8 +107,8 @@ class KernelCache:
                 _remove(folder)
         return entry / KERNEL
 
-    def entries(self) -> list[dict[str, Any]]:
-        """how.json of every readable entry, sorted by name."""
+    def entries(self) -> list[manifest.Manifest]:
+        """The manifest of every readable entry, sorted by name."""
         return entries_of(self.directory)
 
     def clear(self, before: float = math.inf) -> int:
@@ -142,12 +144,12 @@ class KernelCache:
             raise EnvironmentProblem(f"the kernel cache {self.directory} must be writable, got {problem}: {remedy}") from problem
 
 
-def entries_of(directory: Path) -> list[dict[str, Any]]:
-    """how.json of every readable entry of a cache, sorted by name."""
+def entries_of(directory: Path) -> list[manifest.Manifest]:
+    """The manifest of every readable entry of a cache, sorted by name."""
     found = []
     for entry in _entries(directory):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(how_made(entry))
+        with contextlib.suppress(manifest.Unreadable):
+            found.append(manifest.read(entry))
     return found
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -29,15 +27,15 @@ from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
 from ..toolchain.driverless import pretend_driver
 from ..toolchain.tvm import target
-from ..toolchain.worker import Answer, ChildProcess, Died, interpreter, serve
-from . import manifest
+from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_command, serve
+from .manifest import KERNEL
 
-_MOST = 4  # compilers at work at once: each takes half a gigabyte
+_MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
 _IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
 _LOOK_S = 1.0  # between two looks at whether the program that asks is there
 _EVER_S = 30 * 86400.0  # what a kernel may take that was asked for
 _FULL = ("No space left on device", "Disk quota exceeded")  # what the system says, and compilers repeat
-_LEAST_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
+_MIN_FREE_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
 _SAID = 500  # characters of what a compiler said last
 _SCRATCH = "scratch"
 
@@ -54,7 +52,7 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     start = time.perf_counter()
     module = scheduled(spec, device, choices)
     lowered = time.perf_counter()
-    cubins = compile_library(module, device, folder / manifest.KERNEL)
+    cubins = compile_library(module, device, folder / KERNEL)
     for source, cubin in cubins.items() if sources else ():  # one: a layer is one module
         (folder / "kernel.cu").write_text(source)
         (folder / "kernel.cubin").write_bytes(cubin)
@@ -64,18 +62,19 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     }
     if device.kind == "cpu":
         facts["mcpu"] = str(target(device).attrs["mcpu"])  # LLVM's name for the model that is in the key
-    if spec.op == "conv_dw" and not is_generic(choices):
-        facts["workspace"] = list(workspace_shape([module["main"]], spec.layout))
+    workspace = None if is_generic(choices) else workspace_shape(spec, [module["main"]])
+    if workspace is not None:
+        facts["workspace"] = list(workspace)
     return facts
 
 
 def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None, *, sources: bool = False) -> dict[str, Any]:
-    """As `make`, in a process of its own, which for CUDA has a driver or a stand-in for it.
+    """Compiles as `make` does, in a process of its own, which for CUDA has a driver or a stand-in for it; returns the same facts.
 
     Args:
         folder: exists; nothing is written elsewhere.
         limit: seconds after which it is given up; None waits for ever.
-        sources: as of `make`.
+        sources: for CUDA, write kernel.cu and kernel.cubin beside kernel.so.
 
     Raises:
         BuildFailed: the compiler refused, died, or took longer than the limit.
@@ -108,7 +107,7 @@ def full(folder: Path, said: str) -> bool:
     if any(text in said for text in _FULL):
         return True
     with contextlib.suppress(OSError):
-        return shutil.disk_usage(folder).free < _LEAST_BYTES
+        return shutil.disk_usage(folder).free < _MIN_FREE_BYTES
     return False
 
 
@@ -122,29 +121,12 @@ class _Compiler(ChildProcess):
     lasting = True  # a kernel that was refused spoils nothing
 
     def __init__(self) -> None:
-        python, self.tools = interpreter(), _tools()
+        command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
         self._errors = os.memfd_create("tvm_orient") if hasattr(os, "memfd_create") else os.dup(2)
-        # the first entry of sys.path is the script's folder, or empty: the working folder
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path or os.curdir for path in sys.path))}
-        super().__init__([python, "-P", "-m", "tvm_orient.kernels.compile_process"], _EVER_S, environment, self._errors)
-
-    def ask(self, request: Any, timeout: float | None = None) -> Answer:
-        if self._process is not None and self._process.poll() is not None:
-            self.close()  # it had nothing to do for long
-        rested = self.running
-        try:
-            return super().ask(request, timeout)
-        except OSError as problem:
-            if problem.errno in (errno.ENOMEM, errno.EAGAIN, errno.ENOENT, errno.EACCES):
-                raise EnvironmentProblem(f"compiling a kernel needs a process of its own, and {self.command[0]} does not start: {problem}") from problem
-            raise
-        except Died as problem:
-            if not (rested and problem.code == 0):
-                raise
-            return super().ask(request, timeout)  # it ended of itself just when it was asked
+        super().__init__(command, _EVER_S, environment(), self._errors)
 
     def said(self) -> str:
-        """What it wrote to its standard error, as far as that is kept."""
+        """Returns what it wrote to its standard error, as far as that is kept."""
         with contextlib.suppress(OSError):
             size = os.fstat(self._errors).st_size
             return os.pread(self._errors, 1 << 16, max(0, size - (1 << 16))).decode(errors="replace").strip()
@@ -167,7 +149,7 @@ class _Shop:
 
     def __init__(self) -> None:
         self._waiting: list[_Compiler] = []
-        self._room = threading.BoundedSemaphore(max(1, min(_MOST, cores())))
+        self._room = threading.BoundedSemaphore(max(1, min(_MAX_COMPILERS, cores())))
 
     @contextlib.contextmanager
     def compiler(self) -> Iterator[_Compiler]:

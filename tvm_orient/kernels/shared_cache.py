@@ -7,20 +7,19 @@ folder above them belong to one of the two, and others cannot write to them. The
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .. import env
+from ..notices import log_once
 from .build_key import BuildKey
 from .cache import entries_of
-from .manifest import HOW, KERNEL, flaw_of
+from .manifest import HOW, KERNEL, Manifest, flaw
 
-_warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warning)
+_log = logging.getLogger(__name__)
 
 
 def find(key: BuildKey) -> Path | None:
@@ -30,15 +29,15 @@ def find(key: BuildKey) -> Path | None:
             entry = (folder / key.name).resolve(strict=True)
         except (OSError, RuntimeError):  # not there, out of reach, or links in a circle
             continue
-        flaw = danger(entry, (KERNEL, HOW)) or flaw_of(entry)
-        if flaw is None:
+        why = danger(entry, (KERNEL, HOW)) or flaw(entry)
+        if why is None:
             return entry / KERNEL
-        _warn_once("shared kernel cache entry %s is not used: %s", str(entry), flaw)
+        log_once(_log, "shared kernel cache entry %s is not used: %s", str(entry), why)
     return None
 
 
-def entries() -> dict[str, list[dict[str, Any]]]:
-    """how.json of every readable entry of each shared cache that is there and safe, by folder."""
+def entries() -> dict[str, list[Manifest]]:
+    """The manifest of every readable entry of each shared cache that is there and safe, by folder."""
     found = {}
     for folder in env.shared_cache_dirs():
         with contextlib.suppress(OSError, RuntimeError):

@@ -13,7 +13,7 @@ from .library import conv, conv_dw, conv_dx, conv_epilogue
 
 
 def conv_gradients(ctx: Any, grad: torch.Tensor, dx_of: Any = conv_dx, dw_of: Any = conv_dw) -> tuple[Any, ...]:
-    """Of conv, in x and weight; dx_of and dw_of are the other two ops, or functions of the same arguments."""
+    """Returns the gradients of conv, in x and weight; dx_of and dw_of are the other two ops, or functions of the same arguments."""
     x, weight = ctx.saved_tensors
     taps, stride, padding_mode = ctx.options
     dx = dx_of(grad, weight, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
@@ -22,7 +22,7 @@ def conv_gradients(ctx: Any, grad: torch.Tensor, dx_of: Any = conv_dx, dw_of: An
 
 
 def conv_dx_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dw_of: Any = conv_dw) -> tuple[Any, ...]:
-    """Of conv_dx, in dy and weight, as conv_gradients."""
+    """Returns the gradients of conv_dx, in dy and weight, as conv_gradients."""
     dy, weight = ctx.saved_tensors
     taps, _, _, stride, padding_mode = ctx.options
     ddy = y_of(grad, weight, taps, stride, padding_mode) if ctx.needs_input_grad[0] else None
@@ -31,7 +31,7 @@ def conv_dx_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dw_of: Any
 
 
 def conv_dw_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dx_of: Any = conv_dx) -> tuple[Any, ...]:
-    """Of conv_dw, in x and dy, as conv_gradients."""
+    """Returns the gradients of conv_dw, in x and dy, as conv_gradients."""
     x, dy = ctx.saved_tensors
     taps, stride, padding_mode = ctx.options
     dx = dx_of(dy, grad, taps, x.shape[2], x.shape[3], stride, padding_mode) if ctx.needs_input_grad[0] else None
@@ -40,7 +40,7 @@ def conv_dw_gradients(ctx: Any, grad: torch.Tensor, y_of: Any = conv, dx_of: Any
 
 
 def _epilogue_gradients(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    """Of conv_epilogue, in x, weight and bias. What an activation's gradient needs is computed again rather than kept, but for ReLU."""
+    """Returns the gradients of conv_epilogue, in x, weight and bias. What an activation's gradient needs is computed again rather than kept, but for ReLU."""
     x, weight, *kept = ctx.saved_tensors
     activation, *options = ctx.options
     if activation == "relu":
@@ -71,14 +71,14 @@ def _ours_is_next(keys: Any) -> bool:
 
 
 def _saved(operands: Sequence[Any], options: tuple[Any, ...], output: torch.Tensor) -> Sequence[Any]:
-    """What an op's gradients need: its operands, but for the bias; that too, or the output, where its activation asks for it."""
+    """Keeps what an op's gradients need: its operands, but for the bias; that too, or the output, where its activation asks for it."""
     if options[0] == "relu":
         return (*operands[:2], output)
     return operands[:2] if options[0] == "none" else operands
 
 
 def _differentiable(op: Any, find: Any, gradients: Any, *, tensors: int = 2) -> Any:
-    """What an op does at the Autograd key: as torch.library.register_autograd does it, but cheaper in each call.
+    """Returns what an op does at the Autograd key: as torch.library.register_autograd does it, but cheaper in each call.
 
     Where our implementation comes next it is called, not dispatched to; and a call without gradients does nothing for their sake.
     Of the op's inputs the first are tensors; find is that of _implemented.

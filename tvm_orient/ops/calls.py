@@ -47,12 +47,15 @@ def _prepared(
     taps: str,
     stride: Sequence[int],
     padding_mode: str,
-    *epilogue: Any,
+    epilogue: tuple[bool, str] = (False, "none"),
 ) -> kernel.Call:
     """The call of a kernel on operands that have just been checked, the image first, kept for the calls like it. plane: height and width of x."""
     image = operands[0]
-    geometry = (op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), tuple(stride), padding_mode)
-    spec = ConvSpec(*geometry, checks.dtype_name(image.dtype), layout_of(image), *epilogue)  # type: ignore[arg-type]
+    bias, activation = epilogue
+    spec = ConvSpec(
+        op, image.shape[1], plane[0], plane[1], Taps.from_key(taps), stride=(stride[0], stride[1]), padding_mode=padding_mode,
+        dtype=checks.dtype_name(image.dtype), layout=layout_of(image), bias=bias, activation=activation,
+    )  # fmt: skip
     served = serving.kernel_for_call(spec, loader.device_of(image))
     call = served.prepared(*operands)
     if len(_ready) >= _MOST:
@@ -82,7 +85,7 @@ def find_conv_epilogue(
         checks.conv_operands(x, weight, Taps.from_key(taps))
         if bias is not None:
             checks.bias_vector(bias, x)
-        call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode, bias is not None, activation)
+        call = _prepared(key, "conv", (x, weight), x.shape[2:], taps, stride, padding_mode, (bias is not None, activation))
     return call
 
 

@@ -1,4 +1,4 @@
-"""What a register patch costs before anything is compiled: loads, passes of the memory pipe, registers. Templates rank their choices by it.
+"""Tells what a register patch and a block cost before anything is compiled; templates rank their choices by it.
 
 `bound` reads the same from machine code; `python benchmarks/static.py --search` compares the two.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,20 @@ FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line co
 # 18 layers of eight angles on an H200 took at most 1.1 times as long as their angles alone up to 124 KB of code, and 1.3 to 2.1 times from 150 KB on
 CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps
 _COPY = 6  # instructions of one asynchronous copy, its address and its test included
-_UNROLLED_COPY, _MOST_COPIES = 8, 128  # instructions in the code of one copy; copies that are unrolled at most
+_UNROLLED_COPY = 8  # instructions in the code of one copy
+_MAX_COPIES = 128  # copies that are unrolled
 _ENTRY = 40  # instructions of a thread outside its loops
 _MARGIN = 16  # registers for addresses and what is on its way
-ALONE = (1, 1, 0)
-BLOCK = (128, 128, 36864)  # threads, registers of a thread and shared bytes that a merged kernel has at least: its angles share the largest
+_ADDRESS_SHARE = 0.7  # part of a copy's instructions that are integer arithmetic
+_INTEGER_LANES = 64  # integer operations a clock of an SM
+_MAX_REGISTERS = 255  # registers of a thread
+ALONE = (1, 1, 0)  # threads, registers of a thread and shared bytes that a block takes at least where an angle is a layer of its own
+BLOCK = (128, 128, 36864)  # the same of a merged kernel, whose angles share the largest
 _SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
 
 
 def passes(base: Any, words: int, lines: bool = False) -> float:
-    """Passes a warp of one access of `words` floats by lanes at these offsets, on average."""
+    """Returns the passes a warp of one access of `words` floats by lanes at these offsets, on average."""
     lanes = -(-len(base) // WARP) * WARP
     address, active = np.zeros(lanes, np.int64), np.zeros(lanes, bool)
     address[: len(base)], active[: len(base)] = base * 4, True
@@ -50,57 +55,68 @@ class Clocks(dict[str, float]):
         self.block, self.code, self._device, self._lives = block, code, device, lives
 
     def among(self, least: tuple[int, int, int]) -> Clocks:
-        """The same choice where a block takes at least so many threads, registers and shared bytes: fewer are resident, and hide less of their lives."""
+        """Returns the clocks of the same choice where a block takes at least so many threads, registers and shared bytes.
+
+        Fewer blocks are then resident, and hide less of their lives.
+        """
         resident = max(1, resident_blocks(self._device, *(max(own, most) for own, most in zip(self.block, least, strict=True))))
         return Clocks({**self, "latency": self._lives / resident}, self._device, self.block, self._lives, self.code)
 
 
 def soft_maximum(clocks: Mapping[str, float]) -> float:
-    """Near the largest, a little more where others come close."""
+    """Returns a number near the largest, a little more where others come close."""
     top = max(clocks.values())
     return float(top * sum((value / top) ** _SOFT for value in clocks.values()) ** (1 / _SOFT))
 
 
-def clocks(
-    device: GpuSpec,
-    threads: int,
-    outputs: float,
-    shared: int,
-    registers: int,
-    memory: float,
-    products: float,
-    others: float,
-    copies: float,
-    dram: float,
-    l2: float,
-    copy: float = _COPY,
-    waits: float = 2,
-    least: tuple[int, int, int] = BLOCK,
-    tiles: int = 1,
-    branches: int = 1,
-) -> Clocks:
-    """Clocks of an SM for 32 outputs, by resource as in `speed_of_light.SpeedOfLight`.
+@dataclass(frozen=True)
+class ThreadWork:
+    """The instructions that a thread of a block executes for one tile."""
 
-    outputs: of a block. shared: its bytes. memory: passes of a block. products, others, copies: multiply-adds, other instructions
-    and copies of a thread. dram, l2: bytes of a block. copy: instructions of a copy. waits: of a block for memory.
-    least: threads, registers and shared bytes that a block takes at least: BLOCK as part of a layer of several angles, else ALONE.
-    tiles: that a block computes in turn, each copied while those before it are computed; all but `shared_cache` is then of a tile.
-    branches: of a block's code, where each warp has its own multiply-adds.
+    products: float  #: multiply-adds
+    others: float  #: instructions that are neither multiply-adds nor copies
+    copies: float = 0  #: copies into shared memory
+    copy: float = _COPY  #: instructions of one copy
+    branches: int = 1  #: parts of a block's code of which each warp executes one, with multiply-adds of its own
+
+
+@dataclass(frozen=True)
+class BlockLoad:
+    """The load that one block of a kernel is to an SM; all but `threads`, `shared_cache` and `registers` is of one tile."""
+
+    threads: int  #: of the block
+    outputs: float  #: that are wanted
+    shared: int  #: bytes of shared memory
+    registers: int  #: values of a thread that are alive at once
+    memory: float  #: passes of the memory pipe
+    dram: float  #: bytes moved to and from DRAM
+    l2: float  #: bytes moved to and from the L2 cache
+    work: ThreadWork  #: of each thread
+    waits: float = 2  #: times that the block waits for memory
+    tiles: int = 1  #: that the block computes in turn, each copied while those before it are computed
+
+
+def clocks(device: GpuSpec, load: BlockLoad, least: tuple[int, int, int] = BLOCK) -> Clocks:
+    """Returns the clocks of an SM for 32 outputs, by resource as in `speed_of_light.SpeedOfLight`, of a kernel of such blocks.
+
+    Args:
+        least: threads, registers and shared bytes that a block takes at least: BLOCK as part of a layer of several angles, else ALONE.
     """
-    warps = -(-threads // WARP)
-    units = outputs / WARP
-    total = products + others + copies * copy + _ENTRY
-    block = (threads, min(255, registers + _MARGIN), shared)
+    work, tiles = load.work, load.tiles
+    warps = -(-load.threads // WARP)
+    units = load.outputs / WARP
+    total = work.products + work.others + work.copies * work.copy + _ENTRY
+    block = (load.threads, min(_MAX_REGISTERS, load.registers + _MARGIN), load.shared)
     wait = LOADED * device.latency
-    own = (waits - 1) * wait + ISSUE * total  # of a tile that is there
+    own = (load.waits - 1) * wait + ISSUE * total  # of a tile that is there
     life = wait + own + (tiles - 1) * max(own, (wait + own) / 2)  # a tile's copies go out when the last but one is done
     by_resource = {
-        "dram": dram / units / device.dram,
-        "l2": l2 / units / device.l2,
-        "memory": memory / units,
+        "dram": load.dram / units / device.dram,
+        "l2": load.l2 / units / device.l2,
+        "memory": load.memory / units,
         "issue": total * warps / units / ISSUED,
-        "fma": products * warps / units * WARP / device.fp32_lanes,
-        "integer": (copies * copy * 0.7 + _ENTRY) * warps / units * WARP / 64,
+        "fma": work.products * warps / units * WARP / device.fp32_lanes,
+        "integer": (work.copies * work.copy * _ADDRESS_SHARE + _ENTRY) * warps / units * WARP / _INTEGER_LANES,
     }
-    code = branches * (products + others) + min(copies, _MOST_COPIES) * _UNROLLED_COPY + _ENTRY
+    code = work.branches * (work.products + work.others) + min(work.copies, _MAX_COPIES) * _UNROLLED_COPY + _ENTRY
     return Clocks(by_resource, device, block, life / tiles / units, code).among(least)

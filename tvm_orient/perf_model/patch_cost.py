@@ -15,19 +15,23 @@ from ..problem.stencil import Stencil
 
 @dataclass(frozen=True)
 class Patch:
-    """Of a thread's patch of outputs: multiply-adds, shared loads by words a lane (1, 2, 4), and values alive at once."""
+    """The cost of a thread's patch of outputs."""
 
-    products: int
-    loads: dict[int, int]
-    alive: int
+    products: int  #: multiply-adds
+    loads: dict[int, int]  #: shared loads by words a lane: 1, 2 and 4
+    alive: int  #: values that are needed at once
 
 
 @functools.lru_cache(maxsize=4096)
 def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
-    """Of a patch of height x width outputs; key: `cells`; align: floats that every thread's first column is a multiple of.
+    """Returns the cost of a patch of height x width outputs.
 
     The compiler keeps a value from the first output that needs it to the last, row by row, and joins neighbours into aligned vectors.
-    whole: no output of the patch lies outside the plane; else each stands under a test, and nothing is shared or joined.
+
+    Args:
+        key: `cells` of the problem.
+        align: floats that every thread's first column is a multiple of.
+        whole: whether no output of the patch lies outside the plane; else each stands under a test, and nothing is shared or joined.
     """
     phases, step, across, terms = key
     where = []
@@ -43,7 +47,12 @@ def patch(key: Any, height: int, width: int, align: int, whole: bool) -> Patch:
 
 
 def held(where: Sequence[Any], align: int) -> Patch:
-    """Of outputs that are computed one after the other; where: of each, an array of (row, column phase, column) in the stage that it reads."""
+    """Returns the cost of outputs that are computed one after the other.
+
+    Args:
+        where: for each output an array of (row, column phase, column) in the stage that it reads.
+        align: floats that every thread's first column is a multiple of.
+    """
     if not (products := sum(map(len, where))):
         return Patch(0, {1: 0, 2: 0, 4: 0}, 0)
     every, when = np.concatenate(where), np.repeat(np.arange(len(where)), [len(cells) for cells in where])
@@ -59,7 +68,7 @@ def held(where: Sequence[Any], align: int) -> Patch:
 
 
 def cells(g: Stencil, columns: int, halo: int, pitch: int, tile: int = 0) -> Any:
-    """(phases, row step, column step, by phase an array of (row, column phase, column) in the stage that output 0 reads)."""
+    """Returns (phases, row step, column step, by phase an array of (row, column phase, column) in the stage that output 0 reads)."""
     shape, found = g.stage(columns, halo, pitch, tile), []
     for a, b in itertools.product(range(g.phases[0]), range(g.phases[1])):  # a plane may have fewer rows than there are phases
         terms = g.terms.get((a, b), ())
@@ -82,7 +91,7 @@ class _Key(tuple[Any, ...]):
 
 
 def _joined(distinct: Any, align: int) -> dict[int, int]:
-    """Loads by width of these words, sorted: whole aligned groups of 4 and 2 as one, the rest one by one."""
+    """Returns the loads by width of these words, sorted: whole aligned groups of 4 and 2 as one, the rest one by one."""
     counts = {1: 0, 2: 0, 4: 0}
     left = distinct
     for size in (4, 2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..problem.device import capability
 from ..problem.spec import ConvSpec
 from ..sass import interpreter, trace
 from ..sass.cubin import KernelFacts
@@ -15,7 +16,7 @@ from .gpu_specs import BATCH, RESERVED, gpu_spec, resident_blocks
 
 _FMA = ("FFMA", "FMUL", "FADD", "HFMA2", "IMAD", "HADD2", "HMUL2")
 _NEITHER = ("LDS", "STS", "LDG", "STG", "LDL", "STL", "LDC", "LDGSTS", "BRA", "BRX", "BSSY", "BSYNC", "BREAK", "EXIT", "BAR", "NOP", "S2R", "CALL", "WARPSYNC")
-_SHARED, _GLOBAL = ("LDS", "STS"), ("LDG", "STG")
+_SAYS_ALL = (9, 0)  # least compute capability whose cubins count what the driver keeps of shared memory
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,17 @@ def _waits(ran: trace.Trace, latency: float) -> float:
 
 @dataclass(frozen=True)
 class Launch:
-    """Of one kernel for BATCH images: blocks, threads of a block, the indices of blocks that stand for all, and blocks of other angles beside them."""
+    """The launch of one kernel for BATCH images: blocks, threads of a block, indices of blocks that stand for all, and blocks of other angles beside them."""
 
     grid: int
     threads: int
     sample: Sequence[int]
     beside: int = 0
+
+
+def counted_by_driver(arch: str) -> int:
+    """Bytes of the shared memory that a cubin says a block has, and that are the driver's own: RESERVED from sm_90 on, none before."""
+    return RESERVED if capability(arch) >= _SAYS_ALL else 0
 
 
 def speed_of_light(kernel: KernelFacts, spec: ConvSpec, arch: str, launch: Launch, moved: int) -> SpeedOfLight:
@@ -79,8 +85,7 @@ def speed_of_light(kernel: KernelFacts, spec: ConvSpec, arch: str, launch: Launc
     device, ran = gpu_spec(arch), interpreter.run(kernel, launch.threads, launch.sample, [BATCH])
     outputs = spec.outputs * BATCH / 32
     units = outputs / launch.grid * len(launch.sample)  # warps' worth of outputs that were run
-    reserved = RESERVED if arch.startswith("sm_9") else 0  # the section has it from sm_90 on
-    resident = max(1, resident_blocks(device, launch.threads, kernel.registers, max(0, kernel.shared - reserved)))
+    resident = max(1, resident_blocks(device, launch.threads, kernel.registers, max(0, kernel.shared - counted_by_driver(arch))))
     memory, total, fma = sum(ran.wavefronts.values()), ran.count(), ran.count(*_FMA)
     others = total - fma - ran.count(*_NEITHER) - sum(n for name, n in ran.warp_instructions.items() if name.startswith("U"))
     every = launch.grid + launch.beside

@@ -21,12 +21,16 @@ _CAPABILITIES = {
 }  # fmt: skip
 _SPECIFIC = 90  # from here on an arch has a twin whose code runs on no other, such as sm_90a, which the driver's GPUs are called by
 _ARCHS = {f"sm_{number}{a}": facts for number, facts in _CAPABILITIES.items() for a in (("", "a") if int(number) >= _SPECIFIC else ("",))}
-_NAME, _SMS, _OPTIN, _MAJOR, _MINOR = 0, 16, 97, 75, 76  # CUdevice_attribute numbers (cuda.h)
+# CUdevice_attribute numbers (cuda.h)
+_SMS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+_OPTIN = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, in bytes
+_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+_MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a kernel is generated for; `device_for`, `cpu_device`, `cuda_devices` and `arch_device` make one."""
+    """The device that a kernel is generated for; `device_for`, `cpu_device`, `cuda_devices` and `arch_device` make one."""
 
     kind: str  #: "cpu" or "cuda"
     name: str  #: as the driver or the system gives it
@@ -79,7 +83,7 @@ def cpu_device() -> Device:
 
 @functools.cache
 def own_cpu() -> cpus.Cpu:
-    """What this machine's CPU is and can do, whatever TVM_ORIENT_CPU says; read once."""
+    """Returns what this machine's CPU is and can do, whatever TVM_ORIENT_CPU says; read once."""
     return cpus.this_cpu()
 
 
@@ -129,9 +133,23 @@ def archs() -> tuple[str, ...]:
 
 
 def capability(arch: str) -> tuple[int, int]:
-    """(major, minor) of a GPU's arch: (9, 0) of sm_90a."""
-    digits = arch.removeprefix("sm_").rstrip("af")
-    return int(digits[:-1]), int(digits[-1])
+    """The compute capability (major, minor) that a GPU's arch names: (9, 0) for sm_90a, for sm_90, and for 9.0 and 90 as records have had it.
+
+    Raises:
+        InvalidArgument: it names none.
+    """
+    match = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)[af]?", arch)
+    if match is None:
+        raise InvalidArgument(f"a GPU's arch reads like sm_90a, got {arch!r}: see tvm_orient.problem.device.archs")
+    return int(match[1]), int(match[2])
+
+
+def same_instructions(one: str, other: str) -> bool:
+    """Whether two arch words, of GPUs or of CPUs, name one set of instructions: GPUs are compared by capability, CPUs by the word."""
+    try:
+        return capability(one) == capability(other)
+    except InvalidArgument:
+        return one == other
 
 
 def arch_device(arch: str) -> Device:

@@ -13,19 +13,19 @@ from .stencil import StencilTap, stencil
 class Shear:
     """A plane whose columns move by `rise` every `run` rows (axis 1), modulo the width, or whose rows do every `run` columns (axis 0)."""
 
-    axis: int
-    rise: int
-    run: int
+    axis: int  #: the axis that moves: 0 rows, 1 columns
+    rise: int  #: rows or columns by which it moves
+    run: int  #: columns or rows of the other axis in which it moves so far
 
     def place(self, shape: tuple[int, int], row: Any, column: Any) -> tuple[Any, Any]:
-        """(row, column) in the plane of what lies at row and column of the leaning plane."""
+        """Returns (row, column) in the plane, whose shape is given, of what lies at row and column of the leaning plane."""
         at, along = (row, column) if self.axis == 0 else (column, row)
         moved = (at + (along * self.rise + self.run // 2) // self.run) % shape[self.axis]
         return (moved, column) if self.axis == 0 else (row, moved)
 
 
 def shear_of(spec: ConvSpec) -> Shear:
-    """How outputs lean along the line of the taps: by rows where it is steep, by columns where it is shallow."""
+    """Returns how outputs lean along the line of the taps: by rows where it is steep, by columns where it is shallow."""
     g = stencil(spec)
     far = max(g.every, key=lambda t: max(abs(t.row), abs(t.col)), default=StencilTap(1, 0, ()))
     row, column = far.row * g.phases[0] * g.step[1], far.col * g.phases[1] * g.step[0]
@@ -34,7 +34,7 @@ def shear_of(spec: ConvSpec) -> Shear:
 
 
 def line_slope(spec: ConvSpec) -> int | None:
-    """Columns that the line of taps moves with each row, where that is one whole number and such a line leaves the plane at most once."""
+    """Returns the columns that the line of taps moves with each row, where that is one whole number and such a line leaves the plane at most once."""
     g = stencil(spec)
     if g.step != (1, 1) or g.phases != (1, 1):
         return None

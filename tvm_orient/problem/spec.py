@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 from ..errors import InvalidArgument
 from ..forks import kept
@@ -13,11 +13,36 @@ from .taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+HALVES = ("float16", "bfloat16")
+_WORD = 4  # bytes of a word of a GPU
 PADDING_MODES = ("zeros", "circular")
 LAYOUTS = ("nchw", "nhwc")
 LIMIT = 2**31 - 1  # elements of a tensor: kernels index with 32 bits
 ACTIVATIONS = ("none", "relu", "silu", "gelu")
 _KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A parameter of a kernel, as it lies in memory."""
+
+    name: str  #: x, weight, bias, y; dy, dx; workspace, dweight
+    shape: tuple[Any, ...]  #: elements along each axis, the outermost first; the batch size is whatever was given for it
+    dtype: str  #: such as "float32"
+    role: Literal["input", "workspace", "output"]  #: who fills it: the caller, the kernel for itself, the kernel for the caller
+    channel_axis: int  #: the axis that channels lie along
+
+    @property
+    def torch_shape(self) -> tuple[Any, ...]:
+        """The shape as torch has it: (N, C, H, W) for an image, however it lies in memory."""
+        if len(self.shape) < 4:
+            return self.shape
+        rest = [extent for axis, extent in enumerate(self.shape) if axis != self.channel_axis]
+        return (rest[0], self.shape[self.channel_axis], *rest[1:])
+
+    def origin(self, channel: int) -> tuple[int, ...]:
+        """The indices of its first element that belongs to a channel."""
+        return tuple(channel if axis == self.channel_axis else 0 for axis in range(len(self.shape)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,8 @@ class ConvSpec:
         bias: conv only: whether one value per channel is added to the sums.
         activation: conv only, applied last: "none", "relu", "silu" or "gelu".
 
+    All that follows taps is given by name.
+
     Raises:
         InvalidArgument: a field breaks its rule.
     """
@@ -46,6 +73,7 @@ class ConvSpec:
     height: int
     width: int
     taps: Taps
+    _: KW_ONLY
     stride: tuple[int, int] = (1, 1)
     padding_mode: str = "zeros"
     dtype: str = "float32"
@@ -94,6 +122,16 @@ class ConvSpec:
         return DTYPES[self.dtype]
 
     @property
+    def is_half(self) -> bool:
+        """Whether elements are of half precision, float16 or bfloat16: sums and staged values are then of another dtype than images."""
+        return self.dtype in HALVES
+
+    @property
+    def values_per_word(self) -> int:
+        """Whole elements in a word of 32 bits, the unit of banks and registers: 2 of half precision, 1 of float32, 0 of float64, which takes two words."""
+        return _WORD // self.itemsize
+
+    @property
     def sums(self) -> str:
         """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
         return sums_of(self.dtype)
@@ -108,6 +146,30 @@ class ConvSpec:
         """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
         return self.channels * (self.height * self.width if self.op == "conv_dx" else self.out_height * self.out_width)
 
+    def operands(self, batch: Any, workspace: tuple[int, int] = (1, 1)) -> tuple[Operand, ...]:
+        """The parameters of a kernel of this spec, in their order: inputs, then conv_dw's workspace, then the result.
+
+        Args:
+            batch: N: a number, or whatever stands for it in a shape.
+            workspace: (bands, taps) of conv_dw's partial sums, for each image and channel.
+        """
+        last = self.layout == "nhwc"
+        across = 3 if last else 1
+
+        def image(name: str, role: Literal["input", "output"], *, output: bool) -> Operand:
+            return Operand(name, image_shape(self, batch, output=output), self.dtype, role, across)
+
+        def weights(name: str, role: Literal["input", "output"], dtype: str) -> Operand:
+            return Operand(name, (self.channels, self.kernel_size), dtype, role, 0)
+
+        if self.op == "conv":
+            bias = (Operand("bias", (self.channels,), self.dtype, "input", 0),) if self.bias else ()
+            return image("x", "input", output=False), weights("weight", "input", self.dtype), *bias, image("y", "output", output=True)
+        if self.op == "conv_dx":
+            return image("dy", "input", output=True), weights("weight", "input", self.dtype), image("dx", "output", output=False)
+        part = Operand("workspace", part_shape(self, batch, workspace), self.sums, "workspace", across)
+        return image("x", "input", output=False), image("dy", "input", output=True), part, weights("dweight", "output", self.sums)
+
     def bytes_moved(self, batch: int) -> int:
         """Least DRAM traffic in bytes: every operand read or written once."""
         plane = self.height * self.width + self.out_height * self.out_width
@@ -117,6 +179,11 @@ class ConvSpec:
         """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
         return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
 
+    @property
+    def op_with_epilogue(self) -> str:
+        """The op and what is done to its sums, as a key begins: conv, conv+bias+gelu."""
+        return self.op + "+bias" * self.bias + f"+{self.activation}" * (self.activation != "none")
+
     @kept
     def key(self) -> str:
         """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
@@ -125,8 +192,7 @@ class ConvSpec:
         """
         sh, sw = self.stride
         stride = f"{sh}" if sh == sw else f"{sh}x{sw}"
-        epilogue = "+bias" * self.bias + f"+{self.activation}" * (self.activation != "none")
-        return f"{self.op}{epilogue}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
+        return f"{self.op_with_epilogue}-c{self.channels}h{self.height}w{self.width}-s{stride}-{self.padding_mode}-{self.dtype}-{self.layout}-{self.taps.key}"
 
     @classmethod
     def from_key(cls, key: str) -> ConvSpec:
@@ -140,7 +206,28 @@ class ConvSpec:
             raise InvalidArgument(f"not a spec key: {str(key)[:120]!r}; a key reads like conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5")
         op, bias, activation, c, h, w, sh, sw, padding, dtype, layout, taps = match.groups()
         stride = (int(sh), int(sw or sh))
-        return cls(op, int(c), int(h), int(w), Taps.from_key(taps), stride, padding, dtype, layout, bias is not None, activation or "none")
+        return cls(
+            op, int(c), int(h), int(w), Taps.from_key(taps), stride=stride, padding_mode=padding, dtype=dtype, layout=layout, bias=bias is not None,
+            activation=activation or "none",
+        )  # fmt: skip
+
+    @staticmethod
+    def op_of_key(key: str) -> str:
+        """The op of a spec key, or of the key of a generic kernel, which begins alike; nothing else of it is read.
+
+        Raises:
+            InvalidArgument: it begins with no op.
+        """
+        op = key.partition("-")[0].partition("+")[0]
+        if op not in OPS:
+            raise InvalidArgument(f"a spec key starts with one of {', '.join(OPS)}, got {key[:120]!r}: use ConvSpec.key")
+        return op
+
+    @staticmethod
+    def family_of_key(key: str) -> tuple[str, str]:
+        """The two ends of a spec key, around channels, height and width: shapes of one problem share them. The key is not checked."""
+        op, _, rest = key.partition("-")
+        return op, rest.partition("-")[2]
 
     def parts(self) -> list[tuple[int, int, ConvSpec]]:
         """The layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidArgument
 from .line_offsets import LARGEST_OFFSET, Anchor, Offset, in_radians, oriented_offsets, whole_number
-from .taps_key import key_of, radians_of
+from .taps_key import Lines, key_of, parse_lines, radians_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +108,22 @@ class Taps:
         """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones (the adjoint of a shift)."""
         return Taps(tuple(tuple((-h, -w) for h, w in group) for group in self.table))
 
+    @property
+    def mirrored(self) -> Taps:
+        """Every column offset with its sign changed: the taps of the image seen in a mirror, and of the angle 180 - a."""
+        return Taps(tuple(tuple((h, -w) for h, w in group) for group in self.table))
+
+    @property
+    def lines(self) -> Lines | None:
+        """The straight lines that the groups are, by the angles of the key; None where the offsets are free."""
+        found = parse_lines(self.key)
+        return found[1] if found else None
+
+    @property
+    def degrees(self) -> tuple[float, ...]:
+        """The angle of each group in degrees, by the key, in [0, 360); empty where the offsets are free."""
+        return () if self.lines is None else self.lines.degrees
+
     def group(self, index: int) -> Taps:
         """The taps of one group, as a table of its own."""
         return Taps((self.table[index],))
@@ -156,13 +172,10 @@ def _from_key(key: str) -> Taps:
                 numbers = [int(v) for v in part.split(".")]
                 lines.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
             return Taps.from_offsets(np.asarray(lines))
-        head, _, angles = key.partition("a")
-        anchor: Anchor = "start" if head.endswith("s") else "center"
-        size, _, dilation = head.removesuffix("s").removeprefix("k").partition("d")
-        if not head.startswith("k") or not angles:
+        found = parse_lines(key)
+        if found is None or found[0] > 2 * LARGEST_OFFSET + 1:  # a key may come from a stranger's log
             raise problem
-        if int(size) > 2 * LARGEST_OFFSET + 1:  # a key may come from a stranger's log
-            raise problem
-        return Taps.oriented(radians_of(math.fmod(float(a), 360.0) for a in angles.split("_")), int(size), int(dilation or 1), anchor)
+        size, named = found
+        return Taps.oriented(radians_of(math.fmod(angle, 360.0) for angle in named.degrees), size, named.dilation, named.anchor)
     except (ValueError, OverflowError) as cause:
         raise problem from cause

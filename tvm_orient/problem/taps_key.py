@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,20 @@ from .line_offsets import Anchor, Offset, oriented_offsets
 _STEPS = (90.0, 45.0, 22.5, 11.25, 15.0, 5.0, 1.0, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
+@dataclass(frozen=True)
+class Lines:
+    """The straight lines that taps are, one for each group, all of one dilation and anchor: what `Taps.oriented` makes them from."""
+
+    degrees: tuple[float, ...]  #: the angle of each group, counter-clockwise with y up, in [0, 360)
+    dilation: int  #: pixels along the line from one tap to the next
+    anchor: Anchor  #: whether the line's centre or its start lies on the pixel
+
+
 # ---- keys ---------------------------------------------------------------------------------------
 
 
-def _name_degrees(value: float) -> str:
+def degrees_text(value: float) -> str:
+    """An angle as keys have it: at most six digits after the point, and no zero that says nothing."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
@@ -79,5 +90,19 @@ def key_of(table: tuple[tuple[Offset, ...], ...]) -> str:
             lines = {line: _find_angle(line, dilation, anchor) for line in dict.fromkeys(table)}  # type: ignore[arg-type]
             if all(degree is not None for degree in lines.values()):
                 spread = "" if dilation == 1 else f"d{dilation}"
-                return f"k{size}{spread}{flag}a" + "_".join(_name_degrees(lines[line] or 0.0) for line in table)
+                return f"k{size}{spread}{flag}a" + "_".join(degrees_text(lines[line] or 0.0) for line in table)
     return "t" + "_".join(".".join(f"{h}.{w}" for h, w in line) for line in table)
+
+
+def parse_lines(key: str) -> tuple[int, Lines] | None:
+    """The number of taps and the lines that a key names, as it says them; None where it does not read like the key of lines.
+
+    Raises:
+        ValueError: a part that should be a number is none.
+    """
+    head, _, angles = key.partition("a")
+    anchor: Anchor = "start" if head.endswith("s") else "center"
+    size, _, dilation = head.removesuffix("s").removeprefix("k").partition("d")
+    if not head.startswith("k") or not angles:
+        return None
+    return int(size), Lines(tuple(float(angle) for angle in angles.split("_")), int(dilation or 1), anchor)

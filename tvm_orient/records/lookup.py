@@ -6,26 +6,23 @@ A step that does not answer says why, and that is kept beside what the next ones
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import env
 from ..errors import InvalidArgument, LogFileError
-from ..problem.device import Device, kin_of
+from ..notices import log_once
+from ..problem.device import Device, kin_of, same_instructions
 from ..problem.spec import ConvSpec
-from ..problem.taps import Taps
 from .record import Record
 from .store import LogFile, log_path, read
 
 STEPS = ("user", "shipped", "alias", "mirror", "nearest", "default")
-_warn_once = functools.lru_cache(maxsize=256)(logging.getLogger(__name__).warning)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequen
         return record.device == device.slug
 
     def sibling(record: Record) -> bool:
-        return not own(record) and _capability(record.provenance.get("cc")) == _capability(device.arch)
+        return not own(record) and same_instructions(str(record.provenance.get("cc")), device.arch)
 
     def twins(key: str) -> list[tuple[Record, Path]]:
         alike = _pick(key, files, lambda record: sibling(record) and (kin_of(record.device) == device.kin or record.provenance.get("units") == device.units))
@@ -94,10 +91,11 @@ def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequen
     files = [_open(path)[0] for folder in (*user, *shipped) for path in sorted(folder.glob(f"*/{spec.op}.jsonl"))]
     cores = " nor from this CPU with another number of cores" if device.kind == "cpu" else ""
     yield "alias", twins(spec.key), f"no record of this spec from another device of {device.arch} with {device.units} units{cores}"
-    key = dataclasses.replace(spec, taps=Taps(tuple(tuple((h, -w) for h, w in line) for line in spec.taps.table))).key
+    key = dataclasses.replace(spec, taps=spec.taps.mirrored).key
     mirrors = [] if key == spec.key else _pick(key, files, own) + twins(key)
     yield "mirror", mirrors, "the taps are their own mirror" if key == spec.key else f"no record of {key[:120]}"
-    keys = sorted({(_distance(spec, other), other) for file in files for other in file.by_spec if _kind(other) == _kind(spec.key)})
+    family = ConvSpec.family_of_key(spec.key)
+    keys = sorted({(_distance(spec, other), other) for file in files for other in file.by_spec if ConvSpec.family_of_key(other) == family})
     nearest = [candidate for _, other in keys for candidate in _pick(other, files, own) + _pick(other, files, sibling)]
     yield "nearest", nearest, f"no record of the same op, taps, stride, padding, dtype and layout on {device.arch}"
 
@@ -109,7 +107,7 @@ def _open(path: Path) -> tuple[LogFile, str]:
     except LogFileError as problem:
         if isinstance(problem.__cause__, FileNotFoundError):
             return LogFile(path), f"{path} does not exist"
-        _warn_once("tuning log passed over: %s", str(problem))
+        log_once(_log, "tuning log passed over: %s", str(problem))
         return LogFile(path), str(problem)
     return file, f"{path} has no record of this spec" + (f" ({file.bad} bad lines skipped)" if file.bad else "")
 
@@ -118,17 +116,6 @@ def _pick(key: str, files: Iterable[LogFile], wanted: Callable[[Record], bool]) 
     return [(record, file.path) for file in files for record in file.by_spec.get(key, ()) if wanted(record)]
 
 
-def _kind(key: str) -> tuple[str, str]:
-    """A spec key without its channels, height and width: two shapes of one problem share it."""
-    return key.split("-")[0], key.split("-", 2)[2]
-
-
 def _distance(spec: ConvSpec, key: str) -> float:
     other = ConvSpec.from_key(key)
     return sum(weight * abs(math.log(getattr(spec, name) / getattr(other, name))) for name, weight in (("height", 1.0), ("width", 1.0), ("channels", 0.25)))
-
-
-def _capability(text: Any) -> str:
-    """A compute capability as major.minor, whether it came as 9.0, 90 or sm_90a; another arch word as it is."""
-    match = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)[a-z]?", str(text))
-    return f"{match[1]}.{match[2]}" if match else str(text)

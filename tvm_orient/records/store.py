@@ -20,13 +20,13 @@ import filelock
 from .. import env
 from ..errors import InvalidArgument, LogFileError
 from ..forks import kept
-from ..problem.spec import OPS
+from ..problem.spec import OPS, ConvSpec
 from .record import SCHEMA, SLUG, Record, in_order, ranked
 
 
 @dataclass(frozen=True)
 class LogFile:
-    """What a file holds: records in file order, and how many lines were skipped as bad, blank or of another schema."""
+    """The records of a file, in file order, and how many lines were skipped as bad, blank or of another schema."""
 
     path: Path
     records: tuple[Record, ...] = ()
@@ -123,7 +123,7 @@ def append(record: Record, directory: Path | None = None) -> Path:
         row = Record.model_validate(json.loads(record.line))
     except (TypeError, ValueError) as problem:
         raise InvalidArgument(f"not a valid record, nothing was written: {problem}: make it with Record(...)") from problem
-    path = log_path(env.user_log_dir() if directory is None else directory, row.device, row.spec.partition("-")[0])
+    path = log_path(env.user_log_dir() if directory is None else directory, row.device, ConvSpec.op_of_key(row.spec))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path):

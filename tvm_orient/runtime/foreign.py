@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import EnvironmentProblem
+from ..kernels import manifest
 from ..problem.device import own_cpu
 
 _NAMED = 8  # of what is lacking, in a message
@@ -21,15 +21,14 @@ def refuse_foreign(kernel: Path) -> None:
         EnvironmentProblem: this CPU lacks some; says which.
     """
     try:
-        how = json.loads((kernel.parent / "how.json").read_text(encoding="utf-8"))
-        told = {**how, **how.get("key", {})}
-    except (OSError, ValueError, AttributeError, TypeError):  # whoever reads more of it says what is wrong
+        told = manifest.read(kernel.parent)
+    except manifest.Unreadable:  # whoever needs more of it says what is wrong
         return
     here = own_cpu()
-    lacking = sorted(set(str(told.get("features", "")).split()).difference(here.features))
+    lacking = sorted(set(told.features).difference(here.features))
     if lacking and here.features:
         few = ", ".join(lacking[:_NAMED]) + (f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else "")
         raise EnvironmentProblem(
-            f"a kernel runs only where the instructions are that it was made for ({told.get('model')}), and {here.name} lacks {few}: {kernel.parent}: "
+            f"a kernel runs only where the instructions are that it was made for ({told.model}), and {here.name} lacks {few}: {kernel.parent}: "
             "build it on this machine, or with `tvm-orient build --arch x86-64-v3` or a lower level"
         )

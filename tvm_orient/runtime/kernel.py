@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,7 +28,8 @@ class Kernel:
         generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
 
     Raises:
-        EnvironmentProblem: TVM's runtime library is missing, path was made for instructions that this CPU lacks, or this machine cannot load it.
+        EnvironmentProblem: TVM's runtime library is missing, path was made for instructions that this CPU lacks, this machine cannot load it, or the
+            how.json beside a kernel of conv_dw does not say what workspace it needs.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -44,8 +43,7 @@ class Kernel:
             self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
             bands, taps = plan.workspace
         else:
-            facts = json.loads((path.parent / manifest.HOW).read_text()) if spec.op == "conv_dw" else {}
-            bands, taps = _find(facts, "workspace") or (0, 0)
+            bands, taps = _workspace(spec, path)
         self.workspace = part_shape(spec, 1, (bands, taps))[1:]
         self.alignment = _ALIGNMENT[device.kind]
         self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
@@ -163,14 +161,14 @@ class GenericAdapter:
         self.kernel = Kernel(dataclasses.replace(spec.plain, layout="nchw"), device, path, generic=True)
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """As Kernel."""
+        """Computes what `Kernel` does, on the same operands."""
         out = self.kernel(first, second)
         out = out if bias is None else out.add_(bias.view(-1, 1, 1))
         out = activate(self.spec.activation, out)
         return out.contiguous(memory_format=torch.channels_last) if self.spec.layout == "nhwc" and out.dim() == 4 else out
 
     def prepared(self, *_: torch.Tensor) -> Call:
-        """As Kernel.prepared; nothing is known before the call."""
+        """Returns itself, for operands of any shape: nothing is known before the call."""
         return self
 
 
@@ -193,8 +191,15 @@ def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)
 
 
-def _find(facts: Any, name: str) -> Any:
-    """A fact of how.json, at the top or one level down."""
-    if name in facts:
-        return facts[name]
-    return next((value[name] for value in facts.values() if isinstance(value, dict) and name in value), None)
+def _workspace(spec: ConvSpec, path: Path) -> tuple[int, int]:
+    """(bands, taps) of the workspace that a kernel of its own needs, by the manifest beside it.
+
+    Raises:
+        manifest.Unreadable: a kernel of conv_dw has none, or one that does not say.
+    """
+    if spec.op != "conv_dw":
+        return 0, 0
+    found = manifest.read(path.parent).workspace
+    if found is None:
+        raise manifest.Unreadable(f"{manifest.HOW} beside a kernel of conv_dw must tell its workspace, got none in {path.parent}: build the kernel again")
+    return found

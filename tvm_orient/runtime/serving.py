@@ -41,21 +41,26 @@ class ProvisionalKernel:
     """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own.
 
     The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
+
+    Args:
+        generic: answers until then.
+        calls: after so many its own is made.
+        choices: that its own is made by, as the logs were when the first call asked them.
     """
 
-    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int) -> None:
-        self.spec, self.device, self.kernel, self.left, self.calls = spec, device, generic, calls, calls
+    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int, choices: Sequence[Choice]) -> None:
+        self.spec, self.device, self.kernel, self.left, self.calls, self.choices = spec, device, generic, calls, calls, choices
         self._maker: threading.Thread | None = None
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """As Kernel."""
+        """Computes what `Kernel` does, on the same operands."""
         self.left -= 1
         if (self.left <= 0 or (_at_once and _asked())) and not _capturing(self.device):
             self._replace()
         return self.kernel(first, second, bias)
 
     def prepared(self, *_: torch.Tensor) -> Call:
-        """As Kernel.prepared: every call counts, so each comes here."""
+        """Returns itself, for operands of any shape: every call counts, so each comes here."""
         return self
 
     def _replace(self) -> None:
@@ -74,7 +79,7 @@ class ProvisionalKernel:
         """The problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
         left = self.calls  # until it is looked for again
         try:
-            found = _own(self.spec, self.device, asked=asked)
+            found = _own(self.spec, self.device, self.choices, asked=asked)
             if found is not None:
                 self.kernel, left = found, _NEVER
         except Busy:  # another process is at it
@@ -95,8 +100,11 @@ class _TooLong(Exception):
     """Nobody asked for a kernel, and compiling it would take long; says what asks for it."""
 
 
-def kernel(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter:
+def kernel(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None) -> Kernel | GenericAdapter:
     """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
+
+    Args:
+        choices: that it is made by where this process has none; None asks the logs, as `tvm_orient.kernels.resolve.explain`.
 
     Raises:
         Unsupported: as `tvm_orient.kernels.build.build`.
@@ -105,12 +113,12 @@ def kernel(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter:
     """
     found = None
     while found is None:
-        found = _own(spec, device, asked=True)
+        found = _own(spec, device, choices, asked=True)
     return found
 
 
-def _own(spec: ConvSpec, device: Device, *, asked: bool) -> Kernel | GenericAdapter | None:
-    """As kernel. Where it is not asked for: None while another thread makes it.
+def _own(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None, *, asked: bool) -> Kernel | GenericAdapter | None:
+    """Returns what `kernel` does; where it is not asked for, None while another thread makes it.
 
     Raises:
         Busy: not asked for, and another process makes it.
@@ -127,7 +135,7 @@ def _own(spec: ConvSpec, device: Device, *, asked: bool) -> Kernel | GenericAdap
         held = _kernels.get(key)
         if held is not None and not isinstance(held, ProvisionalKernel):
             return held
-        found = acquire(spec, device, [part.choice for part in explain(spec, device)], asked)
+        found = acquire(spec, device, _explained(spec, device) if choices is None else choices, asked)
         _kernels[key] = found
     finally:
         lock.release()
@@ -137,7 +145,7 @@ def _own(spec: ConvSpec, device: Device, *, asked: bool) -> Kernel | GenericAdap
 
 
 def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter | ProvisionalKernel:
-    """What answers a call of a spec: its own kernel where it is tuned or built, else the generic one, which needs no compiling, for a while.
+    """Returns the kernel that answers a call of a spec: its own where it is tuned or built, else the generic one, which needs no compiling, for a while.
 
     TVM_ORIENT_BUILD says how long. torch.use_deterministic_algorithms asks for one kernel from the first call on.
 
@@ -150,12 +158,12 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
         return found
     _refuse_capture(spec, device)
     calls = 1 if _asked() else env.building_call()
-    choices = [part.choice for part in explain(spec, device)]
+    choices = _explained(spec, device)
     if calls <= 1 or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
-        return kernel(spec, device)
+        return kernel(spec, device, choices)
     if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _UNASKED_S:
         try:
-            return kernel(spec, device)
+            return kernel(spec, device, choices)
         except (BuildFailed, EnvironmentProblem) as problem:
             _log.warning("%s stays on the generic kernel: %s", spec, problem)
             calls = _NEVER
@@ -164,6 +172,11 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
         if found is None:
             found = _kernels[key] = _ready_or_provisional(spec, device, choices, calls)
     return found
+
+
+def _explained(spec: ConvSpec, device: Device) -> list[Choice]:
+    """The choices that the logs hold for a problem now, or its templates make; asked once for each problem that is called."""
+    return [part.choice for part in explain(spec, device)]
 
 
 def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int) -> Kernel | GenericAdapter | ProvisionalKernel:
@@ -177,7 +190,7 @@ def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choi
     generic = _generic(spec, device)
     if calls < _NEVER:
         _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
-    return ProvisionalKernel(spec, device, generic, calls)
+    return ProvisionalKernel(spec, device, generic, calls, choices)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BuildFailed, EnvironmentProblem, InvalidArgument
+from ..problem.device import capability
 
 _INSTALL = "pip install 'tvm-orient[compile]' (cuda-bindings, nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl, all 13.x)"
 _HEADERS = ("cuda_runtime.h", "cuda/std/cstdint")  # one of the runtime's, one of CCCL's: each package has a folder of its own
@@ -73,11 +74,11 @@ def compile_cubin(source: str, arch: str) -> bytes:
     """The cubin of a CUDA source for an arch such as sm_90a.
 
     Raises:
-        InvalidArgument: NVRTC does not know the arch.
+        InvalidArgument: the word is no arch, or NVRTC does not know it.
         BuildFailed: the source does not compile (carries the log).
         EnvironmentProblem: NVRTC or the headers are missing.
     """
-    if arch.rstrip("af") not in archs():
+    if capability(arch) not in map(capability, archs()):
         raise InvalidArgument(f"NVRTC {'.'.join(map(str, version()))} knows {', '.join(archs())}, got arch {arch!r}")
     nvrtc = _library()
     options = [*OPTIONS, f"-arch={arch}", *(f"-I{folder}" for folder in _include_folders())]

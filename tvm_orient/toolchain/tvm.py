@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import sys
 import types
@@ -14,6 +13,7 @@ from typing import Any
 from ..errors import EnvironmentProblem
 from ..problem import cpus
 from ..problem.device import Device, own_cpu
+from .versions import installed
 
 TVM_VERSION = "0.27.0.post1"
 _LEVEL_OF = {"avx2": "x86-64-v3", "avx512f": "x86-64-v4"}  # what a CPU of that arch has at least, where nothing else is known of it
@@ -25,10 +25,9 @@ def check_ffi() -> None:
     Raises:
         EnvironmentProblem: apache-tvm-ffi is missing, or not 0.1.14.x.
     """
-    try:
-        version = importlib.metadata.version("apache-tvm-ffi")
-    except importlib.metadata.PackageNotFoundError as missing:
-        raise EnvironmentProblem("apache-tvm-ffi is not installed: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'") from missing
+    version = installed("apache-tvm-ffi")
+    if version is None:
+        raise EnvironmentProblem("apache-tvm-ffi is not installed: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'")
     if not version.startswith("0.1.14"):
         raise EnvironmentProblem(
             f"apache-tvm-ffi must be 0.1.14.x (0.1.15 segfaults when IR is saved), got {version}: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"

@@ -1,5 +1,8 @@
 """A process that answers one line of JSON for each line of JSON, and is replaced when it dies, is late, or has failed.
 
+The one place that knows how such a process is started (which Python, with which packages), asked and ended, and what becomes of a request that gets no
+answer. Whoever needs one names a module that ends with `serve`, and says what its answers mean.
+
 What it runs are compiled kernels. After a fault in one of them a CUDA context answers every later call with an error, so no two failures may
 come from one process: the second would be blamed on a kernel that did nothing wrong.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import multiprocessing.spawn
 import os
@@ -19,13 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from ..errors import EnvironmentProblem
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_LONGEST_S = 86400.0  # of one wait: the system counts them in milliseconds of 32 bits
-_SAID = 300  # characters of an error that are handed on
+_MAX_WAIT_S = 86400.0  # seconds of one wait: the system counts them in milliseconds of 32 bits
+_MAX_SAID = 300  # characters of an error that are handed on
+_NOT_STARTED = (errno.ENOMEM, errno.EAGAIN, errno.ENOENT, errno.EACCES)  # what the system says where a program does not start
+FAULTS = ("died", "hung", "failed")  # what may become of a request: the process ended, was silent, or answered an error
 Answer = dict[str, Any]
 
 
@@ -38,7 +44,7 @@ class Died(Exception):
 
 
 class ChildProcess:
-    """The side that asks. The process is started by the first request, and again by the next one after it was closed.
+    """The side that asks. The process is started by the first request, and again by the next one after it was closed or ended of itself.
 
     Args:
         command: starts it; its end calls `serve`.
@@ -59,16 +65,48 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process that has answered all that it was asked."""
-        return self._process is not None
+        """Whether there is a process, not ended, that has answered all that it was asked."""
+        return self._process is not None and self._process.poll() is None
 
     def ask(self, request: Any, timeout: float | None = None) -> Answer:
         """The answer to a request; one with an "error" was the process's last, unless it is lasting.
 
+        Args:
+            request: plain JSON.
+            timeout: seconds that this answer may take; None is what all may take.
+
         Raises:
             Died: it ended before it answered.
             TimeoutError: no answer in time.
+            EnvironmentProblem: it does not start.
         """
+        if not self.running:
+            self.close()  # it ended after its last answer, such as one that had nothing to do for long: that is no fault of this request
+        rested = self.running
+        try:
+            return self._asked(request, timeout)
+        except Died as problem:
+            if not (rested and problem.code == 0):
+                raise
+            return self._asked(request, timeout)  # it ended of itself just when it was asked
+
+    def told(self, request: Any, timeout: float | None = None) -> Answer:
+        """Returns what `ask` does; what becomes of a request without an answer is an answer too: {"error": text, "fault": one of FAULTS}.
+
+        An "error" that the process answered itself has the fault "failed".
+
+        Raises:
+            EnvironmentProblem: it does not start.
+        """
+        try:
+            answer = self.ask(request, timeout)
+        except Died as problem:
+            return {"error": str(problem), "fault": "died"}
+        except TimeoutError:
+            return {"error": f"no answer within {self.timeout if timeout is None else timeout:.0f} s", "fault": "hung"}
+        return answer | {"fault": "failed"} if "error" in answer else answer
+
+    def _asked(self, request: Any, timeout: float | None) -> Answer:
         process = self._process or self._start()
         try:
             answer = self._answer(process, request, time.monotonic() + (self.timeout if timeout is None else timeout))
@@ -91,6 +129,10 @@ class ChildProcess:
                 start_new_session=True,  # so that Ctrl-C reaches only the process that asks
                 preexec_fn=bind if self.bound else None,
             )
+        except OSError as problem:
+            if problem.errno not in _NOT_STARTED:
+                raise
+            raise EnvironmentProblem(f"this needs a process of its own, and {self.command[0]} does not start: {problem}") from problem
         finally:
             if log is not None and not isinstance(log, int):
                 log.close()
@@ -129,6 +171,35 @@ class ChildProcess:
                     pipe.close()
         self._process = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def module_command(module: str) -> list[str]:
+    """The command line of a process that runs a module by its dotted name; with `environment` it finds what this process can import.
+
+    The working folder is no place that it imports from.
+
+    Raises:
+        EnvironmentProblem: as `interpreter`.
+    """
+    return [interpreter(), "-P", "-m", module]
+
+
+def environment(first: Sequence[Path] = (), **variables: str) -> dict[str, str]:
+    """The environment of a process that imports what this one does: this process's, with the folders that it imports from in PYTHONPATH.
+
+    Args:
+        first: folders that come before those.
+        variables: further ones by name, which rule.
+    """
+    # the first entry of sys.path is the script's folder, or empty: the working folder
+    places = dict.fromkeys([*map(str, first), *(path or os.curdir for path in sys.path)])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), **variables}
+
 
 def bind() -> None:
     """For a process that was just made, before it becomes a command: the kernel ends it when the thread that made it ends."""
@@ -158,10 +229,10 @@ def _readable(stream: IO[Any], seconds: float) -> bool:
     """Whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
     with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
         selector.register(stream, selectors.EVENT_READ)
-        while seconds > _LONGEST_S:
-            if selector.select(_LONGEST_S):
+        while seconds > _MAX_WAIT_S:
+            if selector.select(_MAX_WAIT_S):
                 return True
-            seconds -= _LONGEST_S
+            seconds -= _MAX_WAIT_S
         return bool(selector.select(max(0.0, seconds)))
 
 
@@ -176,7 +247,7 @@ def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
         try:
             given = answer(json.loads(line))
         except Exception as problem:  # who asked decides what a failure means
-            given = {"error": f"{type(problem).__name__}: {str(problem).strip()[:_SAID]}"}
+            given = {"error": f"{type(problem).__name__}: {str(problem).strip()[:_MAX_SAID]}"}
         answers.write(json.dumps(given) + "\n")
         answers.flush()
 

@@ -28,7 +28,7 @@ from ..bench.bench import bench
 from ..bench.rows import DEFAULT, TUNED, Row
 from ..env import user_log_dir
 from ..errors import EnvironmentProblem, InvalidArgument
-from ..evaluate import reference, tolerance
+from ..evaluate.verified import Expected
 from ..functional import oriented_conv2d
 from ..kernels import resolve
 from ..problem.device import Device, cpu_device, cuda_devices
@@ -211,12 +211,10 @@ def _verdict(rows: Sequence[Row]) -> str:
 
 
 def _verified(spec: ConvSpec, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: Console) -> bool:
-    expected = reference.run(spec, x, weight)
-    allowed = tolerance.tolerance(spec, len(x), x, weight)
-    off = float((y.double() - expected).abs().max())
-    right = off <= allowed
-    _say(console, "verify", f"largest difference from the float64 reference {off:.1e}, rounding allows {allowed:.1e}: {'right' if right else 'WRONG'}")
-    return right
+    verdict = Expected(spec, x, weight).verdict(y)
+    found = f"largest difference from the float64 reference {verdict.difference:.1e}, rounding allows {verdict.bound:.1e}"
+    _say(console, "verify", f"{found}: {'WRONG' if verdict.wrong else 'right'}")
+    return not verdict.wrong
 
 
 def _compiled(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: Console) -> bool:

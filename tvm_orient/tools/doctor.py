@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -19,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import env
-from ..errors import EnvironmentProblem, OrientError
-from ..kernels import manifest
+from ..errors import EnvironmentProblem, OrientError, first_line
+from ..kernels.manifest import KERNEL
 from ..perf_model import gpu_specs
-from ..problem.device import Device, archs, cpu_device, cuda_devices, own_cpu
+from ..problem.device import Device, archs, capability, cpu_device, cuda_devices, own_cpu
 from ..problem.spec import ConvSpec
 from ..problem.taps import Taps
 from ..sass import cubin
 from ..toolchain import nvrtc, openmp
 from ..toolchain import tvm as toolchain_tvm
-from .doctor_files import Finding, State, first_line, kernel_cache, log_folder, user_logs, variable
+from ..toolchain.versions import installed
+from .doctor_files import Finding, State, kernel_cache, log_folder, user_logs, variable
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def examine() -> list[Check]:
 
 
 def lacks(checks: Iterable[Check]) -> dict[str, list[str]]:
-    """What can be done here, each with the names of what it lacks: nothing lacking means that it works."""
+    """Lists what can be done here, each with the names of what it lacks: nothing lacking means that it works."""
     fine = {check.name for check in checks if check.state == "ok"}
     return {what: [need for need in needs if need not in fine] for what, needs in NEEDS.items()}
 
@@ -102,16 +102,6 @@ def _check(section: str, name: str, look: Callable[[], Finding]) -> Check:
         return Check(section, name, "broken", first_line(problem))
     except Exception as problem:  # a doctor that dies of what it finds is no use
         return Check(section, name, "broken", f"{type(problem).__name__}: {first_line(problem)}", "reinstall it")
-
-
-def _version(*distributions: str) -> str | None:
-    """The version of the first distribution that is installed."""
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 # ---- packages -----------------------------------------------------------------------------------
@@ -140,7 +130,7 @@ def _torch() -> Finding:
 
 
 def _ffi() -> Finding:
-    version, remedy = _version("apache-tvm-ffi"), "pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15' for everything"
+    version, remedy = installed("apache-tvm-ffi"), "pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15' for everything"
     if version is None:
         return "missing", "not installed", remedy
     try:
@@ -151,7 +141,7 @@ def _ffi() -> Finding:
 
 
 def _tvm() -> Finding:
-    version, remedy = _version("apache-tvm"), "pip install 'tvm-orient[compile]' to generate kernels"
+    version, remedy = installed("apache-tvm"), "pip install 'tvm-orient[compile]' to generate kernels"
     if version is None and importlib.util.find_spec("tvm") is None:
         return "missing", "not installed", remedy
     try:
@@ -188,7 +178,7 @@ def _package(name: str) -> Finding:
     module, distributions, extra, purpose = _PACKAGES[name]
     if importlib.util.find_spec(module) is None:
         return "missing", "not installed", f"pip install 'tvm-orient[{extra}]' for {purpose}"
-    return "ok", _version(*distributions) or "installed", ""
+    return "ok", installed(*distributions) or "installed", ""
 
 
 # ---- devices ------------------------------------------------------------------------------------
@@ -269,7 +259,8 @@ def _nvrtc() -> Finding:
         nvrtc.compile_cubin(_PROBE, "sm_90a")
     except OrientError as problem:
         return "missing", f"version {number}, but a kernel does not compile: {first_line(problem)}", remedy
-    return "ok", f"{number}, for --arch {', '.join(arch for arch in archs() if arch.rstrip('a') in nvrtc.archs())}", ""
+    known = set(map(capability, nvrtc.archs()))
+    return "ok", f"{number}, for --arch {', '.join(arch for arch in archs() if capability(arch) in known)}", ""
 
 
 def _nvdisasm() -> Finding:
@@ -278,7 +269,7 @@ def _nvdisasm() -> Finding:
         cubin.kernels(nvrtc.compile_cubin(_PROBE, "sm_90a"))
     except OrientError as problem:
         return "missing", first_line(problem), remedy
-    return "ok", f"reads what NVRTC makes{'' if (number := _version('nvidia-cuda-nvdisasm')) is None else f', {number}'}", ""
+    return "ok", f"reads what NVRTC makes{'' if (number := installed('nvidia-cuda-nvdisasm')) is None else f', {number}'}", ""
 
 
 def _in_wheels(tail: str) -> list[Path]:
@@ -312,7 +303,7 @@ def _kernel(device: Device) -> Finding:
         return "missing", "no torch to run one", "pip install 'tvm-orient[torch]'"
     import torch
 
-    from ..evaluate import reference, tolerance
+    from ..evaluate.verified import Expected
     from ..kernels.compile_process import compiled
     from ..runtime import kernel
     from ..schedules import choices
@@ -328,15 +319,15 @@ def _kernel(device: Device) -> Finding:
             x = torch.randn(_IMAGES, _LAYER.channels, _LAYER.height, _LAYER.width, generator=generator)
             w = torch.randn(_LAYER.channels, _LAYER.kernel_size, generator=generator)
             where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
-            out = kernel.Kernel(_LAYER, device, Path(folder) / manifest.KERNEL)(x.to(where), w.to(where)).cpu()
+            out = kernel.Kernel(_LAYER, device, Path(folder) / KERNEL)(x.to(where), w.to(where)).cpu()
         except EnvironmentProblem as problem:
             return "missing", first_line(problem), "install what it asks for"
         except OrientError as problem:
             return "broken", first_line(problem), ""
-    error, bound = float((out.double() - reference.run(_LAYER, x, w)).abs().max()), tolerance.tolerance(_LAYER, _IMAGES, x, w)
-    if not error <= bound:  # NaN is not
-        return "broken", f"{built} and run, but its result is off by {error:.3g}, at most {bound:.3g}", "please report it, with what else is said here"
-    return "ok", f"{built}, run, and right within {error:.1g}", ""
+    verdict = Expected(_LAYER, x, w).verdict(out)
+    if verdict.wrong:
+        return "broken", f"{built} and run, but its result is {verdict.wrong}", "please report it, with what else is said here"
+    return "ok", f"{built}, run, and right within {verdict.difference:.1g}", ""
 
 
 def _gpu_kernel() -> Finding:

@@ -1,4 +1,4 @@
-"""What `tvm-orient doctor` finds in files and variables: tuning logs, the cache of kernels, the environment."""
+"""Findings of `tvm-orient doctor` in files and variables: tuning logs, the cache of kernels, the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import env
-from ..errors import EnvironmentProblem, LogFileError, OrientError
+from ..errors import EnvironmentProblem, LogFileError, OrientError, first_line
 from ..kernels import cache
 from ..records import store
 
@@ -15,13 +15,8 @@ State = Literal["ok", "missing", "broken"]
 Finding = tuple[State, str, str]  # state, detail, hint
 
 
-def first_line(problem: Exception) -> str:
-    """The first line of what an error says, for a table."""
-    return (str(problem).strip().splitlines() or [repr(problem)])[0][:300]
-
-
 def log_folder(folder: Path, nothing: str, *, shipped: bool = False) -> Finding:
-    """What a folder of logs holds. Records that no longer answer are a user's to tune again; those that ship are to answer."""
+    """Says what a folder of logs holds. Records that no longer answer are a user's to tune again; those that ship are to answer."""
     from ..kernels.resolve import outdated
 
     files = sorted(folder.glob("*/*.jsonl"))
@@ -45,7 +40,7 @@ def log_folder(folder: Path, nothing: str, *, shipped: bool = False) -> Finding:
 
 
 def user_logs() -> Finding:
-    """What the user's folder of logs holds."""
+    """Says what the user's folder of logs holds."""
     try:
         return log_folder(env.user_log_dir(), "nothing tuned yet")
     except EnvironmentProblem as problem:
@@ -53,7 +48,7 @@ def user_logs() -> Finding:
 
 
 def kernel_cache() -> Finding:
-    """What the user's cache of kernels holds."""
+    """Says what the user's cache of kernels holds."""
     try:
         folder = env.cache_dir()
     except EnvironmentProblem as problem:
@@ -66,11 +61,11 @@ def kernel_cache() -> Finding:
         entries = cache.KernelCache(folder).entries()
     except OrientError as problem:
         return "broken", str(problem), ""
-    return "ok", f"{len(entries)} kernels, {sum(int(how.get('size', 0)) for how in entries) / 1e6:.1f} MB, private, {folder}", ""
+    return "ok", f"{len(entries)} kernels, {sum(how.size for how in entries) / 1e6:.1f} MB, private, {folder}", ""
 
 
 def variable(name: str) -> Finding:
-    """What a variable of the environment says, and means."""
+    """Says what a variable of the environment is set to, and what it means."""
     value, meaning = os.environ.get(name), env.VARIABLES[name]
     if name == "TVM_ORIENT_LOOKUP":
         try:

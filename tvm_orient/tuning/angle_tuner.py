@@ -20,7 +20,7 @@ from ..records import store
 from ..schedules import registry
 from ..schedules.base import Template
 from ..schedules.choices import Choice
-from ..toolchain.versions import package_version
+from ..toolchain import versions
 from .builder import BuilderPool, Workspace
 from .journal import Journal
 from .quiet import Busy, Patience
@@ -79,15 +79,15 @@ class AngleTuner:
         """
         self.patience.wait(None if self.report is None else lambda share, left: self._tell((share, left)))
 
-    def _resume(self, templates: Sequence[Template]) -> None:
+    def _resume(self, templates: Sequence[Template[Any]]) -> None:
         """Take over the trials of earlier runs that are still valid."""
         for name, version, decisions, seconds in self.journal.entries():
             template = next((t for t in templates if (t.name, t.version) == (name, version)), None)
             if template is not None and template.invalid(self.part, self.device, decisions) is None:
-                self.done.append((Choice.of(template, decisions), seconds))
+                self.done.append((Choice.of(template, template.config(decisions)), seconds))
         self.resumed = len(self.done)
 
-    def _search(self, template: Template, budget: int) -> None:
+    def _search(self, template: Template[Any], budget: int) -> None:
         """Measure up to `budget` candidates that are new; the model learns from the old ones as the search meets them."""
         if budget < 1:
             return
@@ -105,11 +105,11 @@ class AngleTuner:
         def measure(decisions: dict[str, int]) -> float | None:
             if len(self.done) >= enough:
                 raise search.Stopped
-            return self._trial(Choice.of(template, decisions))
+            return self._trial(Choice.of(template, template.config(decisions)))
 
         def ahead(proposed: list[dict[str, int]]) -> None:
             known = {choice for choice, _ in self.done}
-            new = [choice for decisions in proposed if (choice := Choice.of(template, decisions)) not in known]
+            new = [choice for decisions in proposed if (choice := Choice.of(template, template.config(decisions))) not in known]
             with self._stage("build"):
                 self.shop.prepare(self.part, new[: max(0, enough - len(self.done))])
             try:
@@ -259,10 +259,9 @@ class AngleTuner:
         )  # fmt: skip
 
     def _provenance(self) -> dict[str, Any]:
-        packages = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "version": "tvm-orient", "cuda": "nvidia-cuda-nvrtc"}
         device = self.device
         return {
             "gpu": device.name, "cc": device.arch, "units": device.units, **({"model": device.model} if device.model else {}),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "trials": len(self.done), "seed": self.seed, "batch": self.batch,
-            **{name: package_version(package) for name, package in packages.items()},
+            **versions.provenance(),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What tuning works with: processes that compile candidates, several at once, and the process that measures them.
+"""The shop that tuning works in: processes that compile candidates, several at once, and the process that measures them.
 
 A builder (`python -m tvm_orient.tuning.builder`) reads one JSON request a line and answers one JSON line, as the measuring process does. A
 round of candidates is compiled before any of it is measured, so that no compiler runs beside a measurement.
@@ -19,11 +19,11 @@ from ..errors import BuildFailed, OrientError
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice
-from ..toolchain.worker import Died, serve
+from ..toolchain.worker import ChildProcess, environment, module_command, serve
 from .runner import Runner
 
 Workspace = tuple[int, int] | None
-_BUILD_S = 180.0  # most for one candidate; the slowest known takes a tenth of it
+_BUILD_S = 180.0  # seconds that one candidate may take; the slowest known takes a tenth of it
 
 
 def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspace:
@@ -39,22 +39,20 @@ def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspa
     except Exception as problem:  # a candidate that TVM cannot schedule is a result, not a crash
         raise BuildFailed(f"{choice.template} {dict(choice.decisions)}: {str(problem)[-300:]}") from problem
     compile_library(module, device, path)
-    return workspace_shape([module["main"]]) if part.op == "conv_dw" else None
+    return workspace_shape(part, [module["main"]])
 
 
-class _Builder(Runner):
-    module, lasting = "tvm_orient.tuning.builder", True
+class _Builder(ChildProcess):
+    lasting = True  # a candidate that was refused spoils nothing
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(module_command("tvm_orient.tuning.builder"), _BUILD_S, environment())
+        self.device = device
 
     def build(self, part: ConvSpec, choice: Choice, path: Path) -> Workspace:
-        request = {"spec": part.key, "choice": dataclasses.astuple(choice), "device": dataclasses.asdict(self.device), "path": str(path)}
-        try:
-            answer = self.ask(request)
-        except Died as problem:
-            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} crashed the compiler: {problem}") from problem
-        except TimeoutError as problem:
-            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} did not compile within {self.timeout:.0f} s") from problem
+        answer = self.told({"spec": part.key, "choice": choice.plain, "device": dataclasses.asdict(self.device), "path": str(path)})
         if "error" in answer:
-            raise BuildFailed(answer["error"])
+            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} did not compile: {answer['error']}")
         space = answer["workspace"]
         return (int(space[0]), int(space[1])) if space else None
 
@@ -67,7 +65,7 @@ class BuilderPool:
 
     def __init__(self, device: Device, jobs: int = 1) -> None:
         self.device, self.jobs, self.worker = device, max(1, jobs), Runner(device)
-        self._builders = [_Builder(device, _BUILD_S) for _ in range(self.jobs if self.jobs > 1 else 0)]
+        self._builders = [_Builder(device) for _ in range(self.jobs if self.jobs > 1 else 0)]
         self._folder = tempfile.TemporaryDirectory(prefix="tvm_orient-")
         self._built: dict[tuple[ConvSpec, Choice], tuple[Path, Workspace] | BuildFailed] = {}
 
@@ -134,9 +132,8 @@ class BuilderPool:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    template, version, decisions, step = request["choice"]
-    choice = Choice(template, version, tuple((name, value) for name, value in decisions), step)
-    return {"workspace": build(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choice, Path(request["path"]))}
+    part, choice = ConvSpec.from_key(request["spec"]), Choice.of_plain(request["choice"])
+    return {"workspace": build(part, Device(**request["device"]), choice, Path(request["path"]))}
 
 
 def _main() -> None:

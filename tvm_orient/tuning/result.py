@@ -30,7 +30,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one angle's tuning found."""
+    """The result of tuning one angle."""
 
     part: ConvSpec  #: the angle
     record: records_record.Record | None  #: None where the default won (the logs then say so) or where the times were noise

@@ -14,7 +14,6 @@ from .. import env
 from ..errors import InvalidArgument
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
-from ..problem.taps import Taps
 from ..schedules import registry
 from .angle_tuner import AngleTuner
 from .builder import BuilderPool
@@ -31,8 +30,7 @@ def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
     """The angles of a spec that need tuning: one of each mirrored pair, in order."""
     parts: list[ConvSpec] = []
     for _, _, part in spec.plain.parts():
-        mirror = Taps(tuple(tuple((h, -w) for h, w in line) for line in part.taps.table))
-        if not any(known.taps in (part.taps, mirror) for known in parts):
+        if not any(known.taps in (part.taps, part.taps.mirrored) for known in parts):
             parts.append(part)
     return parts
 

@@ -35,10 +35,10 @@ def installed() -> bool:
 
 def angles(taps: Taps) -> tuple[float, ...] | None:
     """One angle in radians for each group, with the same taps; None where they are no centred lines of dilation 1."""
-    head, line, degrees = taps.key.partition("a")
-    if not line or head != f"k{taps.kernel_size}":
+    named = taps.lines
+    if named is None or (named.dilation, named.anchor) != (1, "center"):
         return None
-    return tuple(math.radians(float(angle)) for angle in degrees.split("_"))
+    return tuple(math.radians(angle) for angle in named.degrees)
 
 
 def applies(spec: ConvSpec) -> str | None:

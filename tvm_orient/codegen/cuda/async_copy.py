@@ -1,4 +1,4 @@
-"""CUDA source whose copies into shared memory are asynchronous: every load of a block is on its way before any has arrived.
+"""Makes copies into shared memory in CUDA source asynchronous: every load of a block is on its way before any has arrived.
 
 As TVM prints it, a thread loads a value, waits for it, and stores it, once for every turn of the staging loop: each turn waits for DRAM
 again. cp.async goes past the registers, and writes zeros where the source lies outside the plane. Where a block copies one tile ahead
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 
-from ..tir.double_buffer import DOUBLE_BUFFER
+from .. import names
+from .rewritten import Rewritten
 
 _HELPER = """
 #if defined(__CUDACC__)
@@ -30,65 +31,77 @@ __device__ __forceinline__ int tvm_orient_hidden(int value) {
 """
 _ZERO = r"(?:make_\w+[24]\(.*\)|0x0p\+0f[^;]*)"
 _WIDE = r"\*\((?:float|half|nv_bfloat16)[24]\*\)"
-_FROM = rf"(?:{_WIDE}\((?P<wide>\w+_ptr \+ .*)\)|(?P<one>\w+_ptr)\[(?P<at>.*)\])"
-_TO = rf"(?:{_WIDE}\((?P<to>\w+_shared_ptr \+ .*)\)|(?P<shared>\w+_shared_ptr)\[(?P<place>.*)\])"
+_ANY = rf"\w+{names.POINTER}"  # name of a buffer
+_SHARED = rf"\w+{names.SHARED_POINTER}"  # name of a buffer in shared memory
+_FROM = rf"(?:{_WIDE}\((?P<wide>{_ANY} \+ .*)\)|(?P<one>{_ANY})\[(?P<at>.*)\])"
+_TO = rf"(?:{_WIDE}\((?P<to>{_SHARED} \+ .*)\)|(?P<shared>{_SHARED})\[(?P<place>.*)\])"
 _GUARDED = re.compile(
-    r"(?P<indent> *)(?:float|half|nv_bfloat16)[24]? (?P<name>condval\w*);\n *if \((?P<inside>.*)\) \{\n"
+    rf"(?P<indent> *)(?:float|half|nv_bfloat16)[24]? (?P<name>{names.CONDITION_VALUE}\w*);\n *if \((?P<inside>.*)\) \{{\n"
     rf" *(?P=name) = {_FROM};\n *\}} else \{{\n *(?P=name) = {_ZERO};\n *\}}\n *{_TO} = (?P=name);\n"
 )
 _TYPED = re.compile(r"\((float|half|nv_bfloat16)([24])\*\)")
 _PLAIN = re.compile(rf"(?m)^(?P<indent> *){_TO} = {_FROM};\n")
-_HALF = re.compile(r"(?:half|nv_bfloat16)\* __restrict__ (\w+_ptr)")
-_BARRIER, _COPY, _THREAD = "__syncthreads();", "tvm_orient_copy<", "((int)threadIdx.x)"
-_TURNS = re.compile(rf"(?m)^(?P<indent> *)for \(int {DOUBLE_BUFFER}\w* = 0; .*\n(?:(?P=indent) +.*\n)+(?P=indent)\}}\n")
+_HALF = re.compile(rf"(?:half|nv_bfloat16)\* __restrict__ ({_ANY})")
+_ON_CHIP = {names.SHARED_POINTER, names.LOCAL_POINTER}  # ends of the names of buffers that are not in global memory
+_COPY = f"{names.COPY}<"
+_TURNS = re.compile(rf"(?m)^(?P<indent> *)for \(int {names.DOUBLE_BUFFER}\w* = 0; .*\n(?:(?P=indent) +.*\n)+(?P=indent)\}}\n")
 
 
-def asynchronous(source: str) -> str:
-    """The source with every copy of whole words from global to shared memory made asynchronous, and awaited before each barrier that it needs.
+def asynchronous(source: str) -> Rewritten:
+    """Returns the source with every copy of whole words from global to shared memory asynchronous, and awaited before each barrier that needs it.
 
-    Copies of single values of other types, and those that convert, stay as they are. The source must be for sm_80 or later.
+    Copies of single values of other types, and those that convert, stay as they are. The source must be for sm_80 or later. Places are
+    copies.
     """
-    others = {"_shared_ptr", "_local_ptr", *_HALF.findall(source)}
-    changed = _GUARDED.sub(lambda match: _copy(match, others), source)
-    changed = _PLAIN.sub(lambda match: _copy(match, others), changed)
-    if changed == source:
-        return source
+    others, places = _ON_CHIP | set(_HALF.findall(source)), 0
+
+    def change(match: re.Match[str]) -> str:
+        nonlocal places
+        copy = _copy(match, others)
+        places += copy is not None
+        return match[0] if copy is None else copy
+
+    changed = _PLAIN.sub(change, _GUARDED.sub(change, source))
+    if not places:
+        return Rewritten(source, 0)
     parts, at = [], 0
     for turns in _TURNS.finditer(changed):
         parts += [_awaited(changed[at : turns.start()]), _but_last(turns)]
         at = turns.end()
-    head, mark, rest = "".join([*parts, _awaited(changed[at:])]).partition('extern "C"')
-    return head + _HELPER + mark + rest
+    head, mark, rest = "".join([*parts, _awaited(changed[at:])]).partition(names.KERNEL_MARK)
+    return Rewritten(head + _HELPER + mark + rest, places)
 
 
 def _awaited(text: str) -> str:
-    return text.replace(_BARRIER, f"tvm_orient_arrived(); {_BARRIER}")
+    """Returns the text with a wait for all copies before each barrier."""
+    return text.replace(names.BARRIER, f"{names.ARRIVED}(); {names.BARRIER}")
 
 
 def _but_last(turns: re.Match[str]) -> str:
-    """A loop over tiles whose turns copy the next one: a barrier after copies waits for all but those; others have nothing to wait for.
+    """Returns a loop over tiles whose turns copy the next one: a barrier after copies waits for all but those; others have nothing to wait for.
 
     The thread is hidden from nvcc, which else computes the addresses of all copies before the loop and keeps each in a register.
     """
     head, body = turns[0].split("\n", 1)
-    *before, after = body.replace(_THREAD, "tvm_orient_thread").split(_BARRIER)
+    *before, after = body.replace(names.THREAD, names.HIDDEN_THREAD).split(names.BARRIER)
     if not any(_COPY in text for text in before):  # those that convert
         return _awaited(turns[0])
-    waits = [f"{text}tvm_orient_sent(); tvm_orient_arrived_but_last(); " if _COPY in text else text for text in before]
-    hidden = f"{turns['indent']}  const int tvm_orient_thread = tvm_orient_hidden((int)threadIdx.x);"
-    return f"{turns['indent']}tvm_orient_sent();\n{head}\n{hidden}\n" + _BARRIER.join([*waits, after])
+    waits = [f"{text}{names.SENT}(); {names.ARRIVED_BUT_LAST}(); " if _COPY in text else text for text in before]
+    hidden = f"{turns['indent']}  const int {names.HIDDEN_THREAD} = {names.HIDDEN}((int)threadIdx.x);"
+    return f"{turns['indent']}{names.SENT}();\n{head}\n{hidden}\n" + names.BARRIER.join([*waits, after])
 
 
-def _copy(match: re.Match[str], others: set[str]) -> str:
-    """The copy made asynchronous; others: what the name of a pointer ends in whose values are not float32 in global memory.
+def _copy(match: re.Match[str], others: set[str]) -> str | None:
+    """Returns the copy made asynchronous; None where it stays.
 
-    Half precision is copied so where it is stored as it was loaded, by whole words.
+    others: what the name of a pointer ends in whose values are not float32 in global memory. Half precision is copied so where it is
+    stored as it was loaded, by whole words.
     """
     found = match.groupdict()
     source, target = found["wide"] or f"{found['one']} + ({found['at']})", found["to"] or f"{found['shared']} + ({found['place']})"
     types = _TYPED.findall(match[0])
     raw = found["wide"] and found["to"] and "float" not in {name for name, _ in types}
-    if any(name in source for name in ({"_shared_ptr", "_local_ptr"} if raw else others)):
-        return match[0]
+    if any(name in source for name in (_ON_CHIP if raw else others)):
+        return None
     size = (2 if raw else 4) * int(types[0][1] if types else 1)
-    return f"{found['indent']}tvm_orient_copy<{size}>({target}, {source}, {found.get('inside') or 'true'});\n"
+    return f"{found['indent']}{_COPY}{size}>({target}, {source}, {found.get('inside') or 'true'});\n"

@@ -1,9 +1,12 @@
-"""The predicated load and store that generated CUDA source calls (`batches`, `predicated_loads`): no branch; a load from outside gives zero.
+"""Declares the predicated load and store that generated CUDA source calls (`batches`, `predicated_loads`): no branch; a load from outside gives zero.
 
 Where nvcc makes a branch of a test it moves loads from before it to behind it, and they wait for memory one after the other.
 """
 
 from __future__ import annotations
+
+from .. import names
+from .rewritten import Rewritten
 
 _HELPER = """
 template <class T> __device__ __forceinline__ T tvm_orient_load(const void* from, bool inside);
@@ -45,7 +48,7 @@ __device__ __forceinline__ void tvm_orient_store(float* to, float4 value, bool i
 """
 
 
-def declared(source: str) -> str:
-    """The source with both, whether or not they are called: several sources are compiled as one."""
-    head, mark, rest = source.partition('extern "C"')
-    return head + _HELPER + mark + rest
+def declared(source: str) -> Rewritten:
+    """Returns the source with both functions before its first kernel, whether or not they are called: several sources are compiled as one."""
+    head, mark, rest = source.partition(names.KERNEL_MARK)
+    return Rewritten(head + _HELPER + mark + rest, int(mark != ""))

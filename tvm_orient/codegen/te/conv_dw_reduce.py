@@ -1,4 +1,4 @@
-"""TE of the end of conv_dw: sums of lanes, of bands and of images, and the weights that they belong to. Every order is fixed."""
+"""Builds the TE of the end of conv_dw: sums of lanes, of bands and of images, and the weights that they belong to. Every order is fixed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from ...problem.spec import ConvSpec
 from ...problem.stencil import StencilTap
 from ...toolchain.tvm import load_tvm
-from .config import StageConfig
+from .. import names
+from .config import DwStageConfig
 from .expr import steps
 
 load_tvm()
@@ -17,7 +18,7 @@ from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
 def by_tap(spec: ConvSpec, terms: Sequence[StencilTap], of: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """of(term) as a function of the tap: colliding taps get the same, taps that never land zeros. One value once the loop over taps is unrolled."""
+    """Returns of(term) as a function of the tap: colliding taps get the same, taps that never land zeros. One value once the loop over taps is unrolled."""
     home, taps = {s: i for i, t in enumerate(terms) for s in t.taps}, range(spec.kernel_size)
     places, alive = [home.get(s, 0) for s in taps], [int(s in home) for s in taps]
     for s in taps[1:]:  # a tap that never lands may stand anywhere: beside its neighbour it makes no step
@@ -31,7 +32,7 @@ def by_tap(spec: ConvSpec, terms: Sequence[StencilTap], of: Callable[[Any], Any]
 
 
 def joined(lanes: Any, groups: int, name: str) -> Any:
-    """Lanes (n, c, band, lane, tap) summed in `groups` runs of neighbours."""
+    """Returns lanes (n, c, band, lane, tap) summed in `groups` runs of neighbours."""
     *outer, many, count = lanes.shape
     each = int(many) // groups
     rl = te.reduce_axis((0, each), "rl")
@@ -39,15 +40,15 @@ def joined(lanes: Any, groups: int, name: str) -> Any:
 
 
 def part_of(lanes: Any, joins: int) -> Any:
-    """Stage "part" (n, c, band, tap): lanes (n, c, band, lane, tap) summed, first in `joins` runs of neighbours, where that is more than 1, as "groups"."""
-    sums = joined(lanes, joins, "groups") if joins > 1 else lanes
+    """Returns PART (n, c, band, tap): lanes (n, c, band, lane, tap) summed, first in `joins` runs of neighbours, where that is more than 1, as GROUPS."""
+    sums = joined(lanes, joins, names.GROUPS) if joins > 1 else lanes
     n, channels, bands, many, count = sums.shape
     rl = te.reduce_axis((0, many), "rl")
-    return te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name="part")
+    return te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name=names.PART)
 
 
-def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], form: StageConfig, part: Any) -> Any:
-    """As `weight_sums` of part (n, c, bands, terms), by way of "slices": images s, s + slices, ... are summed apart, `ahead` of them in one step."""
+def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], form: DwStageConfig, part: Any) -> Any:
+    """Returns `weight_sums` of part (n, c, bands, terms), by way of SLICES: images s, s + slices, ... are summed apart, `ahead` of them in one step."""
     n, many, zero = part.shape[0], form.slices, tirx.const(0, spec.sums)
     ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
     rb, rs = te.reduce_axis((0, part.shape[2]), "rb"), te.reduce_axis((0, many), "rs")
@@ -56,15 +57,15 @@ def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], form
         image = (ro * form.ahead + ri) * many + slice
         return te.sum(te.if_then_else(image < n, part[image, c, rb, t], zero), axis=[ro, ri, rb])
 
-    slices = te.compute((many, channels, len(terms)), total, name="slices")
-    return te.compute((channels, spec.kernel_size), lambda c, s: te.sum(by_tap(spec, terms, lambda t: slices[rs, c, t])(s), axis=rs), name="y")
+    slices = te.compute((many, channels, len(terms)), total, name=names.SLICES)
+    return te.compute((channels, spec.kernel_size), lambda c, s: te.sum(by_tap(spec, terms, lambda t: slices[rs, c, t])(s), axis=rs), name=names.Y)
 
 
 def weight_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], n: Any, bands: int, part: Any) -> Any:
-    """dw (channels, K) as the sum of part(image, band, term, channel); colliding taps get the same, taps that never land zeros."""
+    """Returns dw (channels, K) as the sum of part(image, band, term, channel); colliding taps get the same, taps that never land zeros."""
     rn, rb = te.reduce_axis((0, n), "rn"), te.reduce_axis((0, bands), "rb")
 
     def total(c: Any, s: Any) -> Any:
         return te.sum(by_tap(spec, terms, lambda t: part(rn, rb, t, c))(s), axis=[rn, rb])
 
-    return te.compute((channels, spec.kernel_size), total, name="y")
+    return te.compute((channels, spec.kernel_size), total, name=names.Y)

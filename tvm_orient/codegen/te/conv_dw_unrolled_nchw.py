@@ -1,7 +1,7 @@
-"""TE of conv_dw where a lane owns a whole plane, or whole rows or columns of it.
+"""Builds the TE of conv_dw where a lane owns a whole plane, or whole rows or columns of it.
 
 Which products lie outside the plane is then known when the loops over pixels and taps are unrolled, on both axes or on one, so that there
-is no halo there. Blocks: "stage", "dys" (planes as they lie, but for the halo that is left), "lanes", "groups", "part", "slices" and "y".
+is no halo there. Blocks: STAGE, DYS (planes as they lie, but for the halo that is left), LANES, GROUPS, PART, SLICES and Y, as `names` calls them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 from ...problem.spec import ConvSpec
 from ...problem.stencil import StencilTap, stencil
 from ...toolchain.tvm import load_tvm
-from .config import StageConfig
+from .. import names
+from .config import DwStageConfig
 from .conv_dw_reduce import part_of, sliced_sums
-from .conv_nchw import batch_of, flat, padded_stage
 from .expr import constants, pick
+from .stages import batch_of, flat, padded_stage
 
 load_tvm()
 
@@ -24,30 +25,30 @@ from tvm import te, tirx  # noqa: E402  (after the version guard)
 Product = Callable[[Any, Any, Any, Any], Any]
 
 
-def unrolled_dw_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
-    """PrimFunc as `conv_nchw.part_func` of conv_dw: one band, one lane a plane (form.whole) or a strip (form.pruned)."""
+def unrolled_dw_func(spec: ConvSpec, channels: int, form: DwStageConfig) -> Any:
+    """Returns the PrimFunc as `prim_func.part_func` of conv_dw: one band, one lane a plane (form.whole) or a strip (form.pruned)."""
     g, n = stencil(spec), batch_of(form)
     terms = g.terms[0, 0] or (StencilTap(0, 0, ()),)  # where no tap is alive one is summed and used by none
-    source = te.placeholder((n, channels, *g.source), name="x", dtype=spec.dtype)
-    dy = te.placeholder((n, channels, *g.output), name="dy", dtype=spec.dtype)
+    source = te.placeholder((n, channels, *g.source), name=names.X, dtype=spec.dtype)
+    dy = te.placeholder((n, channels, *g.output), name=names.DY, dtype=spec.dtype)
     make = _whole if form.whole else _strips
     many, axes, product = make(spec, terms, source, dy, form)
-    lanes = te.compute((n, channels, 1, many, len(terms)), lambda a, c, _, lane, t: te.sum(product(a, c, lane, t), axis=axes), name="lanes")
+    lanes = te.compute((n, channels, 1, many, len(terms)), lambda a, c, _, lane, t: te.sum(product(a, c, lane, t), axis=axes), name=names.LANES)
     part = part_of(lanes, form.joins)
     return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, form, part)])
 
 
 def _at(planes: Any, a: Any, c: Any, place: Any) -> Any:
-    """The value of a flat plane at this place."""
+    """Returns the value of a flat plane at this place."""
     quad = int(planes.shape[4])
     return planes[a, c, 0, place // quad, place % quad]
 
 
-def _whole(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: StageConfig) -> tuple[int, list[Any], Product]:
-    """(lanes, axes that a lane sums over, product): a lane owns a plane."""
+def _whole(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: DwStageConfig) -> tuple[int, list[Any], Product]:
+    """Returns (lanes, axes that a lane sums over, product), where a lane owns a plane."""
     g = stencil(spec)
     (height, width), (out_height, out_width) = g.source, g.output
-    stage, dys = flat(source, spec.sums, "stage"), flat(dy, spec.sums, "dys")
+    stage, dys = flat(source, spec.sums, names.STAGE), flat(dy, spec.sums, names.DYS)
     rp, ri = te.reduce_axis((0, out_height), "rp"), te.reduce_axis((0, out_width), "ri")
     rows, columns = constants([t.row for t in terms]), constants([t.col for t in terms])
 
@@ -62,11 +63,11 @@ def _whole(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, 
     return 1, [rp, ri], product
 
 
-def _strips(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: StageConfig) -> tuple[int, list[Any], Product]:
-    """As `_whole`: a lane owns form.run rows of dy (form.pruned 1) or columns (0); x has its halo on that side only."""
+def _strips(spec: ConvSpec, terms: tuple[StencilTap, ...], source: Any, dy: Any, form: DwStageConfig) -> tuple[int, list[Any], Product]:
+    """Returns the same as `_whole`, where a lane owns form.run rows of dy (form.pruned 1) or columns (0); x has its halo on that side only."""
     g = stencil(spec)
     shape = g.stage(g.output[1], form.halo, form.pitch, pruned=form.pruned)
-    stage, dys = padded_stage(source, g, shape, spec.sums, form.quad), flat(dy, spec.sums, "dys")
+    stage, dys = padded_stage(source, g, shape, spec.sums, form.quad), flat(dy, spec.sums, names.DYS)
     along, size = g.output[form.pruned or 0], g.source[form.pruned or 0]
     rp, ri = te.reduce_axis((0, form.run), "rp"), te.reduce_axis((0, along), "ri")
     where = [shape.place(t.col) for t in terms]

@@ -1,4 +1,4 @@
-"""TE of conv and conv_dx where all taps lie on one line of whole slope: one lane owns a line of the plane, and no pixel is read twice.
+"""Builds the TE of conv and conv_dx where all taps lie on one line of whole slope: one lane owns a line of the plane, and no pixel is read twice.
 
 Taps (t, slope * t) stay on the line column = first + slope * row. Taken modulo the width, the W lines that begin in the top row hold every
 pixel once. Such a line leaves the plane at one side and comes back at the other; the two parts are summed apart.
@@ -12,10 +12,11 @@ from ...problem.shear import line_slope
 from ...problem.spec import ConvSpec
 from ...problem.stencil import stencil
 from ...toolchain.tvm import load_tvm
+from .. import names
 from ..tir.rewrite import moved
 from .config import StageConfig
-from .conv_nchw import batch_of, epilogue_of, flat
 from .expr import total_of
+from .stages import batch_of, epilogue_of, flat
 
 load_tvm()
 
@@ -23,22 +24,22 @@ from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
 def line_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
-    """PrimFunc as `conv_nchw.part_func`, whose y is stored by (row, first column of the line) until `in_place` moves it.
+    """Returns the PrimFunc as `prim_func.part_func`, whose y is stored by (row, first column of the line) until `in_place` moves it.
 
-    Blocks, by (n, c, row, line): "first" and, where a line has two parts, "second", their sums, and "y". They read "stage": planes as they lie
-    in memory, or in a bare form values by (n, c, row, line). Only for specs that have a `shear.line_slope`.
+    Blocks, by (n, c, row, line): FIRST and, where a line has two parts, SECOND, their sums, and Y. They read STAGE: planes as they lie in
+    memory, or in a bare configuration values by (n, c, row, line). Only for specs that have a `shear.line_slope`.
     """
     g, n, slope = stencil(spec), batch_of(form), line_slope(spec) or 0
     height, width = g.source
     shape = (n, channels, height, width)
-    source = te.placeholder(shape, name="x", dtype=spec.dtype)
-    weight = te.placeholder((channels, spec.kernel_size), name="w", dtype=spec.dtype)
+    source = te.placeholder(shape, name=names.X, dtype=spec.dtype)
+    weight = te.placeholder((channels, spec.kernel_size), name=names.W, dtype=spec.dtype)
     given, ended = epilogue_of(spec, channels, form)
     zero, terms = tirx.const(0, spec.sums), sorted(g.every, key=lambda t: t.row)
     if form.bare:
-        stage = te.compute(shape, lambda a, c, r, q: source[a, c, r, _column(r, q, slope, width)].astype(spec.sums), name="stage")
+        stage = te.compute(shape, lambda a, c, r, q: source[a, c, r, _column(r, q, slope, width)].astype(spec.sums), name=names.STAGE)
     else:
-        stage = flat(source, spec.sums, "stage")
+        stage = flat(source, spec.sums, names.STAGE)
 
     def value(a: Any, c: Any, r: Any, q: Any) -> Any:
         if form.bare:
@@ -68,28 +69,33 @@ def line_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
 
         return kept
 
-    first = te.compute(shape, part(True), name="first")
-    sums = summed(first, "first_sum")
+    first = te.compute(shape, part(True), name=names.FIRST)
+    sums = summed(first, names.FIRST_SUM)
     if two:
-        second = te.compute(shape, part(False), name="second")
-        others = summed(second, "second_sum")
-        y = te.compute(shape, lambda a, c, i, q: ended(tirx.Select(_came_back(i, q, slope, width), others[a, c, i, q], sums[a, c, i, q]), c), name="y")
+        second = te.compute(shape, part(False), name=names.SECOND)
+        others = summed(second, names.SECOND_SUM)
+        y = te.compute(shape, lambda a, c, i, q: ended(tirx.Select(_came_back(i, q, slope, width), others[a, c, i, q], sums[a, c, i, q]), c), name=names.Y)
     else:
-        y = te.compute(shape, lambda a, c, i, q: ended(sums[a, c, i, q], c), name="y")
+        y = te.compute(shape, lambda a, c, i, q: ended(sums[a, c, i, q], c), name=names.Y)
     return te.create_prim_func([source, weight, *given, y])
 
 
 def in_place(func: Any, spec: ConvSpec) -> Any:
-    """The scheduled function with y stored where it belongs: (row, first column) becomes (row, column)."""
+    """Returns the scheduled function with y stored where it belongs: (row, first column) becomes (row, column).
+
+    Raises:
+        BuildFailed: nothing is stored in y.
+    """
     y, slope, width = func.params[-1], line_slope(spec) or 0, spec.width
     return moved(func, y.same_as, lambda row, line: (row, _column(row, line, slope, width))) if slope else func
 
 
 def _came_back(row: Any, line: Any, slope: int, width: int) -> Any:
-    """Whether a line has left the plane at one side and come back at the other before this row."""
+    """Returns whether a line has left the plane at one side and come back at the other before this row."""
     return line + slope * row >= width if slope > 0 else line + slope * row < 0
 
 
 def _column(row: Any, line: Any, slope: int, width: int) -> Any:
+    """Returns the column of the plane at which a line stands in this row."""
     column = line + slope * row
     return tirx.Select(_came_back(row, line, slope, width), column - width if slope > 0 else column + width, column) if slope else column

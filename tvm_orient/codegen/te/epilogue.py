@@ -1,4 +1,4 @@
-"""What is done to a sum before it is stored: bias, then an activation, as TE expressions in the dtype of the sums."""
+"""Builds the activation that is applied to a sum before it is stored, as TE expressions in the dtype of the sums."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tvm import tirx  # noqa: E402  (after the version guard)
 
 _LN2_HIGH = 0.693145751953125  # ln 2 to 16 bits, so that a whole multiple of it is exact in float32
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)  # Abramowitz & Stegun 7.1.26, error below 1.5e-7
-_ERF_SLOPE = 0.3275911
+_ERF_SLOPE = 0.3275911  # p of the same formula: t = 1 / (1 + p x)
 
 
 def activate(name: str, z: Any, dtype: str, vector_math: bool) -> Any:
-    """The activation of that name (spec.ACTIVATIONS) at z, which is of dtype.
+    """Returns the activation of that name (spec.ACTIVATIONS) at z, which is of dtype.
 
     vector_math: float32 exponentials by polynomials instead of calls, so that LLVM can vectorise.
     """
@@ -30,6 +30,8 @@ def activate(name: str, z: Any, dtype: str, vector_math: bool) -> Any:
 
 
 def _activated(name: str, z: Any, dtype: str, vector_math: bool) -> Any:
+    """Returns an activation other than none at z, which may stand in it several times."""
+
     def number(value: float) -> Any:
         return tirx.const(value, dtype)
 
@@ -44,7 +46,7 @@ def _activated(name: str, z: Any, dtype: str, vector_math: bool) -> Any:
 
 
 def _horner(x: Any, coefficients: list[float]) -> Any:
-    """The polynomial in float32, constant coefficient first."""
+    """Returns the polynomial at x in float32, constant coefficient first."""
     total = tirx.const(coefficients[-1], "float32")
     for coefficient in reversed(coefficients[:-1]):
         total = total * x + tirx.const(coefficient, "float32")
@@ -52,7 +54,7 @@ def _horner(x: Any, coefficients: list[float]) -> Any:
 
 
 def _exp(x: Any) -> Any:
-    """e^x in float32: 2^n by its bits, times the Taylor series to degree 7 on |r| <= ln(2)/2, whose error is below 6e-9."""
+    """Returns e^x in float32: 2^n by its bits, times the Taylor series to degree 7 on |r| <= ln(2)/2, whose error is below 6e-9."""
 
     def number(value: float) -> Any:
         return tirx.const(value, "float32")
@@ -65,6 +67,6 @@ def _exp(x: Any) -> Any:
 
 
 def _erfc(x: Any) -> Any:
-    """1 - erf(x) for x >= 0 in float32."""
+    """Returns 1 - erf(x) for x >= 0 in float32."""
     t = tirx.const(1, "float32") / (tirx.const(1, "float32") + tirx.const(_ERF_SLOPE, "float32") * x)
     return t * _horner(t, list(_ERF)) * _exp(-x * x)

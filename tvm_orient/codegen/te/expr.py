@@ -1,4 +1,4 @@
-"""Small TE expressions that the stages of all ops are made of."""
+"""Builds the small TE expressions that the stages of all ops are made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvm import tirx  # noqa: E402  (after the version guard)
 
 
 def pick(index: Any, values: Sequence[Any]) -> Any:
-    """values[index] as a Select chain: bounded for region inference, and one value once the loop over index is unrolled."""
+    """Returns values[index] as a Select chain: bounded for region inference, and one value once the loop over index is unrolled."""
     chosen = values[-1]
     for i in range(len(values) - 2, -1, -1):
         chosen = tirx.Select(index == i, values[i], chosen)
@@ -22,7 +22,7 @@ def pick(index: Any, values: Sequence[Any]) -> Any:
 
 
 def steps(index: Any, values: Sequence[int]) -> Any:
-    """values[index], whole numbers, as a line plus a step wherever the values leave it: no branch where index is known at run time only.
+    """Returns values[index], whole numbers, as a line plus a step wherever the values leave it: no branch where index is known at run time only.
 
     A Select chain over a thread's index is a branch for each value, one behind the other, in which the lanes of a warp part.
     """
@@ -39,12 +39,12 @@ def steps(index: Any, values: Sequence[int]) -> Any:
 
 
 def constants(values: Sequence[int]) -> list[Any]:
-    """int32 constants."""
+    """Returns the values as int32 constants."""
     return [tirx.const(v, "int32") for v in values]
 
 
 def total_of(values: Sequence[Any]) -> Any:
-    """The sum of expressions, first to last."""
+    """Returns the sum of expressions, first to last."""
     total = values[0]
     for value in values[1:]:
         total = total + value

@@ -1,4 +1,4 @@
-"""Scheduled angle groups merged into one function: one launch per layer, each angle with its own schedule.
+"""Merges scheduled angle groups into one function: one launch per layer, each angle with its own schedule.
 
 Each group's function computes its own channels; here its loads and stores move to the layer's buffers, and the i-th
 loop nests of all groups become one nest over the sum of their tasks. A serial loop of extent 0 or 1 picks the group,
@@ -12,28 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...toolchain.tvm import load_tvm
-from ..cuda.group_branches import BRANCH
+from ..names import BRANCH, SKIP_RENORMALIZE
+from .visit import rebuffered
 
 load_tvm()
 
 from tvm import tirx  # noqa: E402  (after the version guard)
-from tvm.ir import Range, TensorLoad, TensorRegion  # noqa: E402
 from tvm.s_tir import SBlock, SBlockRealize  # noqa: E402
 from tvm_ffi import structural_map  # noqa: E402
-
-SKIP_RENORMALIZE = "tvm_orient.settled"  # attribute of a function one of whose groups has long code where every index is known
 
 
 @dataclass(frozen=True)
 class Group:
-    """Scheduled PrimFunc of one angle group, and for each of its parameters where it begins in the layer's buffer."""
+    """One angle group of a layer, scheduled."""
 
-    func: Any
-    origins: tuple[tuple[int, ...], ...]
+    func: Any  #: PrimFunc over the channels of the group
+    origins: tuple[tuple[int, ...], ...]  #: for each of its parameters the index in the layer's buffer at which it begins
 
 
 def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -> Any:
-    """One PrimFunc over the layer's buffers, whose shapes are given in parameter order.
+    """Returns one PrimFunc over the layer's buffers, whose shapes are given in parameter order.
 
     kind "cpu": the outermost loop of each nest runs over independent tasks and is made parallel here. kind "cuda": it is
     bound to blockIdx.x, with threadIdx.x loops inside; a group of fewer threads lets the rest idle.
@@ -50,39 +48,26 @@ def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -
 
 
 def _nests(func: Any) -> list[Any]:
+    """Returns the outermost loop nests of a function, first to last."""
     body = func.body.block.body
     return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
 def _rebase(nest: Any, group: Group, buffers: Sequence[Any]) -> Any:
-    """The nest with every access to a parameter of the group moved to the layer's buffer."""
+    """Returns the nest with every access to a parameter of the group moved to the layer's buffer."""
     params = list(group.func.params)
 
-    def home(buffer: Any) -> int | None:
-        return next((i for i, param in enumerate(params) if buffer.same_as(param)), None)
+    def home(buffer: Any) -> Any:
+        index = next((i for i, param in enumerate(params) if buffer.same_as(param)), None)
+        if index is None:
+            return None
+        return buffers[index], lambda positions: [p + o if o else p for p, o in zip(positions, group.origins[index], strict=True)]
 
-    def shifted(index: int, positions: Sequence[Any]) -> list[Any]:
-        return [p + o if o else p for p, o in zip(positions, group.origins[index], strict=True)]
-
-    def load(op: Any) -> Any:
-        i = home(op.source)
-        return op if i is None else tirx.BufferLoad(buffers[i], shifted(i, op.indices))
-
-    def store(op: Any) -> Any:
-        i = home(op.buffer)
-        return op if i is None else tirx.BufferStore(buffers[i], op.value, shifted(i, op.indices))
-
-    def region(op: Any) -> Any:
-        i = home(op.source)
-        if i is None:
-            return op
-        starts = shifted(i, [r.min for r in op.region])
-        return tirx.BufferRegion(buffers[i], [Range.from_min_extent(s, r.extent) for s, r in zip(starts, op.region, strict=True)])
-
-    return structural_map(nest, [(TensorLoad, load), (tirx.BufferStore, store), (TensorRegion, region)])
+    return rebuffered(nest, home)
 
 
 def _one_nest(nests: Sequence[Any], kind: str) -> Any:
+    """Returns the nest that runs the tasks of all these nests, one for each group."""
     cuda = kind == "cuda"
     threads = max(_threads(nest) for nest in nests) if cuda else 0
     branches: list[Any] = []
@@ -103,10 +88,12 @@ def _one_nest(nests: Sequence[Any], kind: str) -> Any:
 
 
 def _is_thread_loop(loop: Any) -> bool:
+    """Returns whether a loop is over the threads of a block."""
     return loop.thread_binding is not None and loop.thread_binding.thread_tag == "threadIdx.x"
 
 
 def _threads(nest: Any) -> int:
+    """Returns the threads of the largest block in a nest."""
     found = [1]
 
     def look(loop: Any) -> Any:
@@ -119,7 +106,7 @@ def _threads(nest: Any) -> int:
 
 
 def _widen(nest: Any, threads: int) -> Any:
-    """The nest with every threadIdx.x loop at `threads`, the body guarded where it had fewer."""
+    """Returns the nest with every threadIdx.x loop at `threads`, the body guarded where it had fewer."""
 
     def change(loop: Any) -> Any:
         if not _is_thread_loop(loop) or int(loop.extent) == threads:

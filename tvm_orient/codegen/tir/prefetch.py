@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...toolchain.tvm import load_tvm
+from ..names import PREFETCH
 
-PREFETCH = "tvm_orient.ahead"  # annotation of the loop whose every turn fetches a piece of a later task
 _LINE = 64  # bytes that one prefetch brings
 
 
 def ahead(func: Any, itemsize: int, fetched: Callable[[Sequence[Any]], Sequence[tuple[Any, int, bool]]]) -> Any:
-    """The function with prefetches at the head of every turn of the loop that is annotated AHEAD.
+    """Returns the function with prefetches at the head of every turn of a loop that is annotated PREFETCH.
+
+    itemsize: bytes of an element of the images.
 
     fetched(loops): from the variables of that loop and of those around it, outermost first: (first element as a load,
     elements, whether it will be written) of each run of memory to bring.
     """
     load_tvm()
     from tvm import tirx
-    from tvm.s_tir import SBlock, SBlockRealize
+    from tvm.s_tir import SBlockRealize
+
+    from .visit import block_with
 
     def number(value: int) -> Any:
         return tirx.const(value, "int32")
@@ -34,13 +38,7 @@ def ahead(func: Any, itemsize: int, fetched: Callable[[Sequence[Any]], Sequence[
         if isinstance(node, tirx.SeqStmt):
             return tirx.SeqStmt([visit(one, loops) for one in node.seq])
         if isinstance(node, SBlockRealize):
-            b = node.block
-            body = visit(b.body, loops)
-            return SBlockRealize(
-                node.iter_values,
-                node.predicate,
-                SBlock(b.iter_vars, b.reads, b.writes, b.name_hint, body, b.init, b.alloc_buffers, b.match_buffers, b.annotations),
-            )
+            return SBlockRealize(node.iter_values, node.predicate, block_with(node.block, body=visit(node.block.body, loops)))
         if not isinstance(node, tirx.For):
             return node
         inside = [*loops, node.loop_var]

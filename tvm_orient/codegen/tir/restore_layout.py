@@ -6,15 +6,16 @@ from typing import Any
 
 from ...problem.shear import Shear
 from ...toolchain.tvm import load_tvm
+from ..names import OWN_SHARED
 from .rewrite import moved
-from .warp_specialize import OWN
 
 load_tvm()
 
 
-_BUFFER = f"{OWN}_shared"
-
-
 def in_place(func: Any, lean: Shear, shape: tuple[int, int]) -> Any:
-    """The scheduled function with OWN stored where it belongs."""
-    return moved(func, lambda buffer: buffer.name == _BUFFER, lambda row, column: lean.place(shape, row, column))
+    """Returns the scheduled function with OWN stored where it belongs in a plane of this shape (rows, columns).
+
+    Raises:
+        BuildFailed: no buffer of that name is in shared memory.
+    """
+    return moved(func, lambda buffer: buffer.name == OWN_SHARED, lambda row, column: lean.place(shape, row, column))

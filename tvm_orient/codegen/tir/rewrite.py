@@ -1,6 +1,6 @@
-"""What schedule primitives cannot say: rows cut into whole vectors, and the data of a later task fetched ahead.
+"""Rewrites what schedule primitives cannot say: cuts rows into whole vectors, and fetches the data of a later task ahead.
 
-Both rewrite a scheduled function of one angle group, before groups are merged.
+Both take a scheduled function of one angle group, before groups are merged.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...errors import BuildFailed
 from ...toolchain.tvm import load_tvm
 
 
 def renamed(body: Any, var: Any, place: Any) -> Any:
-    """A second copy of what a loop runs: place instead of the loop's variable, and new variables instead of those defined inside."""
+    """Returns a second copy of what a loop runs: place instead of the loop's variable, and new variables instead of those defined inside."""
     load_tvm()
     from tvm import tirx
     from tvm.s_tir import SBlock
@@ -30,15 +31,23 @@ def renamed(body: Any, var: Any, place: Any) -> Any:
 
 
 def moved(func: Any, chosen: Callable[[Any], bool], place: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
-    """The function with what is stored at (row, column) of the chosen buffer, its last two axes, stored at place(row, column)."""
+    """Returns the function with what is stored at (row, column) of the chosen buffer, its last two axes, stored at place(row, column).
+
+    Raises:
+        BuildFailed: nothing is stored in the chosen buffer.
+    """
     load_tvm()
     from tvm import tirx
     from tvm.ir import Range, TensorRegion
     from tvm_ffi import structural_map
 
+    places = 0
+
     def store(op: Any) -> Any:
+        nonlocal places
         if not chosen(op.buffer):
             return op
+        places += 1
         *outer, row, column = op.indices
         return tirx.BufferStore(op.buffer, op.value, [*outer, *place(row, column)])
 
@@ -47,4 +56,7 @@ def moved(func: Any, chosen: Callable[[Any], bool], place: Callable[[Any, Any], 
             return op
         return tirx.BufferRegion(op.source, [*op.region[:-2], *(Range(0, size) for size in op.source.shape[-2:])])
 
-    return func.with_body(structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)]))
+    body = structural_map(func.body, [(tirx.BufferStore, store), (TensorRegion, region)])
+    if not places:
+        raise BuildFailed("a store must be moved to its place in the plane, and no store is in the chosen buffer: see that its name is the one in names.py")
+    return func.with_body(body)

@@ -109,12 +109,11 @@ def _box(taps: Taps) -> tuple[Offset, Offset]:
 
 def _line(table: Table) -> tuple[float, int, int] | None:
     """Angle in degrees and first and last distance of the line whose truncation the table is; None where the key names no angle."""
-    head, found, angle = Taps((table,)).key.partition("a")
-    if not found:
+    named = Taps((table,)).lines
+    if named is None:
         return None
-    step = int(head.removesuffix("s").partition("d")[2] or 1)
-    first = 0 if head.endswith("s") else -(len(table) // 2)
-    return float(angle), first * step, (first + len(table) - 1) * step
+    first = 0 if named.anchor == "start" else -(len(table) // 2)
+    return named.degrees[0], first * named.dilation, (first + len(table) - 1) * named.dilation
 
 
 # ---- figures ------------------------------------------------------------------------------------

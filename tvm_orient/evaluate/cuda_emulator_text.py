@@ -1,39 +1,11 @@
-"""Generated CUDA source run on the CPU, block by block, with real barriers and shuffles.
+"""The C++ that stands around a kernel where the block emulator runs it: CUDA's types and functions, a fiber for each thread, and walls.
 
-Each CUDA thread is a fiber that runs until it meets a barrier or a shuffle. Threads run in ascending or in descending order: a
-missing barrier gives different results, or NaN from shared memory that nobody has written. Also found: barriers that not all
-threads reach, writes past a shared buffer, and vector accesses that are not aligned.
+It is a text of its own because it is another language; `cuda_emulator` puts it together with a kernel and compiles it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-
-from tvm_orient.compiler import library as compiler_library
-from tvm_orient.problem.device import Device
-
-_DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
-_SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(float|half|nv_bfloat16) (\w+)\[(\d+)\];")
-_TYPE = re.compile(r"(\w+)\* __restrict__")
-_WORD = re.compile(r"[A-Za-z_]\w*")
-_WALL = 64
-_FAULTS = {
-    1: "a barrier that only some threads of a block reach",
-    2: "a write past the end of a shared buffer",
-    3: "a vector access that is not aligned",
-    4: "a shuffle that only some threads of a warp reach",
-}
-
-_PRELUDE = r"""
+PRELUDE = r"""
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -199,7 +171,7 @@ static void run_block(int across, int threads, bool backwards) {
 }
 """
 
-_KERNEL = """
+KERNEL = """
 namespace kernel%(index)d {
 %(shared)s
 void device_code(%(params)s) {
@@ -217,126 +189,3 @@ extern "C" int run%(index)d(int grid, int across, int threads, int backwards, vo
   return fault;
 }
 """
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Of one kernel: blocks, threads along x and y, the bound in its source, names of its buffers in order."""
-
-    grid: int
-    across: int
-    down: int
-    bound: int
-    names: tuple[str, ...]
-
-
-class Blocks:
-    """Every kernel of a CUDA module scheduled for a fixed batch, compiled for the CPU with barriers and shuffles."""
-
-    def __init__(self, module: Any, device: Device, source: str | None = None) -> None:
-        self.source = source or compiler_library.cuda_source(module, device)
-        self.launches: list[Launch] = []
-        texts, sizes = [_PRELUDE], _sizes(module)
-        matches = list(_DEFINITION.finditer(self.source))
-        assert len(matches) == len(sizes), f"{len(sizes)} nests became {len(matches)} kernels"
-        for index, match in enumerate(matches):
-            names = tuple(part.split()[-1].removesuffix("_ptr") for part in match[3].split(","))
-            texts.append(_kernel(index, match[3], body_of(self.source, match.end())))
-            self.launches.append(Launch(*sizes[index], int(match[1] or 1024), names))
-        with tempfile.TemporaryDirectory() as folder:
-            text, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            text.write_text("\n".join(texts))
-            command = ["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", "-o", str(library), str(text)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[:2000]
-            self.library = ctypes.CDLL(str(library))
-
-    def __call__(self, *tensors: Tensor, names: tuple[str, ...], backwards: bool = False) -> None:
-        """Runs the kernels one after the other; tensors are bound to the parameters by name."""
-        by_name = dict(zip(names, tensors, strict=True))
-        for index, launch in enumerate(self.launches):
-            assert set(launch.names) <= set(names), f"kernel {index} wants {', '.join(set(launch.names) - set(names))}, which no caller gives"
-            given = (ctypes.c_void_p * 16)(*(by_name[name].data_ptr() for name in launch.names))
-            fault = self.library[f"run{index}"](launch.grid, launch.across, launch.across * launch.down, int(backwards), given)
-            assert fault == 0, f"kernel {index}: {_FAULTS[fault]}"
-
-
-def _kernel(index: int, params: str, body: str) -> str:
-    """C++ of one kernel: its shared buffers stand outside, between walls, and are poisoned before each block."""
-    buffers = _SHARED.findall(body)
-    body = _SHARED.sub("", body)
-    assert "__shared__" not in body, "a shared buffer of another form than the emulation knows"
-    rooms = [f"static {t} {n}_room[{int(s) + 2 * _WALL}] __attribute__((aligned(256))); static {t}* const {n} = {n}_room + {_WALL};" for t, n, s in buffers]
-    walls = [f"wall<{'unsigned' if t == 'float' else 'uint16_t'}>({n} - {_WALL}, {s}, check);" for t, n, s in buffers]
-    arguments = [f"({t}*)arguments[{i}]" for i, t in enumerate(_TYPE.findall(params))]
-    return _KERNEL % {
-        "index": index, "params": params, "body": body, "shared": "\n".join(rooms), "walls": " ".join(walls), "arguments": ", ".join(arguments),
-    }  # fmt: skip
-
-
-def _sizes(module: Any) -> list[tuple[int, int, int]]:
-    """(blocks, threads along x, threads along y) of every nest of a scheduled module, as its text says."""
-    script = module.script()
-    starts = list(re.finditer(r'in T\.thread_binding\((\d+), thread="blockIdx\.x"\)', script))
-    found = []
-    for start, after in zip(starts, [*starts[1:], None], strict=True):
-        nest = script[start.end() : after.start() if after else None]
-        across, down = (max([1, *(int(v) for v in re.findall(rf'T\.thread_binding\((\d+), thread="threadIdx\.{axis}"\)', nest))]) for axis in "xy")
-        found.append((int(start[1]), across, down))
-    return found
-
-
-def body_of(source: str, start: int) -> str:
-    """The text from just after an opening brace to just before the one that closes it."""
-    depth, i = 1, start
-    while depth:
-        depth += {"{": 1, "}": -1}.get(source[i], 0)
-        i += 1
-    return source[start : i - 1]
-
-
-# ---- what the text of a kernel shows ------------------------------------------------------------
-
-
-def launches(source: str) -> list[tuple[str, int]]:
-    """(name, launch bound) of every kernel that a source defines."""
-    return [(name, int(bound or 1024)) for bound, name, _ in _DEFINITION.findall(source)]
-
-
-def walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every line of a kernel with the headers (if, else, for) that it stands under."""
-    headers: list[str] = []
-    for raw in body.splitlines():
-        text = raw.strip()
-        closed = headers.pop() if text.startswith("}") else ""
-        yield tuple(headers), text
-        if text.endswith("{"):
-            headers.append(f"{closed} {text}" if text.startswith("} else") else text)
-
-
-def thread_dependent(body: str) -> set[str]:
-    """Names that may differ between the threads of a block: computed from threadIdx, or set where threads have parted."""
-    names, before = {"threadIdx"}, 0
-    while len(names) > before:
-        before = len(names)
-        for headers, text in walk(body):
-            assigned = re.match(r"(?:const )?(?:[\w*]+ )?(\w+)(?:\[.*?\])? = (.*)", text)
-            if assigned and any(mentions(part, names) for part in (*headers, assigned[2])):
-                names.add(assigned[1])
-    return names
-
-
-def mentions(text: str, names: set[str]) -> bool:
-    return not names.isdisjoint(_WORD.findall(text))
-
-
-def divergent(source: str) -> list[str]:
-    """Barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on."""
-    found = []
-    for start in _DEFINITION.finditer(source):
-        body = body_of(source, start.end())
-        names = thread_dependent(body)
-        for headers, text in walk(body):
-            if re.search(r"__syncthreads|\b(return|break|continue|goto)\b", text) and any(mentions(header, names) for header in headers):
-                found.append(" > ".join([*headers, text]))
-    return found
