@@ -25,7 +25,7 @@ def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
     """The one of the page, last in the list."""
     found = re.search(r"<!-- template -->\n\n```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert found
-    names = {"Template": Template, "Form": StageConfig}
+    names = {"Template": Template, "StageConfig": StageConfig}
     exec(compile(found[1], str(PAGE), "exec"), names)
     added = names["TEMPLATE"]
     assert isinstance(added, Template)
