@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def script() -> ModuleType:
     """docs/templates_page.py as a module."""
     found = importlib.util.spec_from_file_location("templates_page", ROOT / "docs" / "templates_page.py")
-    assert found and found.loader
+    assert found is not None
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
