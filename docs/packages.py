@@ -32,7 +32,9 @@ _ACROSS = {  # where boxes stand, from 0 to 10, so that few arrows cross; a pack
     "codegen": 3.2, "schedules": 2.2, "compiler": 2.2, "kernels": 2.4, "evaluate": 7.5, "runtime": 2.4, "tuning": 8.8, "ops": 2.4,
     "functional": 3.6, "bench": 6.0, "nn": 3.6, "torch_hook": 1.0, "tools": 6.0, "__init__": 2.4, "cli": 4.4, "__main__": 4.4,
 }  # fmt: skip
-_WIDTH, _HEIGHT = 1.5, 0.52  # of a box, in the units of the axes: ten across, one a layer
+_WIDTH = 1.5  # of a box, where the page is ten wide
+_HEIGHT = 0.52  # of a box, where a layer is one high
+_ROUND = "round,pad=0,rounding_size=0.08"  # corners of a box
 
 
 def main() -> None:
@@ -117,12 +119,12 @@ def draw(path: Path) -> None:
     for name, others in edges().items():
         for other in sorted(others):
             start, end = (_place(name), rules.LAYER[name] - _HEIGHT / 2), (_place(other), rules.LAYER[other] + _HEIGHT / 2)
-            style = {"arrowstyle": "-|>", "color": _ARROW, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-            axes.annotate("", end, start, arrowprops=style, zorder=0)
+            arrow = {"arrowstyle": "-|>", "color": _ARROW, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+            axes.annotate("", end, start, arrowprops=arrow, zorder=0)
     for name, number in rules.LAYER.items():
         across, face = _place(name), _FACES[_allowed(rules, name)]
-        style = "round,pad=0,rounding_size=0.08"
-        axes.add_patch(FancyBboxPatch((across - _WIDTH / 2, number - _HEIGHT / 2), _WIDTH, _HEIGHT, style, facecolor=face, edgecolor=_INK, linewidth=0.8))
+        corner = (across - _WIDTH / 2, number - _HEIGHT / 2)
+        axes.add_patch(FancyBboxPatch(corner, _WIDTH, _HEIGHT, _ROUND, facecolor=face, edgecolor=_INK, linewidth=0.8))
         axes.text(across, number, name, ha="center", va="center", fontsize=9, color=_INK, zorder=3)
     for place, (kinds, face) in enumerate(_FACES.items()):
         page.add_artist(Rectangle((0.33 + 0.15 * place, 0.014), 0.02, 0.018, facecolor=face, edgecolor=_INK, linewidth=0.8, transform=page.transFigure))
