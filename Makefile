@@ -18,7 +18,7 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz machine-code docs docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
+.PHONY: help install demo test lint fuzz machine-code docs docs-pages docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,10 @@ machine-code: $(READY) ## the machine code of every CUDA template executed at le
 
 docs: $(READY) ## the documentation as HTML, in build/docs; a warning is an error
 	$(PYTHON) -m sphinx -b html -W --keep-going -q -E -d build/docs-state docs build/docs
+
+docs-pages: $(READY) ## write docs/templates.md, the table of packages and their picture again
+	$(PYTHON) docs/templates_page.py
+	$(PYTHON) docs/packages.py
 
 docs-pictures: $(READY) ## draw the pictures of docs/semantics.md again
 	$(PYTHON) docs/pictures.py

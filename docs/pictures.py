@@ -22,7 +22,7 @@ from tvm_orient import Taps
 from tvm_orient.evaluate import reference
 from tvm_orient.problem.line_offsets import oriented_offsets
 
-# Okabe & Ito's palette, as in tvm_orient/plots.py; a tap has one colour in every picture, from the first (dark) to the last (light)
+# Okabe & Ito's palette, as in tvm_orient/tools/plots/style.py; a tap has one colour in every picture, from the first (dark) to the last (light)
 BLUE, ORANGE, GREY, INK, PALE = "#0072b2", "#d55e00", "#8a8a8a", "#222222", "#d6d6d6"
 IMAGES = Path(__file__).resolve().parent / "img"
 Offset = tuple[int, int]

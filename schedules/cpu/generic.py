@@ -18,7 +18,12 @@ from ..base import Generic
 
 
 class CpuGeneric(Generic):
-    """Parameters: operands, table (G, L, 2) of offset and tap, count (G,), conv_dw's workspace, result, numbers."""
+    """Computes every op on a CPU with nothing known when it is compiled: sizes are arguments, and taps a table of integers.
+
+    One kernel serves every problem of its op, padding mode and dtype. It runs what the templates decline, and what is not in the cache where
+    compiling is off. Bands of 32 rows are staged, and a tap is one offset. Its parameters are the operands, a table (G, L, 2) of offset and tap,
+    a count (G,), the workspace of conv_dw, the result, and numbers.
+    """
 
     name, version, kind = "cpu_generic", 1, "cpu"
 

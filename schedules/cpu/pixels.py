@@ -65,7 +65,12 @@ def _staged_row(spec: ConvSpec, vector: int) -> int:
 
 
 class Pixels(Unrolled[PixelsConfig]):
-    """conv and conv_dx."""
+    """Computes conv and conv_dx of channels_last images on a CPU, any stride.
+
+    The lanes of a vector are channels, which all have the same offsets, so every load of a tap is an aligned vector. A task is a band of rows of
+    one vector of channels, staged with its halo. Sums of several pixels of a row are kept in registers. Channels that do not fill the last vector
+    are cut at compile time.
+    """
 
     name, version, ops, layouts, config_type = "cpu_pixels", 1, ("conv", "conv_dx"), ("nhwc",), PixelsConfig
 
@@ -141,7 +146,11 @@ class Pixels(Unrolled[PixelsConfig]):
 
 
 class PixelsDw(Unrolled[PixelsDwConfig]):
-    """conv_dw: sums of a block of taps stay in registers while a band passes; a second pass adds bands and images in order."""
+    """Computes conv_dw of channels_last images on a CPU, any stride.
+
+    A task is a band of rows of one vector of channels, as in `cpu_pixels`. The sums of a block of taps stay in registers while the band passes; a
+    second pass adds bands and images in order.
+    """
 
     name, version, ops, layouts, config_type = "cpu_pixels_dw", 1, ("conv_dw",), ("nhwc",), PixelsDwConfig
 

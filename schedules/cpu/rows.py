@@ -74,7 +74,19 @@ def _prefetched(spec: ConvSpec) -> int:
 
 
 class Rows(Unrolled[RowsConfig]):
-    """conv and conv_dx."""
+    """Computes conv and conv_dx of contiguous images on a CPU, any stride.
+
+    A task is one plane of one channel; tasks run in parallel. Bands of the plane are staged with their halo. A patch of `patch_h` rows and
+    `patch_v` vectors is kept in registers while the taps pass over it, and each tap is an unaligned vector load at a constant distance. With
+    `tap_outer` the taps are a loop over folded weights, ordered so that neighbours read the same vectors; else they are one expression. Where a
+    row has several patches, each sums in a place of its own whose indices are constants, and copies it out: with the patch's number in the index
+    LLVM could not tell its sums apart, and loaded and stored one with every multiply-add.
+
+    Three things cost more than the arithmetic until they are said in the code, since no schedule primitive says them: rows are staged by whole
+    vectors and stored by whole vectors, cut at the edges of the plane (`tvm_orient/codegen/tir/vectorize_pieces.py`), instead of element by
+    element with a test; and the plane of a later task is prefetched, row by row, while the taps pass over this one, together with the place of
+    its result (`tvm_orient/codegen/tir/prefetch.py`). At most 256 taps.
+    """
 
     name, version, ops, config_type = "cpu_rows", 4, ("conv", "conv_dx"), RowsConfig
 
@@ -184,7 +196,12 @@ def _cut_stage(func: Any, spec: ConvSpec, vector: int) -> Any:
 
 
 class RowsDw(Unrolled[RowsDwConfig]):
-    """conv_dw: a task is one plane, sums of a block of taps stay in vector registers; a second pass adds the images in order."""
+    """Computes conv_dw of contiguous images on a CPU, any stride.
+
+    A task is one plane. The sums of a block of taps stay in vector registers while the plane passes; a second pass adds the images in order. Rows
+    are staged and planes prefetched as in `cpu_rows`. Weights whose sums are not finite are summed again by the rule of the reference
+    (`tvm_orient/codegen/tir/confine_nonfinite.py`).
+    """
 
     name, version, ops, config_type = "cpu_rows_dw", 3, ("conv_dw",), RowsDwConfig
 

@@ -52,7 +52,11 @@ class DirectConfig(Config):
 
 
 class Direct(Template[DirectConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx of few taps, any stride, without shared memory and without a barrier.
+
+    A thread owns `patch_h` x `patch_w` outputs and loads what they read into registers, through the L1 cache; what lies outside the plane is
+    tested for. At most 64 live taps per output and 1024 multiply-adds a thread.
+    """
 
     name, version, kind, ops, config_type = "direct", 2, "cuda", ("conv", "conv_dx"), DirectConfig
 

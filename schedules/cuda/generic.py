@@ -23,7 +23,12 @@ _TAPS = 64  # threads of conv_dw, a tap each
 
 
 class CudaGeneric(Generic):
-    """Parameters: operands, table (G, K, 2) of row and column offsets, conv_dw's workspace, result, stride (down, across)."""
+    """Computes every op on a GPU with nothing known when it is compiled: sizes are arguments, and taps a table of integers.
+
+    One kernel serves every problem of its op, padding mode and dtype, as `cpu_generic` does on a CPU. A thread loads through the cache for four
+    rows of a column. Its parameters are the operands, a table (G, K, 2) of row and column offsets, the workspace of conv_dw, the result, and the
+    stride (down, across).
+    """
 
     name, version, kind = "generic", 1, "cuda"
 

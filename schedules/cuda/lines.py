@@ -75,7 +75,13 @@ def lines_geometry(spec: ConvSpec, config: LinesConfig) -> LinesGeometry:
 
 
 class Lines(Template[LinesConfig]):
-    """conv and conv_dx, stride 1."""
+    """Computes conv and conv_dx with stride 1 for taps on a line of whole slope: 45, 90 and 135 degrees.
+
+    A thread owns a line of the plane along the taps. Taken modulo the width, the lines that begin in the top row hold every pixel once, so
+    nothing is read twice and there is no halo; K multiply-adds need one value more for each output, not K. A diagonal leaves the plane at one
+    side and comes back at the other. Its two parts are summed apart, which doubles the multiply-adds and still leaves them below DRAM. A block
+    may pass over several tiles with two `stages`, as in `shared_patch`. Up to 64 rows.
+    """
 
     name, version, kind, ops, config_type = "lines", 3, "cuda", ("conv", "conv_dx"), LinesConfig
 

@@ -98,7 +98,19 @@ def _lanes(spec: ConvSpec) -> int:
 
 
 class Pixels(Template[PixelsConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx of channels_last images on a GPU, any stride.
+
+    A warp is 32 channels of one pixel. Every load of a warp is whole lines, and no two lanes share a value of an image, so images are not staged:
+    a thread loads what its patch of `patch_h` x `patch_w` pixels reads into registers, and the L1 cache serves what neighbouring patches share. A
+    block is several patches, in several rows: untuned, as many rows, and if need be twice as many patches, as keep L2 faster than DRAM. Loads
+    that may lie outside the plane are predicated by inline PTX (`tvm_orient/codegen/cuda/predicated_loads.py`): nvcc kept a branch for each, and
+    a patch on a slope then waited for one load after the other. Weights are staged: rows of them lie K floats apart, so that a warp that loads
+    them from global memory touches 32 lines for each tap, and from shared memory 32 banks where K is odd.
+
+    nvcc loads most of a patch first; the default keeps to 230 values a patch, beyond which it spills. Where an angle has fewer than 32 channels a
+    warp is several patches, and each of its loads touches a line for each of them: with 8 channels an angle (64 channels, eight angles) that is
+    four times the passes of a load of one angle alone.
+    """
 
     name, version, kind, ops, layouts, config_type = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",), PixelsConfig
 
@@ -192,7 +204,13 @@ def _stage_in_registers(sch: Any, stage: Any, place: Any) -> None:
 
 
 class PixelsDw(Template[PixelsDwConfig]):
-    """conv_dw: a thread sums a band of rows of one channel, one sum a tap in registers; a second pass adds bands and images in order."""
+    """Computes conv_dw of channels_last images on a GPU, any stride.
+
+    A thread sums a band of pixels of one channel, with one sum a tap in registers, and loads as `pixels` does. Untuned, a band is 14 x 14 pixels
+    or a little more: larger ones leave too few warps to hide what a patch waits for. In the second pass a block sums one tap of 32 channels: 16
+    threads a channel each sum every sixteenth band of all images, eight loads at a time, and one sums the sixteen. All sums are in a fixed order,
+    and there are no atomics.
+    """
 
     name, version, kind, ops, layouts, config_type = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",), PixelsDwConfig
 

@@ -79,7 +79,18 @@ def plane_lanes_geometry(spec: ConvSpec, config: PlaneLanesConfig) -> PlaneLanes
 
 
 class PlaneLanes(Template[PlaneLanesConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx as `whole_plane` does, for planes of at most 256 inputs, such as 14x14, any stride.
+
+    The lanes of a warp are planes, and several warps own the outputs of a plane between them: some of its columns each (rows, where the line is
+    shallow), which lean along the line of the taps and leave the plane at one side to come back at the other. Each warp takes a branch of its own
+    (`tvm_orient/codegen/tir/warp_specialize.py`), so that all its taps are known: none outside the plane is computed, and there is no halo. What
+    neighbouring outputs along a line read is what the thread has already, so that two columns of 14x14 need 1 to 1.5 values from shared memory
+    for each output, at any angle. Planes lie an odd number of words apart, so that a load of 32 planes is one pass.
+
+    Images and results are staged as they lie in memory, which is why it is for half precision above all: in float32 a 14x14 plane takes twice the
+    room, and half the lanes would idle. The code of a block is that of a whole plane, a few thousand multiply-adds, parted among its warps; what
+    the instruction cache makes of that the model does not know.
+    """
 
     name, version, kind, ops, config_type = "plane_lanes", 2, "cuda", ("conv", "conv_dx"), PlaneLanesConfig
 

@@ -212,7 +212,37 @@ class Staged(Patches[P]):
 
 
 class SharedPatch(Staged[SharedPatchConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx of contiguous images on a GPU, any stride.
+
+    A block owns a band of rows of several channels. It stages that band and the rows that its taps reach, max dh - min dh more, and nothing else,
+    by vectors. Planes that are strided or wider than 64 are cut into tiles of `tile` columns as well: a whole row with its halo would leave room
+    for few rows, and on a steep slope nearly all of a short band is halo. Tiles keep columns as they lie in memory, so that a stride does not
+    stand in the way of loads of 16 bytes; whole rows (`tile` 0) are parted by stride. The left halo and the row pitch are multiples of 4 floats,
+    so that vector loads line up. The copies are asynchronous (cp.async), so that a block waits for memory once and not once for every turn of its
+    staging loop; rows are padded so that the lanes of a warp read from banks of their own.
+
+    A thread owns `patch_h` x `patch_w` outputs, and stores a row of 2 or 4 as one vector; patches of another width may meet in shared memory, and
+    the block then stores whole rows. Results leave the registers when all of a patch are there: stores between the loads kept nvcc from joining
+    loads into wide ones, and took up to twice the registers. The taps of the patch are one unrolled expression, in which the compiler keeps each
+    loaded value for all outputs that need it and merges neighbours into wide loads. An output's taps are added from the topmost row down, right
+    to left: the compiler then needs fewer values at once, so that patches of 7 x 7 fit in registers at most angles. At most 160 live taps per
+    output.
+
+    A block may pass over several tiles, groups of channels, and with two `stages` the copies of the next tile are under way while one is computed
+    (`tvm_orient/codegen/tir/double_buffer.py`): staged planes and weights become rings of two tiles, a block waits for all copies but those of
+    its last turn (`cp.async.wait_group 1`), and a barrier keeps a tile until all threads have read it. The thread's index is hidden from nvcc in
+    that loop: it computed the addresses of all copies before it, and kept each in a register. By the static model latency limits none of these
+    kernels, so two stages are left to tuning, in float32.
+
+    With half precision there are two ways. Images may be staged as they lie in memory: copies of whole words are asynchronous, and a value is
+    converted by the thread that uses it. As TVM prints it such a value is a load of 16 bits, of which nvcc joins none;
+    `tvm_orient/codegen/cuda/packed_reads.py` reads four at a time, where all patches begin at multiples of four. That halves the passes of shared
+    memory and costs a conversion for each value that a patch reads. Else values are staged as float32, so a copy converts and cannot be
+    asynchronous. A thread loads a batch of up to 32 turns into registers before it converts the first
+    (`tvm_orient/codegen/cuda/batched_loads.py`), and keeps its place in a staged row, so that a turn only adds constants to an address. What it
+    stores is predicated by inline PTX (`tvm_orient/codegen/cuda/device_helpers.py`): of a test around a store nvcc made a branch, and moved the
+    loads of a batch into it, one by one. Planes may be set a few floats apart where lanes of several planes meet in a bank.
+    """
 
     name, version, config_type = "shared_patch", 8, SharedPatchConfig
 

@@ -38,7 +38,13 @@ _PAIR = 2  # columns that are stored as one vector
 
 
 class Strips(Staged[StripsConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx as `shared_patch` does, by patches that run across the whole plane.
+
+    A thread owns whole rows of outputs where the line is shallow, whole columns where it is steep. Where along them a tap leaves the plane is
+    then known when the loops are unrolled. Such taps are left out, and no halo is staged on that side: at 14x14 and K=31 the halo on all sides
+    makes seven floats of stage for each of the plane. Consecutive lanes may lie in consecutive planes, some floats apart so that each plane is in
+    banks of its own; where lanes own columns a larger distance lets a warp go on in the next plane, in the banks after those of the last column.
+    """
 
     name, version, config_type = "strips", 4, StripsConfig
 

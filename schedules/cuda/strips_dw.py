@@ -39,7 +39,13 @@ _SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
 class StripsDw(TwoPass[StripsDwConfig]):
-    """conv_dw, any stride."""
+    """Computes conv_dw as `two_pass_dw` does, by threads that own whole rows of dy, or whole columns.
+
+    As in `strips`, products with what lies outside the plane along them are left out, and x has no halo there. Pixels are taken along the strip,
+    all rows (or columns) of it at each place, so that a value of x is needed for a short time and by several of them. Planes of x and dy are
+    staged, at most 64 sums a thread, and the passes are those of `two_pass_dw`. Untuned, of strips of equal estimates the thinnest is taken,
+    which has the least code.
+    """
 
     name, version, config_type = "strips_dw", 2, StripsDwConfig
 

@@ -49,7 +49,18 @@ _SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
 class ConvDw(TwoPass[TwoPassDwConfig]):
-    """conv_dw, any stride."""
+    """Computes conv_dw of contiguous images on a GPU, any stride, in two passes.
+
+    First pass: a block stages a band of x of several channels as `shared_patch` does, most often the whole plane, or a tile of a strided or wide
+    one. A thread owns a patch of `patch_h` x `patch_w` pixels, or several one below the other, and keeps one sum per distinct tap in registers,
+    at most 64: a staged value serves every tap that needs it. A pixel of dy is read by one thread, which loads its own by vectors; where patches
+    are 7 wide dy is staged (`dy_shared`), since lanes 7 floats apart would touch a line each. The lanes' sums meet in shared memory at an odd
+    pitch and are summed in groups, then the groups. With `whole` a thread owns a whole plane, of at most 256 pixels: every index is then known
+    when the loops are unrolled, so there is no halo, no product with a zero outside the plane, and no sum over lanes.
+
+    Second pass: 16 threads a weight each sum every sixteenth image, four loads at a time, and one sums the sixteen. All sums are in a fixed
+    order. There are no atomics.
+    """
 
     name, version, config_type = "two_pass_dw", 4, TwoPassDwConfig
 

@@ -47,7 +47,11 @@ def _products(g: Stencil) -> int:
 
 
 class WholePlane(Template[WholePlaneConfig]):
-    """conv and conv_dx, any stride."""
+    """Computes conv and conv_dx of planes of at most 64 outputs and 256 inputs, any stride.
+
+    A thread owns all outputs of a plane, so the compiler knows which taps land inside, and there is no halo: taps outside are not computed. A
+    block copies its planes to shared memory, and their results back, as they lie in memory. With `weights_shared` weights are copied so as well.
+    """
 
     name, version, kind, ops, config_type = "whole_plane", 2, "cuda", ("conv", "conv_dx"), WholePlaneConfig
 
