@@ -1,0 +1,192 @@
+"""Every CPU template, with its default and with every value of every knob, against the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from tests.support.helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
+from tvm_orient.compiler import lower
+from tvm_orient.errors import InvalidArgument, Unsupported
+from tvm_orient.problem.device import arch_device, cpu_device
+from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.base import Template
+from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.tiling import divisors, most_dividing
+
+CPU = cpu_device()
+TEMPLATES = of_kind("cpu")
+FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [1, -3], [9, -8]]])
+# name: channels, height, width, taps, stride, padding, dtype
+CASES: dict[str, tuple[Any, ...]] = {
+    "one pixel": (3, 1, 1, line(0, 45, k=3)),
+    "one pixel, circular": (2, 1, 1, line(45, k=7), (1, 1), "circular"),
+    "one row": (2, 1, 20, line(22.5, 90, k=7)),
+    "one column": (2, 13, 1, line(67.5, 90, k=7)),
+    "one column, stride 2": (2, 13, 1, line(90, k=7), (2, 2)),
+    "K=1": (2, 5, 6, line(0, k=1)),
+    "wider than the plane": (2, 7, 7, line(0, 67.5, k=31)),
+    "K=63 on 7x7": (2, 7, 7, line(22.5, k=63)),
+    "uneven groups": (5, 9, 10, line(0, 45, 135, k=5)),
+    "fewer channels than groups": (3, 8, 9, Taps.oriented(EIGHT, 7)),
+    "odd": (3, 13, 17, line(22.5, 112.5, k=15)),
+    "whole vectors": (2, 6, 32, line(157.5, k=7)),
+    "a vector and one": (2, 5, 17, line(22.5, k=7)),
+    "stride 2": (3, 14, 14, line(45, 90, k=7), (2, 2)),
+    "stride 2x1": (3, 9, 12, line(22.5, 90, k=7), (2, 1)),
+    "stride 3x2": (3, 11, 10, line(0, 67.5, k=7), (3, 2)),
+    "stride over the plane": (2, 4, 3, line(45, k=5), (5, 4)),
+    "circular": (3, 9, 10, line(22.5, 90, k=15), (1, 1), "circular"),
+    "circular, stride 2": (2, 8, 10, line(45, k=7), (2, 2), "circular"),
+    "circular, ragged stride": (2, 9, 7, line(22.5, k=7), (3, 2), "circular"),
+    "free taps": (2, 6, 7, FREE),
+    "no live tap": (2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])),
+    "anchor start, dilated": (2, 10, 11, Taps.oriented([0.4], 4, dilation=2, anchor="start")),
+    "float64": (3, 9, 10, line(0, 45, k=7), (2, 1), "zeros", "float64"),
+    "float64, wide": (2, 7, 19, line(22.5, k=15), (1, 1), "zeros", "float64"),
+}
+# few and small: each is built once for every value of every knob
+RAGGED: tuple[Any, ...] = (2, 9, 21, line(22.5, k=5))
+WRAPPED: tuple[Any, ...] = (2, 8, 10, line(67.5, k=5), (2, 2), "circular")
+SWEEPS = [(t, fitted(t, spec_of(op, *case))) for t in TEMPLATES for op in t.ops for case in [WRAPPED if op == "conv_dx" else RAGGED]]
+REAL = [
+    spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
+    for op, (channels, size), k, stride in itertools.product(OPS, [(64, 224), (128, 56), (256, 28), (512, 14), (768, 7)], [7, 15, 31, 63], [1, 2])
+]
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", CASES)
+def test_default(op: str, case: str) -> None:
+    check_cpu(spec_of(op, *CASES[case]))
+
+
+@pytest.mark.parametrize("case", ["odd", "stride 3x2", "circular, ragged stride", "wider than the plane", "float64"])
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_default_of_each_template(template: Template, case: str) -> None:
+    """Those that are not the first choice work as well."""
+    for op in template.ops:
+        spec = fitted(template, spec_of(op, *CASES[case]))
+        choices = with_template(template, spec, CPU)
+        assert choices is not None, [template.declines(part, CPU) for _, _, part in spec.parts()]
+        if choices != with_template(registry.candidates(spec.parts()[0][2], CPU)[0][0], spec, CPU):  # test_default has that
+            check_cpu(spec, choices, batches=(2,))
+
+
+@pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
+def test_every_knob(template: Template, spec: ConvSpec) -> None:
+    valid = 0
+    for decisions, reason in variations(template, spec, CPU):
+        if reason is None:
+            check_cpu(spec, [Choice.of(template, decisions)], batches=(2,))
+            valid += 1
+        else:
+            assert reason.strip()
+    assert valid or not any(len(values) > 1 for values in template.knobs(spec, CPU).values())
+
+
+@pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
+def test_decisions_drawn_at_random(template: Template, op: str) -> None:
+    """What tuning may propose: all knobs away from the default at once."""
+    spec, rng = fitted(template, spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)
+    drawn = 0
+    while drawn < 2:
+        decisions = {name: rng.choice(values) for name, values in template.knobs(spec, CPU).items()}
+        if template.invalid(spec, CPU, decisions) is None:
+            check_cpu(spec, [Choice.of(template, decisions)], batches=(2,))
+            drawn += 1
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_the_default_is_always_valid(template: Template) -> None:
+    small = [spec_of(op, *case) for op in OPS for case in CASES.values()]
+    served = 0
+    for spec in small + REAL:
+        for _, _, part in fitted(template, spec).parts():
+            if template.declines(part, CPU) is None:
+                served += 1
+                default = template.default(part, CPU)
+                assert template.invalid(part, CPU, default) is None, (part, default)
+                assert all(type(value) is int for value in default.values())
+    assert served > 100
+
+
+def test_something_serves_every_spec() -> None:
+    for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + REAL:
+        for _, _, part in spec.parts():
+            for layout in LAYOUTS:
+                registry.default(dataclasses.replace(part, layout=layout), CPU)
+
+
+@pytest.mark.parametrize("template", registry.TEMPLATES, ids=lambda t: t.name)
+def test_reasons_to_decline(template: Template) -> None:
+    other = arch_device("sm_90a") if template.kind == "cpu" else CPU
+    device = CPU if template.kind == "cpu" else arch_device("sm_90a")
+    assert template.declines(spec_of(template.ops[0], 2, 8, 8, line(45, k=7)), other) == f"for {template.kind} only"
+    for op in set(OPS) - set(template.ops):
+        assert template.declines(spec_of(op, 2, 8, 8, line(45, k=7)), device) == f"for {', '.join(template.ops)} only"
+    for op in template.ops:
+        spec = fitted(template, spec_of(op, 2, 8, 8, line(45, k=7)))
+        assert template.declines(spec, device) is None
+        other_layout = dataclasses.replace(spec, layout="nchw" if spec.layout == "nhwc" else "nhwc")
+        assert template.declines(other_layout, device) == f"for {spec.layout} only"
+
+
+@pytest.mark.parametrize("template", registry.TEMPLATES, ids=lambda t: t.name)
+def test_decisions_that_are_refused(template: Template) -> None:
+    device = CPU if template.kind == "cpu" else arch_device("sm_90a")
+    spec = fitted(template, spec_of(template.ops[0], 2, 8, 8, line(45, k=7)))
+    default, knobs = dict(template.default(spec, device)), template.knobs(spec, device)
+    name = next(iter(knobs))
+    assert f"{name} must be one of" in str(template.invalid(spec, device, {**default, name: 12345}))
+    assert "12345" in str(template.invalid(spec, device, {**default, name: 12345}))
+    assert "decisions must name" in str(template.invalid(spec, device, {**default, "spoon": 1}))
+    assert "decisions must name" in str(template.invalid(spec, device, {k: v for k, v in default.items() if k != name}))
+
+
+def test_names_are_unique_and_found() -> None:
+    names = [t.name for t in registry.TEMPLATES]
+    assert len(names) == len(set(names))
+    assert [registry.find(name).name for name in names] == names
+    with pytest.raises(InvalidArgument, match="unknown template 'spoon'"):
+        registry.find("spoon")
+
+
+def test_a_spec_that_no_template_serves_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "TEMPLATES", tuple(t for t in registry.TEMPLATES if t.kind == "cuda"))
+    with pytest.raises(Unsupported, match=r"no template serves conv-c2h8w8.*for cuda only"):
+        registry.default(ConvSpec("conv", 2, 8, 8, line(45, k=7)), CPU)
+
+
+def test_sums_of_a_patch_stay_in_registers() -> None:
+    """A row of seven vectors by patches of two: LLVM keeps eight sums in registers, and stores each once, not with every multiply-add."""
+    from tvm_orient.toolchain.tvm import load_tvm, target
+
+    device, template = dataclasses.replace(CPU, vector_bytes=32), registry.find("cpu_rows")
+    spec = spec_of("conv", 4, 56, 56, line(22.5, k=31))
+    decisions = {"vector": 8, "patch_h": 4, "patch_v": 2, "band_patches": 14, "tap_outer": 1, "ahead": 0}
+    assert template.invalid(spec, device, decisions) is None
+    module = lower.scheduled(spec, device, [Choice.of(template, decisions)])
+    code = load_tvm().compile(module, target=target(CPU)).mod.inspect_source("ll")
+    products, stores = code.count("@llvm.fmuladd.v8f32("), code.count("store <8 x float>")
+    assert products >= 8 * len(spec.taps.distinct(0))
+    assert stores < products / 4
+
+
+def test_divisors() -> None:
+    assert divisors(12, 5) == (1, 2, 3, 4)
+    assert divisors(12, 100) == (1, 2, 3, 4, 6, 12)
+    assert most_dividing(12, 5) == 4
+    assert most_dividing(7, 5) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_layer_of_eight_angles(op: str) -> None:
+    """All angle groups merged into one function."""
+    check_cpu(spec_of(op, 16, 6, 18, Taps.oriented(EIGHT, 5)), batches=(2,))

@@ -1,0 +1,287 @@
+"""What the kernel tests share: random operands between NaN walls, three ways to run a spec, and the comparison with the oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tvm_orient.compiler import lower
+from tvm_orient.evaluate import reference, tolerance
+from tvm_orient.problem import generic_args
+from tvm_orient.problem.device import Device, arch_device, cpu_device
+from tvm_orient.problem.generic_args import GenericArgs
+from tvm_orient.problem.spec import DTYPES, ConvSpec, image_shape, part_shape
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import kernel, serving
+from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.base import Decisions, Template
+from tvm_orient.schedules.choices import Choice
+
+OPS = ("conv", "conv_dx", "conv_dw")
+# names of a generated kernel's buffers, in the order in which the host passes them
+PARAMETERS = {"conv": ("x", "w", "y"), "conv_dx": ("x", "w", "y"), "conv_dw": ("x", "dy", "part", "y")}
+EIGHT = tuple(math.pi * i / 8 for i in range(8))
+AHEAD = {"turns": 2, "stages": 2, "planes": 1}  # decisions by which the copies of one tile are on their way while another is computed
+_WALL = 256  # elements of NaN before and after every tensor: a multiple of the 64 bytes that vector loads count on
+
+
+def line(*degrees: float, k: int, **rest: Any) -> Taps:
+    """Taps of lines at these angles in degrees."""
+    return Taps.oriented([math.radians(d) for d in degrees], k, **rest)
+
+
+def spec_of(
+    op: str, channels: int, height: int, width: int, taps: Taps, stride: Any = 1, padding: str = "zeros", dtype: str = "float32", layout: str = "nchw"
+) -> ConvSpec:
+    """A ConvSpec with its fields in the order that a table of cases is read."""
+    return ConvSpec(op, channels, height, width, taps, stride, padding, dtype, layout)
+
+
+def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random operands of spec.op: conv (x, w), with spec.bias (x, w, bias), conv_dx (dy, w), conv_dw (x, dy); images are (N, C, H, W)."""
+    rng = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, spec.dtype)
+    x = torch.randn(batch, spec.channels, spec.height, spec.width, dtype=dtype, generator=rng)
+    dy = torch.randn(batch, spec.channels, spec.out_height, spec.out_width, dtype=dtype, generator=rng)
+    w = torch.randn(spec.channels, spec.kernel_size, dtype=dtype, generator=rng)
+    bias = (torch.randn(spec.channels, dtype=dtype, generator=rng),) if spec.bias else ()
+    return {"conv": (x, w, *bias), "conv_dx": (dy, w), "conv_dw": (x, dy)}[spec.op]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, what: Callable[[ConvSpec, tuple[Any, ...]], Any]) -> list[Any]:
+    """what(spec, operands) of every call of a kernel from now on, in order."""
+    calls: list[Any] = []
+    prepared = kernel.Kernel.prepared
+
+    def watched(self: kernel.Kernel, *like: Tensor) -> kernel.Call:
+        call = prepared(self, *like)
+        return lambda *given: (calls.append(what(self.spec, given)), call(*given))[1]
+
+    serving.forget()  # calls that are prepared already
+    monkeypatch.setattr(kernel.Kernel, "prepared", watched)
+    return calls
+
+
+def walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(a copy of the tensor between NaN walls, the whole buffer): a read past either end shows in the result."""
+    buffer = torch.full((tensor.numel() + 2 * _WALL,), math.nan, dtype=tensor.dtype)
+    inside = buffer[_WALL : _WALL + tensor.numel()].view(tensor.shape)
+    inside.copy_(tensor)
+    return inside, buffer
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN being equal to NaN."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def call(spec: ConvSpec, function: Callable[..., None], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None) -> Tensor:
+    """The result of a compiled function, started from NaN; fails where it wrote past the end of a buffer or changed an operand.
+
+    plan: what a generic kernel is told.
+    """
+    batch, nan, last = given[0].shape[0], math.nan, spec.layout == "nhwc"
+    given = [t.permute(0, 2, 3, 1).contiguous() if last and t.dim() == 4 else t for t in given]
+    shape = (spec.channels, spec.kernel_size) if spec.op == "conv_dw" else image_shape(spec, batch, output=spec.op == "conv")
+    inputs, kept = [walled(tensor) for tensor in given], getattr(torch, spec.sums if spec.op == "conv_dw" else spec.dtype)
+    outputs = [walled(given[0].new_full(shape, nan, dtype=kept))]
+    if spec.op == "conv_dw":
+        assert workspace is not None
+        outputs.insert(0, walled(given[0].new_full(part_shape(spec, batch, workspace), nan, dtype=kept)))
+    tables = [torch.from_numpy(table) for table in plan.tables] if plan else []
+    function(*(tensor for tensor, _ in inputs), *tables, *(tensor for tensor, _ in outputs), *(plan.numbers if plan else ()))
+    for tensor, buffer in inputs + outputs:
+        walls = torch.cat([buffer[:_WALL], buffer[_WALL + tensor.numel() :]])
+        assert walls.isnan().all(), f"{spec}: wrote past the end of a tensor of shape {tuple(tensor.shape)}"
+    assert all(alike(inside, tensor) for (inside, _), tensor in zip(inputs, given, strict=True)), f"{spec}: changed an operand"
+    out = outputs[-1][0].to(given[0].dtype)
+    return out.permute(0, 3, 1, 2) if last and out.dim() == 4 else out
+
+
+def stored_rounding(spec: ConvSpec, given: Sequence[Tensor]) -> float:
+    """What an epilogue in passes of its own adds to the error of a spec: a rounding to its dtype for each pass."""
+    if spec == spec.plain:
+        return 0.0
+    most = float(reference.run(spec.plain, *(t.double().abs() for t in given[:2])).amax()) + (float(given[2].abs().max()) if spec.bias else 0.0)
+    return 2 * torch.finfo(given[0].dtype).eps * most
+
+
+def assert_close(out: Tensor, spec: ConvSpec, given: Sequence[Tensor], *, note: Any = "", extra: float = 0.0) -> None:
+    """The result is the oracle's within the rounding that reference.tolerance allows, and extra; says where the worst element is."""
+    want, bound = reference.run(spec, *given), tolerance.tolerance(spec, given[0].shape[0], *given) + extra
+    assert out.shape == want.shape, f"{spec}: shape {tuple(out.shape)}, expected {tuple(want.shape)}"
+    assert str(out.dtype) == f"torch.{spec.dtype}", f"{spec}: dtype {out.dtype}"
+    if out.numel() == 0:
+        return
+    error = (out.double() - want).abs().nan_to_num(nan=math.inf)
+    worst = int(error.argmax())
+    if float(error.flatten()[worst]) > bound:
+        where = tuple(int(i) for i in np.unravel_index(worst, out.shape))
+        wrong = int((error > bound).sum())
+        got, expected = float(out.flatten()[worst]), float(want.flatten()[worst])
+        raise AssertionError(f"{spec} {note}: worst at {where}: {got} instead of {expected}, allowed {bound:.3g}; {wrong} of {out.numel()} are wrong")
+
+
+def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] = (1, 3), workspace: tuple[int, int] | None = None, note: Any = "") -> None:
+    """The compiled function against the oracle for each batch size: N is a run-time number."""
+    for batch in batches:
+        given = operands(spec, batch, seed=batch)
+        assert_close(call(spec, function, given, workspace), spec, given, note=f"N={batch} {note}")
+
+
+@functools.cache
+def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Callable[..., None]:
+    """The generic kernel for the CPU here, or that for a GPU in its serial form."""
+    from tvm_orient.evaluate.serial import serial_form
+    from tvm_orient.toolchain.tvm import target
+
+    spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), cpu_device() if kind == "cpu" else arch_device("sm_90a")
+    module = lower.scheduled(spec, device, schedules_choices.generic_choices(spec, device))
+    return compiled(module, target(device)) if kind == "cpu" else serial_form(module)
+
+
+def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
+    """The spec by the generic kernel of a kind of device against the oracle."""
+    plan = generic_args.generic_args(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
+    function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
+    for batch in batches:
+        given = operands(spec, batch, seed=batch)
+        assert_close(call(spec, function, given, plan.workspace, plan), spec, given, note=f"N={batch} generic, {kind}")
+
+
+def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
+    """The function "main" of a module, compiled for the CPU here."""
+    import tvm
+
+    return tvm.compile(module, target=target)["main"]
+
+
+def space_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
+    """(bands, taps) of the workspace that conv_dw needs."""
+    return lower.workspace_shape([module["main"]], spec.layout) if spec.op == "conv_dw" else None
+
+
+def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
+    """The spec scheduled for this CPU (choices: one a part, None for the defaults) against the oracle."""
+    from tvm_orient.toolchain.tvm import target
+
+    device = cpu_device()
+    choices = choices or schedules_choices.default_choices(spec, device)
+    module = lower.scheduled(spec, device, choices)
+    check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
+
+
+def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3), arch: str = "sm_90a") -> None:
+    """The spec scheduled for a GPU, in its serial form, against the oracle."""
+    from tvm_orient.evaluate.serial import serial_form
+
+    device = arch_device(arch)
+    choices = choices or schedules_choices.default_choices(spec, device)
+    module = lower.scheduled(spec, device, choices)
+    check(spec, serial_form(module), batches, space_of(spec, module), choices)
+
+
+def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch: str = "sm_90a") -> None:
+    """The generated CUDA source, block by block with its barriers, in two orders of threads, against the oracle."""
+    from tests.support.blocks import Blocks, divergent
+
+    device = arch_device(arch)
+    module = lower.scheduled(spec, device, choices, batch)
+    blocks, given = Blocks(module, device), operands(spec, batch)
+    assert divergent(blocks.source) == []
+    results = []
+    for backwards in (False, True):
+        names = ("x", "w", "bias", "y") if spec.bias else PARAMETERS[spec.op]
+        run = functools.partial(blocks, names=names, backwards=backwards)
+        results.append(call(spec, run, given, space_of(spec, module)))
+        assert_close(results[-1], spec, given, note=f"threads {'down' if backwards else 'up'} {choices}")
+    assert torch.equal(*results), f"{spec}: the result depends on the order of the threads"
+    assert all(launch.across * launch.down <= launch.bound for launch in blocks.launches)
+
+
+def of_kind(kind: str) -> list[Template]:
+    """Every template for that kind of device."""
+    return [t for t in registry.TEMPLATES if t.kind == kind]
+
+
+def fitted(template: Template, spec: ConvSpec) -> ConvSpec:
+    """The spec in a layout that the template serves, and for `lines` with taps on a diagonal."""
+    spec = dataclasses.replace(spec, layout=template.layouts[0])
+    if template.name != "lines":
+        return spec
+    return dataclasses.replace(spec, taps=line(135, k=spec.kernel_size | 1), stride=(1, 1), padding_mode="zeros")
+
+
+def with_template(template: Template, spec: ConvSpec, device: Device) -> tuple[Choice, ...] | None:
+    """This template's default for every part of the spec; None where it declines one of them."""
+    parts = [part for _, _, part in spec.parts()]
+    if any(template.declines(part, device) for part in parts):
+        return None
+    return tuple(Choice.of(template, template.default(part, device)) for part in parts)
+
+
+def variations(template: Template, part: ConvSpec, device: Device) -> Iterator[tuple[Mapping[str, int], str | None]]:
+    """Every decision one step of one knob from the default, and why it is invalid (None: it is not)."""
+    default = dict(template.default(part, device))
+    for name, values in template.knobs(part, device).items():
+        for value in values:
+            if value != default[name]:
+                decisions: Decisions = {**default, name: value}
+                yield decisions, template.invalid(part, device, decisions)
+
+
+_ALONE = ("whole",)  # knobs beside which others say nothing
+
+
+def covering(template: Template, part: ConvSpec, device: Device) -> list[Mapping[str, int]]:
+    """A few valid decisions: each value of each knob that some choice allows is in one of them, together with other values than the default's."""
+    default = dict(template.default(part, device))
+    left = [(name, value) for name, values in template.knobs(part, device).items() for value in values if value != default[name]]
+    found: list[Mapping[str, int]] = []
+    while left:
+        decisions, taken = dict(default), []
+        for name, value in left:
+            if any(name == other for other, _ in taken) or (taken and (name in _ALONE or taken[0][0] in _ALONE)):
+                continue
+            if template.invalid(part, device, {**decisions, name: value}) is None:
+                decisions[name] = value
+                taken.append((name, value))
+        if not taken:
+            return found
+        found.append(decisions)
+        left = [pair for pair in left if pair not in taken]
+    return found
+
+
+@functools.cache
+def nvrtc_missing() -> str | None:
+    """Why CUDA source cannot be compiled and read here; None where it can."""
+    from tvm_orient.errors import EnvironmentProblem
+    from tvm_orient.sass import cubin
+    from tvm_orient.toolchain import nvrtc
+
+    try:
+        nvrtc.compile_cubin("", "sm_90a")
+        cubin._disassembler()
+    except EnvironmentProblem as missing:
+        return str(missing)
+    return None
+
+
+def build_for_gpu(key: str) -> None:
+    """Compile a spec for the first GPU into the session's cache; what fails fails again in the test that needs it."""
+    from tvm_orient.kernels.build import build
+    from tvm_orient.problem.device import cuda_devices
+
+    with contextlib.suppress(Exception):
+        build(ConvSpec.from_key(key), cuda_devices()[0])
