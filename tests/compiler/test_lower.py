@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.test_gpu import ANGLES, LAYERS, SMALL
+from tests.support.gpu_problems import ANGLES, LAYERS, SMALL
 from tvm_orient.compiler.library import cuda_source
 from tvm_orient.compiler.lower import scheduled
 from tvm_orient.problem.device import arch_device

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tvm_orient as to
-from tests.schedules.test_channels_last import CASES as LAST_CASES
-from tests.schedules.test_channels_last import last_spec
-from tests.schedules.test_cuda import CASES
-from tests.schedules.test_epilogue import EPILOGUES, ended
+from tests.support.cases import CUDA_CASES as CASES
+from tests.support.cases import EPILOGUES, LAST_CASES, ended, last_spec
+from tests.support.gpu_problems import ANGLES, LAYERS, SMALL
 from tests.support.helpers import EIGHT, OPS, assert_close, build_for_gpu, line, operands, spec_of
 from tvm_orient import ops
 from tvm_orient.problem.device import cuda_devices
@@ -34,13 +33,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_BLIND, reason=f"there is a GP
 DEVICE = "cuda"
 THREE = (0.3, 1.2, 2.7)
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-SMALL = [(name, spec_of(op, *case)) for name, case in CASES.items() for op in OPS]
-LAYERS = [
-    spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
-    for op in OPS
-    for channels, size, k, stride in [(512, 14, 31, 1), (256, 28, 7, 1), (128, 56, 31, 1), (768, 7, 31, 1), (64, 224, 31, 2)]  # the last is the stem
-]
-ANGLES = [spec_of(op, 64, 56, 56, line(22.5 * i, k=31), stride) for op in OPS for i in range(8) for stride in (1, 2) if stride == 1 or i % 2 == 0]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,6 +1,5 @@
-"""The kernel cache: keys, whole entries, broken ones, failed and concurrent builds, and whose folder it is."""
+"""The kernel cache: whole entries, broken ones, failed and concurrent builds, and whose folder it is."""
 
-import ast
 import dataclasses
 import errno
 import hashlib
@@ -9,185 +8,16 @@ import logging
 import multiprocessing
 import os
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tvm_orient.errors import BuildFailed, EnvironmentProblem, InvalidArgument
+from tests.support.entries import KEY, SPEC, flip, maker, names
+from tvm_orient.errors import BuildFailed, EnvironmentProblem
 from tvm_orient.kernels import build_key, cache
-from tvm_orient.kernels import source_hash as hashing
-from tvm_orient.kernels.build_key import BuildKey, choice
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.kernels.manifest import HOW, KERNEL
-from tvm_orient.kernels.source_hash import source_hash
-
-SPEC = "conv-c96h56w56-s1-zeros-float32-nchw-k31a0_90"
-KEY = BuildKey(
-    spec=SPEC,
-    choices=(choice("patch", 2, {"patch_h": 4, "stage": "shared"}), choice("patch", 2, {"patch_h": 8, "stage": "direct"})),
-    device="nvidia-h200",
-    arch="sm_90a",
-    toolchain=(("tvm", "0.27.0.post1"), ("tvm_ffi", "0.1.14.post1"), ("cuda", "13.0"), ("mode", "nvrtc")),
-    source="0" * 64,
-    flags=(("TVM_CUDA_PTXAS_REG_LEVEL", "10"),),
-)
-
-
-def maker(content=b"\x7fELF kernel", facts=None):
-    def make(folder):
-        (folder / KERNEL).write_bytes(content)
-        return facts if facts is not None else {"registers": 40}
-
-    return make
-
-
-def names(folder):
-    """What lies in a cache folder, but for the locks."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
-
-
-@pytest.fixture
-def store(tmp_path):
-    return KernelCache(tmp_path / "kernels")
-
-
-# ---- keys ------------------------------------------------------------------------------------------
-
-OTHER_VALUES = {
-    "spec": "conv_dx-c96h56w56-s1-zeros-float32-nchw-k31a0_90",
-    "choices": (choice("patch", 2, {"patch_h": 4, "stage": "shared"}), choice("patch", 2, {"patch_h": 8, "stage": "async"})),
-    "device": "nvidia-h100",
-    "arch": "sm_90",
-    "toolchain": (*KEY.toolchain[:-1], ("mode", "nvcc")),
-    "source": "1" * 64,
-    "flags": (),
-    "model": "GenuineIntel family 6 model 143",
-    "features": "avx avx2",
-}
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BuildKey)])
-def test_every_field_changes_the_digest(field):
-    other = dataclasses.replace(KEY, **{field: OTHER_VALUES[field]})
-    assert other.digest != KEY.digest
-    assert other.name != KEY.name
-
-
-def test_the_format_changes_the_digest(monkeypatch):
-    before = KEY.digest
-    monkeypatch.setattr(build_key, "FORMAT", build_key.FORMAT + 1)
-    assert dataclasses.replace(KEY).digest != before
-
-
-def test_every_part_of_a_choice_changes_the_digest():
-    base = ("patch", 2, {"patch_h": 4})
-    others = [
-        ("rows", 2, {"patch_h": 4}),
-        ("patch", 3, {"patch_h": 4}),
-        ("patch", 2, {"patch_h": 5}),
-        ("patch", 2, {"patch_w": 4}),
-        ("patch", 2, {"patch_h": "4"}),
-        ("patch", 2, {}),
-    ]
-    digests = {dataclasses.replace(KEY, choices=(choice(*one),)).digest for one in [base, *others]}
-    assert len(digests) == 1 + len(others)
-
-
-def test_the_order_of_decisions_does_not_count_but_that_of_groups_does():
-    assert choice("patch", 2, {"b": 1, "a": 2}) == choice("patch", 2, {"a": 2, "b": 1}) == ("patch", 2, (("a", 2), ("b", 1)))
-    assert dataclasses.replace(KEY, choices=KEY.choices[::-1]).digest != KEY.digest
-
-
-def test_a_digest_is_the_same_in_every_process():
-    """Golden: a change here makes every cache cold, so raise FORMAT with it."""
-    assert KEY.name == "conv-7d358dfd823ac658d8d5"
-
-
-def test_an_entry_has_a_short_name_however_long_the_spec():
-    key = dataclasses.replace(KEY, spec="conv_dw-c96h56w56-s1-zeros-float32-nchw-t" + "_".join(["0.1.2.3"] * 2000))
-    op, _, digest = key.name.partition("-")
-    assert op == "conv_dw"
-    assert len(digest) == 20
-    assert set(digest) <= set("0123456789abcdef")
-
-
-@pytest.mark.parametrize("value", [1.5, b"bytes", ["list"], {"a": 1}, {"set"}, Path("path"), (("deep", (1.5,)),)], ids=str)
-def test_a_value_with_no_stable_encoding_is_refused(value):
-    with pytest.raises(TypeError, match="flags of a build key"):
-        _ = dataclasses.replace(KEY, flags=value).digest
-
-
-@pytest.mark.parametrize("spec", ["", "../../conv-x", "conv2d-c96", "/etc"])
-def test_a_spec_that_is_no_key_names_no_folder(store, spec):
-    with pytest.raises(InvalidArgument) as caught:
-        store.publish(dataclasses.replace(KEY, spec=spec), maker())
-    assert repr(spec) in str(caught.value)
-
-
-# ---- source hash -----------------------------------------------------------------------------------
-
-
-def sources(root):
-    (root / "schedules" / "cuda").mkdir(parents=True)
-    for name in ("compute.py", "schedules/__init__.py", "schedules/cuda/patch.py"):
-        (root / name).write_text(f"# {name}")
-    return lambda: hashing.hash_sources([root / "compute.py"], [root / "schedules"])
-
-
-def test_any_source_changes_the_hash(tmp_path):
-    digest = sources(tmp_path)
-    seen = [digest()]
-    for name in ("compute.py", "schedules/__init__.py", "schedules/cuda/patch.py"):
-        (tmp_path / name).write_text("pass")
-        seen.append(digest())
-    (tmp_path / "schedules/cuda/rows.py").write_text("")
-    seen.append(digest())
-    (tmp_path / "schedules/cuda/rows.py").rename(tmp_path / "schedules/rows.py")
-    seen.append(digest())
-    assert len(set(seen)) == len(seen)
-    (tmp_path / "schedules/notes.txt").write_text("not code")
-    assert digest() == seen[-1]
-
-
-def test_the_place_of_the_sources_does_not_count(tmp_path):
-    assert sources(tmp_path / "checkout")() == sources(tmp_path / "wheel")()
-
-
-def test_missing_sources_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(hashing, "__file__", str(tmp_path / "cache.py"))
-    with pytest.raises(EnvironmentProblem, match=r"No such file.*reinstall"):
-        source_hash.__wrapped__()
-
-
-def imported(path):
-    """Names of the package's own modules that a file imports anywhere."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("tvm_orient")):
-            found |= set((node.module or "").split(".")) | {alias.name for alias in node.names}
-    return found
-
-
-def test_every_module_that_generates_code_is_hashed():
-    """Whatever the code generators import is a generator, but for these, which only carry values that are in the key."""
-    package = Path(cache.__file__).parent
-    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
-    reached = set().union(*(imported(path) for path in (Path(__file__).resolve().parents[2] / "schedules").rglob("*.py")), {"lower"}) & modules
-    while more := set().union(*(imported(package / f"{name}.py") for name in reached)) & modules - reached:
-        reached |= more
-    assert reached - {"errors", "device", "forks", "paths", "notices"} == set(hashing.GENERATORS)  # these decide no byte of a kernel
-
-
-def test_source_hash_imports_neither_tvm_nor_torch():
-    code = (
-        "import sys; from tvm_orient.kernels.cache import source_hash; print(source_hash()); print({'tvm', 'torch', 'tvm_orient.schedules'} & set(sys.modules))"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2]).stdout.split("\n")
-    assert said == [source_hash(), "set()", ""]
-    assert len(source_hash()) == 64
 
 
 # ---- entries ---------------------------------------------------------------------------------------
@@ -221,12 +51,6 @@ def test_published_once(store):
     store.publish(KEY, maker(b"first"))
     path = store.publish(KEY, lambda folder: pytest.fail("built again"))
     assert path.read_bytes() == b"first"
-
-
-def flip(entry):
-    content = bytearray((entry / KERNEL).read_bytes())
-    content[3] ^= 1
-    (entry / KERNEL).write_bytes(content)
 
 
 BREAKS = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernels.test_cache import KEY, flip, maker
+from tests.support.entries import KEY, flip, maker
 from tests.support.helpers import assert_close, line, operands, spec_of
 from tvm_orient import env
 from tvm_orient.kernels import build, shared_cache

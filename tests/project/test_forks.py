@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernels.test_cache import KEY, maker
+from tests.support.entries import KEY, maker
 from tests.support.helpers import line, spec_of
 from tvm_orient.forks import Lock, kept
 from tvm_orient.kernels import compile_process

@@ -1,16 +1,13 @@
-"""Compiling while calls are served: what nobody asked for stays short, other calls go on, and what ends a compiler, or spoils a kernel, ends no program."""
+"""Compiling while calls are served: what nobody asked for stays short, and other calls go on."""
 
 from __future__ import annotations
 
 import _thread
 import dataclasses
-import json
 import math
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +16,14 @@ import torch
 
 import tvm_orient as to
 from tests.support.helpers import EIGHT, OPS, assert_close, line, operands, spec_of
-from tvm_orient import env
-from tvm_orient.kernels import build, cache, compile_cost, compile_process, manifest, resolve
-from tvm_orient.problem.device import arch_device, cpu_device
+from tests.support.serving import CPU, never, spec_at
+from tvm_orient.kernels import build, cache, compile_cost, resolve
+from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import kernel, serving
-from tvm_orient.schedules import choices
-from tvm_orient.toolchain import worker
 
-CPU = cpu_device()
 MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an angle for each of 128 channels
-
-
-def spec_at(width: int) -> ConvSpec:
-    return spec_of("conv", 3, 5, width, line(45, k=5))
-
-
-@pytest.fixture
-def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels of their own from the second call on; the generic one is in the session's cache."""
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "2")
-    serving.forget()
-    serving.load(spec_at(1), CPU, choices.generic_choices(spec_at(1), CPU))
-    yield
-    serving.forget()
-
-
-def never(*_: Any, **__: Any) -> Any:
-    pytest.fail("it was compiled")
 
 
 # ---- what compiling costs -----------------------------------------------------------------------
@@ -204,181 +180,6 @@ def test_a_warmup_asks_for_its_own_thread_and_for_those_of_autograd() -> None:
         until(lambda: "native" in found)
     assert found == {"its own": True, "python": False, "native": True}
     assert not serving._asked()
-
-
-# ---- a compiler that dies -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Compilers that say something and end, as LLVM does where it cannot write."""
-
-    def use(said: str) -> None:
-        code = f"import os, sys; sys.stdin.readline(); os.write(2, {said!r}.encode()); os._exit(1)"
-        start = compile_process._Compiler.__init__
-
-        def made(self: compile_process._Compiler) -> None:
-            start(self)
-            self.command = [sys.executable, "-c", code]
-
-        monkeypatch.setattr(compile_process._Compiler, "__init__", made)
-        monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
-
-    return use
-
-
-def test_a_full_disk_is_named_by_its_folder(dying: Callable[[str], None], tmp_path: Path) -> None:
-    dying("LLVM ERROR: IO failure on output stream: No space left on device")
-    store = cache.KernelCache(tmp_path / "kernels")
-    with pytest.raises(to.EnvironmentProblem, match=rf"the disk of {store.directory} is full: free some, or set TVM_ORIENT_CACHE_DIR"):
-        build.build(spec_at(15), CPU, store=store)
-    assert [path for path in store.directory.iterdir() if not path.name.endswith(".lock")] == []
-
-
-@pytest.mark.usefixtures("second")
-def test_a_compiler_that_dies_leaves_the_generic_kernel(dying: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
-    dying("LLVM ERROR: out of registers")
-    spec = spec_at(16)
-    given = operands(spec, 2)
-    for _ in range(5):
-        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "stays on the generic kernel" in said
-    assert "LLVM ERROR: out of registers" in said
-    with pytest.raises(to.BuildFailed, match=r"ended with status 1.*out of registers"):
-        serving.kernel(spec, CPU)
-
-
-def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What it said is in the error's cause; its last line says only that it failed."""
-    cause = RuntimeError("ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status")
-    problem = to.BuildFailed("refused the kernel: collect2: error: ld returned 1 exit status")
-    problem.__cause__ = cause
-    monkeypatch.setattr(compile_process, "make", lambda *_, **__: (_ for _ in ()).throw(problem))
-    monkeypatch.setattr(compile_process.tempfile, "tempdir", None)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    answer = compile_process._answer(request_of(spec_at(17), tmp_path))
-    assert compile_process.full(tmp_path, answer["trail"])
-    assert not compile_process.full(tmp_path, answer["text"])
-    assert list(tmp_path.iterdir()) == []
-
-
-def request_of(spec: ConvSpec, folder: Path) -> dict[str, Any]:
-    device = {name: getattr(CPU, name) for name in ("kind", "name", "slug", "arch", "units", "shared_memory", "vector_bytes", "index")}
-    return {"spec": spec.key, "device": device, "folder": str(folder), "choices": [], "sources": False}
-
-
-def test_a_kernel_is_compiled_where_there_is_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What compilers write lies beside the kernel: nothing is put into the folder for temporary files, however full it is."""
-    (tmp_path / "temporary").mkdir()
-    changed = (tmp_path / "temporary").stat().st_mtime_ns
-    for name in ("TMPDIR", "TMP", "TEMP"):
-        monkeypatch.setenv(name, str(tmp_path / "temporary"))
-    monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
-    store = cache.KernelCache(tmp_path / "kernels")
-    path = build.build(spec_at(18), CPU, store=store)
-    assert (tmp_path / "temporary").stat().st_mtime_ns == changed
-    assert sorted(os.listdir(path.parent)) == [manifest.HOW, manifest.KERNEL]
-    given = operands(spec_at(18), 2)
-    assert_close(kernel.Kernel(spec_at(18), CPU, path)(*given), spec_at(18), given)
-    (compile_process._shop._waiting.pop()).end()
-
-
-def test_a_compiler_with_nothing_to_do_ends_and_the_next_request_starts_another() -> None:
-    served = worker.ChildProcess([sys.executable, "-c", "from tvm_orient.toolchain.worker import serve; serve(lambda asked: {'got': asked}, 0.2)"], 60.0)
-    assert served.ask(1) == {"got": 1}
-    assert served._process is not None
-    assert served._process.wait(60) == 0
-    served.close()
-    assert served.ask(2) == {"got": 2}
-    served.close()
-
-
-# ---- a kernel that does not load ----------------------------------------------------------------
-
-
-def junk(*given: Any) -> dict[str, Any]:
-    """A compiler that leaves a library of another machine."""
-    (given[3] / manifest.KERNEL).write_bytes(b"\x7fELF of another machine")
-    return {}
-
-
-@pytest.fixture
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
-    serving.forget()
-    yield tmp_path / "kernels"
-    serving.forget()
-
-
-def counted(monkeypatch: pytest.MonkeyPatch, *makers: Any) -> list[str]:
-    """What was compiled, by one maker after the other; the last one stays."""
-    made: list[str] = []
-
-    def compiled(spec: ConvSpec, *rest: Any) -> Any:
-        made.append(spec.key)
-        return makers[min(len(made), len(makers)) - 1](spec, *rest)
-
-    monkeypatch.setattr(build, "compiled", compiled)
-    return made
-
-
-def test_a_kernel_of_another_machine_is_built_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    spec = spec_at(19)
-    made = counted(monkeypatch, junk, compile_process.compiled)
-    build.build(spec, CPU)
-    given = operands(spec, 2)
-    assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    assert made == [spec.key] * 2
-    assert sum("built again" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
-    serving.forget()
-    to.tap_conv2d(*given, spec.taps)
-    assert len(made) == 2, "the new one is in the cache"
-    assert [path.name for path in own_cache.iterdir() if path.is_dir()] == [serving.kernel(spec, CPU).path.parent.name]
-
-
-def test_one_that_does_not_load_built_again_either_is_an_error_with_a_remedy(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_at(20)
-    made = counted(monkeypatch, junk)
-    for _ in range(3):
-        with pytest.raises(to.EnvironmentProblem, match=r"must be a library that this machine can load, and .*kernel.so is not .*set TVM_ORIENT_CACHE_DIR"):
-            serving.kernel(spec, CPU)
-    assert len(made) == 2, "once a process, not at every call"
-
-
-def test_one_whose_rebuilding_fails_is_not_lost(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_at(21)
-
-    def refuse(*_: Any) -> Any:
-        raise to.BuildFailed("no compiler today")
-
-    counted(monkeypatch, junk, refuse)
-    path = build.build(spec, CPU)
-    with pytest.raises(to.BuildFailed, match="today"):
-        serving.kernel(spec, CPU)
-    assert path.read_bytes() == b"\x7fELF of another machine"
-    assert json.loads((path.parent / manifest.HOW).read_text())["size"] == path.stat().st_size
-
-
-def test_on_a_file_system_that_runs_no_programs_nothing_is_built_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_at(22)
-    made = counted(monkeypatch, junk)
-    monkeypatch.setattr(env, "runs_no_programs", lambda _: True)
-    with pytest.raises(to.EnvironmentProblem, match=r"its file system is mounted noexec\): set TVM_ORIENT_CACHE_DIR"):
-        serving.kernel(spec, CPU)
-    assert len(made) == 1
-
-
-@pytest.mark.usefixtures("second")
-def test_an_own_kernel_that_does_not_load_leaves_the_generic_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    spec = spec_at(23)
-    given = operands(spec, 2)
-    to.tap_conv2d(*given, spec.taps)
-    made = counted(monkeypatch, junk)
-    for _ in range(5):
-        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
-    assert len(made) == 2
-    assert sum("stays on the generic kernel" in record.message for record in caplog.records) == 1
 
 
 # ---- images of nearly 2^31 elements -------------------------------------------------------------

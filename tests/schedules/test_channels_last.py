@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import tvm_orient as to
-from tests.support.helpers import EIGHT, OPS, assert_close, check_blocks, check_cpu, check_serial, line, operands, spec_of
+from tests.support.cases import LAST_CASES as CASES
+from tests.support.cases import last_spec
+from tests.support.helpers import OPS, assert_close, check_blocks, check_cpu, check_serial, line, operands, spec_of
 from tvm_orient import ops
 from tvm_orient.problem.device import arch_device, cpu_device
-from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import loader, serving
 from tvm_orient.schedules import choices
@@ -22,31 +22,6 @@ from tvm_orient.schedules.choices import default_choices
 
 GPU = arch_device("sm_90a")
 LAST = torch.channels_last
-# channels, height, width, taps, stride, padding, dtype: channels fill vectors, or do not
-CASES: dict[str, tuple[Any, ...]] = {
-    "one pixel": (3, 1, 1, line(0, 45, k=3)),
-    "one row": (16, 1, 20, line(22.5, 90, k=7)),
-    "one column": (8, 13, 1, line(67.5, 90, k=7)),
-    "K=1": (2, 5, 6, line(0, k=1)),
-    "whole vectors": (64, 9, 10, line(0, 45, k=7)),
-    "twelve channels an angle": (24, 9, 10, line(22.5, 112.5, k=15)),
-    "a vector and some": (37, 8, 9, line(22.5, 135, k=5)),
-    "fewer channels than groups": (3, 8, 9, Taps.oriented(EIGHT, 7)),
-    "stride 2": (16, 14, 14, line(45, 90, k=7), (2, 2)),
-    "stride 3x2": (5, 11, 10, line(0, 67.5, k=7), (3, 2)),
-    "stride over the plane": (2, 4, 3, line(45, k=5), (5, 4)),
-    "circular": (16, 9, 10, line(22.5, 90, k=15), (1, 1), "circular"),
-    "circular, ragged stride": (8, 9, 7, line(22.5, k=7), (3, 2), "circular"),
-    "free taps": (4, 6, 7, Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [1, -3], [9, -8]]])),
-    "no live tap": (2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])),
-    "wider than the plane": (16, 7, 7, line(0, 67.5, k=31)),
-    "bfloat16": (20, 6, 7, line(45, k=31), (1, 1), "zeros", "bfloat16"),
-    "float64": (12, 6, 7, line(22.5, 90, k=7), (2, 1), "zeros", "float64"),
-}
-
-
-def last_spec(op: str, case: str) -> ConvSpec:
-    return spec_of(op, *(*CASES[case], *(1, "zeros", "float32")[len(CASES[case]) - 4 :]), layout="nhwc")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.cases import CPU_CASES as CASES
 from tests.support.helpers import EIGHT, OPS, check_cpu, fitted, line, of_kind, spec_of, variations, with_template
 from tvm_orient.compiler import lower
 from tvm_orient.errors import InvalidArgument, Unsupported
@@ -22,35 +23,6 @@ from tvm_orient.schedules.tiling import divisors, most_dividing
 
 CPU = cpu_device()
 TEMPLATES = of_kind("cpu")
-FREE = Taps.from_offsets([[[0, 1], [0, 1], [-2, 0], [1, -3], [9, -8]]])
-# name: channels, height, width, taps, stride, padding, dtype
-CASES: dict[str, tuple[Any, ...]] = {
-    "one pixel": (3, 1, 1, line(0, 45, k=3)),
-    "one pixel, circular": (2, 1, 1, line(45, k=7), (1, 1), "circular"),
-    "one row": (2, 1, 20, line(22.5, 90, k=7)),
-    "one column": (2, 13, 1, line(67.5, 90, k=7)),
-    "one column, stride 2": (2, 13, 1, line(90, k=7), (2, 2)),
-    "K=1": (2, 5, 6, line(0, k=1)),
-    "wider than the plane": (2, 7, 7, line(0, 67.5, k=31)),
-    "K=63 on 7x7": (2, 7, 7, line(22.5, k=63)),
-    "uneven groups": (5, 9, 10, line(0, 45, 135, k=5)),
-    "fewer channels than groups": (3, 8, 9, Taps.oriented(EIGHT, 7)),
-    "odd": (3, 13, 17, line(22.5, 112.5, k=15)),
-    "whole vectors": (2, 6, 32, line(157.5, k=7)),
-    "a vector and one": (2, 5, 17, line(22.5, k=7)),
-    "stride 2": (3, 14, 14, line(45, 90, k=7), (2, 2)),
-    "stride 2x1": (3, 9, 12, line(22.5, 90, k=7), (2, 1)),
-    "stride 3x2": (3, 11, 10, line(0, 67.5, k=7), (3, 2)),
-    "stride over the plane": (2, 4, 3, line(45, k=5), (5, 4)),
-    "circular": (3, 9, 10, line(22.5, 90, k=15), (1, 1), "circular"),
-    "circular, stride 2": (2, 8, 10, line(45, k=7), (2, 2), "circular"),
-    "circular, ragged stride": (2, 9, 7, line(22.5, k=7), (3, 2), "circular"),
-    "free taps": (2, 6, 7, FREE),
-    "no live tap": (2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])),
-    "anchor start, dilated": (2, 10, 11, Taps.oriented([0.4], 4, dilation=2, anchor="start")),
-    "float64": (3, 9, 10, line(0, 45, k=7), (2, 1), "zeros", "float64"),
-    "float64, wide": (2, 7, 19, line(22.5, k=15), (1, 1), "zeros", "float64"),
-}
 # few and small: each is built once for every value of every knob
 RAGGED: tuple[Any, ...] = (2, 9, 21, line(22.5, k=5))
 WRAPPED: tuple[Any, ...] = (2, 8, 10, line(67.5, k=5), (2, 2), "circular")

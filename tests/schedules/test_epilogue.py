@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -12,21 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tvm_orient as to
+from tests.support.cases import EPILOGUES, ended
 from tests.support.helpers import EIGHT, assert_close, check_blocks, check_cpu, check_serial, line, operands, spec_of
 from tvm_orient import ops
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import arch_device, cpu_device
-from tvm_orient.problem.spec import ACTIVATIONS, LAYOUTS, ConvSpec
+from tvm_orient.problem.spec import ACTIVATIONS, LAYOUTS
 from tvm_orient.problem.taps import Taps
 from tvm_orient.schedules.choices import default_choices
 
-EPILOGUES = [(bias, name) for bias, name in itertools.product((True, False), ACTIVATIONS) if bias or name != "none"]
 NAMES = [name for name in ACTIVATIONS if name != "none"]
-
-
-def ended(bias: bool, activation: str, layout: str = "nchw", dtype: str = "float32", stride: Any = 1) -> ConvSpec:
-    return dataclasses.replace(spec_of("conv", 24, 9, 21, line(0, 67.5, k=7), stride, dtype=dtype, layout=layout), bias=bias, activation=activation)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

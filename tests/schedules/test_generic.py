@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import tvm_orient as to
-from tests.schedules.test_cpu import CASES as CPU_CASES
-from tests.schedules.test_cuda import CASES as CUDA_CASES
+from tests.support.cases import CPU_CASES, CUDA_CASES
 from tests.support.helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
 from tvm_orient import env
 from tvm_orient.compiler import library, lower
