@@ -1,4 +1,4 @@
-"""The GPU run without a GPU: a kit of a few CPU kernels made, unpacked into an empty folder and run; faults of every kind, cuts, and what is collected."""
+"""The GPU run without a GPU: a kit of a few CPU kernels unpacked into an empty folder and run; faults of every kind, cuts, and tools."""
 
 from __future__ import annotations
 
@@ -10,81 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import gpu_collect
 import gpu_results
-import gpu_summary
 
+from tests.support.kit import INSTANT, SLUG, jobs_of, keep, run_kit
 from tvm_orient.bench.rows import read_csv
-from tvm_orient.cli import application
-from tvm_orient.errors import InvalidArgument
-from tvm_orient.problem.device import cpu_device
-from tvm_orient.records import store
-
-ROOT = Path(__file__).resolve().parents[2]
-Job = dict[str, Any]
-SLUG = cpu_device().slug
-# what stands in for gpu_work.py where only the run itself is tested: it answers at once
-INSTANT = """
-import os, sys, time
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-from tvm_orient.toolchain.worker import serve
-device = dict(kind="cpu", name="a card", slug="a-card", arch="avx2", units=1, shared_memory=0, vector_bytes=32, index=0)
-def answer(request):
-    if request["do"] == "facts":
-        return {"device": device, "torch": "2", "hardware": "a card", "python": "3"}
-    time.sleep(PAUSE)
-    return {"median": 1e-6, "spread": 0.0, "gbps": 1.0, "error_of": 0.0, "default": 2e-6, "line": "fine"}
-serve(answer)
-"""
-
-
-def run_kit(kit: Path, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The kit's own command, with nothing of this checkout in its environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TVM_ORIENT", "PYTHONPATH", "OUT"))}
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--target", "cpu", *options]
-    given = environment | ({"PATH": path} if path else {})
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=given, cwd=kit.parent, timeout=250)
-
-
-def jobs_of(kit: Path, part: str = "") -> list[Job]:
-    found = [json.loads(line) for line in (kit / "jobs.jsonl").read_text().splitlines()]
-    return [job for job in found if job["part"].startswith(part)]
-
-
-def keep(kit: Path, jobs: list[Job]) -> None:
-    (kit / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a kit of a dozen kernels."""
-    folder = tmp_path_factory.mktemp("made")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
-    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "alone-float32           6 of    6 jobs" in done.stdout
-    return folder
-
-
-@pytest.fixture
-def kit(made: Path, tmp_path: Path) -> Path:
-    """It unpacked into an empty folder."""
-    folder = tmp_path / "kit"
-    with tarfile.open(made / "kit.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
 
 # ---- a whole run --------------------------------------------------------------------------------
 
@@ -124,52 +62,6 @@ def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pyte
     assert {path: path.read_bytes() for path in places[0].iterdir()} == before, "collecting twice changes nothing"
 
 
-def test_what_the_archive_holds(made: Path) -> None:
-    """The archive holds no compiled Python, no hidden file, and what was compiled by this code alone."""
-    with tarfile.open(made / "kit.tar.xz") as archive:
-        names = archive.getnames()
-    assert not [name for name in names if "__pycache__" in name or "/." in name]
-    assert {"kit.json", "jobs.jsonl", "benchmarks/gpu_run.py", "tvm_orient/schedules/base.py", "tvm_orient/served.py"} <= set(names)
-    entries = {name.split("/")[1] for name in names if name.startswith("kernels/")}
-    jobs = [json.loads(line) for line in (made / "jobs.jsonl").read_text().splitlines()]
-    assert entries == {kernel["entry"] for job in jobs for kernel in (job, *job["tuned"].values())} - {""}
-
-
-def test_packing_alone_compiles_nothing(made: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(made, copy)
-    lost = copy / "kernels" / next(job["entry"] for job in jobs_of(copy, "candidates") if job["spec"].startswith("conv_dw"))
-    shutil.rmtree(lost)
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(copy), "--pack-only"]
-    done = subprocess.run([*command, "floors", "candidates-float32"], capture_output=True, text=True, check=False)
-    assert "candidates-float32     11 of   12 jobs" in done.stdout, done.stdout + done.stderr
-    assert "1 not compiled" in done.stdout
-    assert lost.name not in (copy / "jobs.jsonl").read_text()
-    small = subprocess.run([*command, "--mib", "2.01"], capture_output=True, text=True, check=False)
-    assert "did not fit" in small.stdout, small.stdout
-
-
-def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "kit"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(out), "alone-float32"]
-    for ending in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(2, signal.SIG_DFL))
-        threads = Path(f"/proc/{process.pid}/task")  # each of which has started a compiler
-        before = len(list(out.glob("kernels/conv*")))
-        for _ in range(600):
-            if any(path.read_text() for path in threads.glob("*/children")) and len(list(out.glob("kernels/conv*"))) > before:
-                break
-            time.sleep(0.05)
-        process.send_signal(ending)
-        said, _ = process.communicate(timeout=30)
-    assert process.returncode in (130, 0), said
-    packed = subprocess.run([*command, "--pack-only"], capture_output=True, text=True, check=True).stdout
-    with tarfile.open(out / "kit.tar.xz") as archive:
-        kernels = [name for name in archive.getnames() if name.endswith("kernel.so")]
-    assert len(kernels) >= 2, packed
-    assert "6 of    6 jobs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 # ---- faults -------------------------------------------------------------------------------------
 
 POISON = '{ char path[999]; snprintf(path, 999, "%s.%d", getenv("POISON"), getpid()); fclose(fopen(path, "w")); return 0; }'
@@ -193,7 +85,7 @@ def bad_kernel(folder: Path, body: str, like: Path) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the kernels that are at fault")
 def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON", str(tmp_path / "poisoned"))
-    with (kit / "tvm_orient" / "timers.py").open("a") as file:
+    with (kit / "tvm_orient" / "evaluate" / "timing.py").open("a") as file:
         file.write(
             "\n\ndef finish(device):\n    import os\n    if os.path.exists(f\"{os.environ['POISON']}.{os.getpid()}\"):\n"
             "        raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
@@ -240,20 +132,6 @@ def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
     assert "failed alike, which is no kernel's fault: ImportError: no libtvm_runtime.so" in done.stdout
     assert "candidates" not in done.stdout.split("===")[0], "it went on"
     assert not [result for result in gpu_results.read(kit / "results").values() if result["part"] != "floors"], "none of it counts as done"
-
-
-# ---- cuts ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def instant(kit: Path) -> Callable[[float], Path]:
-    def make(pause: float) -> Path:
-        (kit / "benchmarks" / "gpu_work.py").write_text(INSTANT.replace("PAUSE", str(pause)))
-        first = jobs_of(kit, "candidates")[:4]
-        keep(kit, [{**job, "name": f"{job['name']} {number}"} for number in range(10) for job in first])
-        return kit
-
-    return make
 
 
 @pytest.mark.slow
@@ -364,69 +242,3 @@ def test_tools(kit: Path, tmp_path: Path) -> None:
     assert broken.returncode == 0
     assert "counters: left: nothing runs under ncu here: ncu ended with 7: no permission" in broken.stdout
     assert gpu_results.read(kit / "results") == {}
-
-
-# ---- records ------------------------------------------------------------------------------------
-
-
-def finished(kit: Path, gain: float, **changed: Any) -> tuple[Path, Job]:
-    """The output of a run in which one candidate was faster than its default."""
-    job = [one for one in jobs_of(kit, "candidates") if one["spec"].startswith("conv-")][1]
-    out = kit.parent / "out"
-    measured = {"median": 1e-5 / gain, "default": 1e-5, "spread": 1e-7, "floor": 4e-6, "error_of": 1e-7, "trials": 2, "device": SLUG}
-    gpu_results.Results([out]).add("final/x", {**job, "do": "final", **measured, **changed})
-    facts = {"device": vars(cpu_device()), "driver": "580.1", "kit": json.loads((kit / "kit.json").read_text())}
-    (out / "facts.json").write_text(json.dumps(facts))
-    return out, job
-
-
-def test_a_candidate_that_wins_becomes_a_record(kit: Path, tmp_path: Path) -> None:
-    out, job = finished(kit, 1.3)
-    shipped = tmp_path / "tuning_logs"
-    said = list(gpu_collect.collect(out, tmp_path / "results", shipped))
-    assert any("1 records of this run, 1 in all" in line for line in said), said
-    (record,) = store.read(store.log_path(shipped, SLUG, "conv")).records
-    assert (record.spec, record.template, record.decisions) == (job["spec"], job["choices"][0][0], dict(job["choices"][0][2]))
-    assert (record.median_us, record.default_us) == (pytest.approx(1e-5 / 1.3 * 1e6), pytest.approx(10))
-    assert {"gpu", "cc", "units", "driver", "date", "trials", "batch", "tvm", "tvm_ffi", "cuda", "version"} <= set(record.provenance)
-    done = CliRunner().invoke(application.app, ["logs", "check", str(store.log_path(shipped, SLUG, "conv"))])
-    assert done.exit_code == 0, done.output
-
-
-@pytest.mark.parametrize(
-    ("gain", "changed", "said"),
-    [
-        (1.01, {}, "the default is within 2% of the best found"),
-        (1.3, {"error": "wrong: off"}, "wrong: off"),
-        (1.3, {"floor": 1.0}, "times that cannot be true"),
-        (1.3, {"choices": [["cpu_rows", 1, [], "default"]]}, "the record is for 1"),
-    ],
-)
-def test_no_record(kit: Path, tmp_path: Path, gain: float, changed: Job, said: str) -> None:
-    out, _ = finished(kit, gain, **changed)
-    assert any(said in line for line in gpu_collect.collect(out, tmp_path / "results", tmp_path / "tuning_logs"))
-    assert not (tmp_path / "tuning_logs").exists()
-
-
-def test_kernels_of_other_code_make_records_on_request_alone(kit: Path, tmp_path: Path) -> None:
-    made_by = json.loads((kit / "kit.json").read_text())
-    (kit / "kit.json").write_text(json.dumps({**made_by, "source": "other"}))
-    out, _ = finished(kit, 1.3)
-    assert any("other code" in line for line in gpu_collect.collect(out, tmp_path / "results", tmp_path / "tuning_logs"))
-    assert not (tmp_path / "tuning_logs").exists()
-    assert any("1 records" in line for line in gpu_collect.collect(out, tmp_path / "results", tmp_path / "tuning_logs", any_source=True))
-
-
-def test_a_folder_with_nothing_or_with_two_cards(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="got none"):
-        list(gpu_collect.collect(tmp_path, tmp_path, tmp_path))
-    results = gpu_results.Results([tmp_path])
-    for card in ("nvidia-h100", "nvidia-h200"):
-        results.add(card, {"device": card})
-    with pytest.raises(InvalidArgument, match="nvidia-h100, nvidia-h200"):
-        list(gpu_collect.collect(tmp_path, tmp_path, tmp_path))
-
-
-def test_the_summary_is_short() -> None:
-    found = {f"candidates/{number}/x": {"error": "e" * 500, "fault": "failed"} for number in range(900)}
-    assert sum(len(line) + 1 for line in gpu_summary.summary(found, {})) < 12_000

@@ -19,7 +19,6 @@ from tvm_orient.kernels import build_key, cache
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.kernels.manifest import HOW, KERNEL
 
-
 # ---- entries ---------------------------------------------------------------------------------------
 
 

@@ -164,17 +164,17 @@ def test_a_kernel_that_was_brought_runs_and_one_that_does_not_load_is_built(load
 _CALL = """
 import os, sys
 import torch, tvm_orient as to
-from tvm_orient import launch
+from tvm_orient.runtime import serving
 def call():
     return tuple(to.oriented_conv2d(torch.ones(1, 3, 6, 7), torch.ones(3, 5), [0.0, 0.7853981633974483]).shape)
 call()  # imports what the other user may be unable to read
-launch.forget()
+serving.forget()
 for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TVM_ORIENT_CACHE_DIR", "TVM_ORIENT_LOG_DIR"):
     os.environ.pop(name, None)
 os.environ |= {"TVM_ORIENT_SHARED_CACHE": sys.argv[1], "TVM_ORIENT_BUILD": "0"}
 os.setgroups([]), os.setgid(54321), os.setuid(54321)
 try:
-    print(call(), next(iter(launch._kernels.values())).path)
+    print(call(), next(iter(serving._kernels.values())).path)
 except to.EnvironmentProblem as problem:
     print(problem)
 """

@@ -21,9 +21,10 @@ SHIPPED = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tuning_l
 LOOK = """
 import importlib.util, json
 import tvm_orient
-from tvm_orient import logs, paths
+from tvm_orient import env
+from tvm_orient.records import store
 found = {name: importlib.util.find_spec(name) for name in ("tvm_orient", "tvm_orient.schedules", "tvm_orient.tuning_logs", "schedules", "tuning_logs")}
-read = {path.relative_to(paths.shipped_log_dir()).as_posix(): logs.read(path) for path in sorted(paths.shipped_log_dir().glob("*/*.jsonl"))}
+read = {path.relative_to(env.shipped_log_dir()).as_posix(): store.read(path) for path in sorted(env.shipped_log_dir().glob("*/*.jsonl"))}
 print(json.dumps({
     "origins": {name: spec and spec.origin for name, spec in found.items()},
     "logs": {name: [len(log.records), log.bad] for name, log in read.items()},

@@ -38,7 +38,8 @@ START = """
 import ctypes, math, os, sys
 import torch
 import tvm_orient as to
-from tvm_orient import launch, reference
+from tvm_orient.evaluate import reference
+from tvm_orient.runtime import serving
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
 
@@ -63,7 +64,7 @@ def threads(wanted):
         while len(seen) < wanted and time.monotonic() < end:
             time.sleep(0.002)
         return 0
-    assert ctypes.CDLL(str(launch.kernel(SPEC, cpu_device()).path)).tvm_orient_launch(task, None, 12) == 0
+    assert ctypes.CDLL(str(serving.kernel(SPEC, cpu_device()).path)).tvm_orient_launch(task, None, 12) == 0
     return len(seen)
 
 torch.set_num_threads(2)

@@ -197,10 +197,11 @@ def test_a_failed_write_leaves_the_old_picture(picture: Path, monkeypatch: pytes
 def test_global_state_is_left_alone(picture: Path) -> None:
     code = f"""
 import sys
-from tvm_orient import plots, taps
+from tvm_orient.problem.taps import Taps
+from tvm_orient.tools.plots import speed, taps
 assert "matplotlib" not in sys.modules
-plots.speed_png({ROWS!r}, {str(picture)!r})
-plots.taps_png(taps.Taps.oriented(0.5, 5), {str(picture)!r})
+speed.speed_png({ROWS!r}, {str(picture)!r})
+taps.taps_png(Taps.oriented(0.5, 5), {str(picture)!r})
 assert "matplotlib.pyplot" not in sys.modules
 import matplotlib
 assert matplotlib.rcParams == matplotlib.rcParamsOrig

@@ -169,7 +169,7 @@ def test_bad_budget(name: str, value: float) -> None:
 
 def test_stale_record_is_refused_with_a_reason() -> None:
     part = SPEC.parts()[0][2]
-    default = Choice.of(*__import__("tvm_orient.schedules", fromlist=["default"]).default(part, cpu_device()))
+    default = Choice.of(*registry.default(part, cpu_device()))
     record = records_record.Record(
         spec=part.key, template=default.template, template_version=default.version + 1, decisions=dict(default.decisions), device=cpu_device().slug,
         median_us=1.0, spread_us=0.0, default_us=2.0, floor_us=0.5, error=0.0, provenance={},
@@ -179,10 +179,11 @@ def test_stale_record_is_refused_with_a_reason() -> None:
 
 def test_torch_threads_are_adopted_and_right(tmp_path: Path) -> None:
     script = (
-        "import torch\nfrom tvm_orient import launch, pool, reference\nfrom tvm_orient.problem.spec import ConvSpec\nfrom tvm_orient.problem.taps import Taps\n"
+        "import torch\nfrom tvm_orient.evaluate import reference\nfrom tvm_orient.runtime import serving\nfrom tvm_orient.toolchain import openmp\n"
+        "from tvm_orient.problem.spec import ConvSpec\nfrom tvm_orient.problem.taps import Taps\n"
         "from tvm_orient.problem.device import cpu_device\n"
-        "spec = ConvSpec('conv', 16, 14, 14, Taps.oriented([0.0, 0.4, 1.2], 7))\nk = launch.kernel(spec, cpu_device())\n"
-        "assert pool.adopt(k.path)\n"
+        "spec = ConvSpec('conv', 16, 14, 14, Taps.oriented([0.0, 0.4, 1.2], 7))\nk = serving.kernel(spec, cpu_device())\n"
+        "assert openmp.adopt(k.path)\n"
         "x, w = torch.randn(3, 16, 14, 14), torch.randn(16, 7)\n"
         "for threads in (1, 2, 3):\n    torch.set_num_threads(threads)\n    y = k(x, w)\n"
         "    assert float((y.double() - reference.run(spec, x, w)).abs().max()) < 1e-4\nprint('fine')\n"
