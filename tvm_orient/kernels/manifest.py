@@ -34,6 +34,11 @@ def seal(folder: Path, key: BuildKey, facts: dict[str, Any]) -> None:
 
 
 def how_made(entry: Path) -> dict[str, Any]:
+    """Return what an entry's how.json says.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
     how = json.loads((entry / HOW).read_text(encoding="utf-8"))
     if not isinstance(how, dict):
         raise ValueError(f"{HOW} is not an object")

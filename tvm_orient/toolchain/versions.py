@@ -21,6 +21,7 @@ def toolchain() -> tuple[tuple[str, str], ...]:
 
 
 def package_version(package: str) -> str:
+    """Return the version of an installed package, or "absent"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
