@@ -163,9 +163,11 @@ def test_the_number_of_cores_parts_no_kernels() -> None:
 def assembly(found: Device, dtype: str = "float32", generic: bool = False) -> str:
     import tvm
 
+    from tvm_orient.toolchain.tvm import target
+
     spec = dataclasses.replace(SPEC, dtype=dtype)
     module = lower.scheduled(spec, found, (choices.generic_choices if generic else choices.default_choices)(spec, found))
-    return str(tvm.compile(module, target=tvm.target(found)).mod.inspect_source("asm"))
+    return str(tvm.compile(module, target=target(found)).mod.inspect_source("asm"))
 
 
 AVX512 = re.compile(r"%zmm|%k[1-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b")
