@@ -171,8 +171,8 @@ def test_a_child_has_compilers_of_its_own() -> None:
 
 _ORPHAN = """
 import os, time
-from tvm_orient import compiler
-made = compiler._Compiler()
+from tvm_orient.kernels import compile_process
+made = compile_process._Compiler()
 print(made._start().pid, flush=True)
 holder = os.fork()
 if holder == 0:  # holds the compiler's standard input open, as a worker of a DataLoader does
