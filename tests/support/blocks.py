@@ -21,7 +21,7 @@ from torch import Tensor
 from tvm_orient.compiler import library as compiler_library
 from tvm_orient.problem.device import Device
 
-_DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
+DEFINITION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) \{')
 _SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(float|half|nv_bfloat16) (\w+)\[(\d+)\];")
 _TYPE = re.compile(r"(\w+)\* __restrict__")
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -237,7 +237,7 @@ class Blocks:
         self.source = source or compiler_library.cuda_source(module, device)
         self.launches: list[Launch] = []
         texts, sizes = [_PRELUDE], _sizes(module)
-        matches = list(_DEFINITION.finditer(self.source))
+        matches = list(DEFINITION.finditer(self.source))
         assert len(matches) == len(sizes), f"{len(sizes)} nests became {len(matches)} kernels"
         for index, match in enumerate(matches):
             names = tuple(part.split()[-1].removesuffix("_ptr") for part in match[3].split(","))
@@ -300,7 +300,7 @@ def body_of(source: str, start: int) -> str:
 
 def launches(source: str) -> list[tuple[str, int]]:
     """(name, launch bound) of every kernel that a source defines."""
-    return [(name, int(bound or 1024)) for bound, name, _ in _DEFINITION.findall(source)]
+    return [(name, int(bound or 1024)) for bound, name, _ in DEFINITION.findall(source)]
 
 
 def walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -333,7 +333,7 @@ def mentions(text: str, names: set[str]) -> bool:
 def divergent(source: str) -> list[str]:
     """Barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on."""
     found = []
-    for start in _DEFINITION.finditer(source):
+    for start in DEFINITION.finditer(source):
         body = body_of(source, start.end())
         names = thread_dependent(body)
         for headers, text in walk(body):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.blocks import _DEFINITION
+from tests.support.blocks import DEFINITION
 from tests.support.helpers import PARAMETERS, assert_close, call, operands, space_of
 from tvm_orient.compiler import library, lower
 from tvm_orient.compiler.predict import together
@@ -76,7 +76,7 @@ def machines(cases: Mapping[str, Case], arch: str) -> dict[str, Machine]:
             nest = script[start.end() : after.start() if after else None]
             assert 'thread="threadIdx.y"' not in nest
             launches.append((start[1], max([1, *map(int, _THREADS.findall(nest))])))
-        definitions = {match[2]: match[3] for match in _DEFINITION.finditer(sources[name])}
+        definitions = {match[2]: match[3] for match in DEFINITION.finditer(sources[name])}
         assert len(definitions) == len(launches)
         names = [tuple(part.split()[-1].removesuffix("_ptr") for part in text.split(",")) for text in definitions.values()]
         kernels = [found[kernel.replace("main_kernel", f"{name}_kernel")] for kernel in definitions]
