@@ -31,7 +31,7 @@ from tests.support.driver import Machine, why_not  # noqa: E402
 _STARTS = """
 import os, sys
 if any(word.endswith("gpu_work.py") for word in sys.orig_argv):
-    sys.path.insert(0, {root!r})
+    sys.path.append({root!r})
     from tests.support import card
 """  # Python imports it in each process that finds it
 Job = dict[str, Any]
