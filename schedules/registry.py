@@ -25,8 +25,8 @@ from .default import CLOSE
 
 TEMPLATES: tuple[Template[Any], ...] = (
     rows.TEMPLATE, rows.DW_TEMPLATE, cpu_pixels.TEMPLATE, cpu_pixels.DW_TEMPLATE,
-    shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, plane_lanes.TEMPLATE, direct.TEMPLATE, two_pass_dw.TEMPLATE, strips_dw.TEMPLATE,
-    pixels.TEMPLATE, pixels.DW_TEMPLATE,
+    shared_patch.TEMPLATE, strips.TEMPLATE, lines.TEMPLATE, whole_plane.TEMPLATE, plane_lanes.TEMPLATE, direct.TEMPLATE,
+    two_pass_dw.TEMPLATE, strips_dw.TEMPLATE, pixels.TEMPLATE, pixels.DW_TEMPLATE,
 )  # fmt: skip
 _Estimate = tuple[Template[Any], Config, Mapping[str, float]]  # template, config, clocks by resource
 _WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)  # how much more than alone the code of an angle may count in a layer

@@ -16,7 +16,7 @@ _VECTOR = 4  # values that a lane moves at once
 
 
 def in_turn(sch: Any, channels: Any, channels_per_block: int, tiles_per_block: int, stages: int) -> Any:
-    """Splits the loop over channels into three: over blocks, over the tiles of a block, and over the planes of a tile; for `double_buffer` where stages overlap."""
+    """Splits the loop over channels in three, over blocks, tiles of a block and planes of a tile; for `double_buffer` where stages overlap."""
     from tvm_orient.codegen.names import DOUBLE_BUFFER
 
     turns, planes = parted(int(sch.get(channels).extent), channels_per_block, tiles_per_block)

@@ -6,12 +6,11 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.sources import NAMES, ROOT, file_graph, imports, module_of
 
 # lowest first: a package, or a file of the top folder, imports from lower lines alone; neighbours on a line never import one another
 LAYERS = (
@@ -43,38 +42,12 @@ MAY_IMPORT = {
 }
 NEVER = {("tuning", "kernels")}  # beside the order: they meet in the records
 MOST_LINES = 400
-
-FILES = sorted(path for folder in ("tvm_orient", "schedules") for path in (ROOT / folder).rglob("*.py"))
-NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
-
-
-def module_of(name: str) -> tuple[str, ...]:
-    """Return the dotted path, in parts, of a file named from the root: schedules/cuda/direct.py is tvm_orient.schedules.cuda.direct."""
-    parts = Path(name).with_suffix("").parts
-    return parts if parts[0] == "tvm_orient" else ("tvm_orient", *parts)
+TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
 
 def unit_of(module: tuple[str, ...]) -> str:
     """Return the name that LAYERS has for a module of the package, or the name that it lacks."""
     return module[1] if len(module) > 1 else "__init__"
-
-
-def imports(source: str, module: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield (line, dotted path in parts) of everything imported anywhere; `from a import b` gives a.b, relative ones are resolved."""
-    package = module[:-1]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, tuple(alias.name.split("."))
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            base += tuple(node.module.split(".")) if node.module else ()
-            for alias in node.names:
-                yield node.lineno, (*base, alias.name)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
-            for text in (arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)):
-                dots = len(text) - len(text.lstrip("."))
-                yield node.lineno, (package[: len(package) - dots + 1] if dots else ()) + tuple(part for part in text.split(".") if part)
 
 
 def why_not(module: tuple[str, ...], target: tuple[str, ...]) -> str | None:
@@ -120,22 +93,6 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
         if found := visit(node, []):
             return found
     return []
-
-
-def file_graph(sources: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return which file imports which. An __init__ gathers its package, so it is no node: what is imported through it counts as its file."""
-    known = {".".join(module_of(name)): source for name, source in sources}
-    edges: dict[str, set[str]] = {}
-    for name, source in known.items():
-        if name.endswith("__init__"):
-            continue
-        edges[name] = set()
-        for _, target in imports(source, tuple(name.split("."))):
-            whole = ".".join(target)
-            found = whole if whole in known else ".".join(target[:-1])
-            if found in known and found != name:
-                edges[name].add(found)
-    return edges
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,6 +159,12 @@ def test_no_assert_and_not_too_long(name: str) -> None:
     assert not lines, f"{name} asserts on lines {lines}: raise a tvm_orient.errors class, an assert vanishes under -O"
     length = len(source.splitlines())
     assert length <= MOST_LINES, f"{name} has {length} lines, {MOST_LINES} at most: is it one job?"
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_tests_are_not_too_long(name: str) -> None:
+    length = len((ROOT / name).read_text().splitlines())
+    assert length <= MOST_LINES, f"{name} has {length} lines, {MOST_LINES} at most: is it one subject?"
 
 
 def test_import_is_light() -> None:

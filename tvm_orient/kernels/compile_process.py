@@ -1,7 +1,8 @@
 """Compiling in processes of its own: what ends a compiler does not end the program that asked for a kernel.
 
-LLVM ends its process where it cannot write an object file. So the program never compiles itself: `python -m tvm_orient.kernels.compile_process` reads one JSON request a
-line and answers one JSON line, and all that it writes lies in the folder of the kernel that it makes. A compiler that has nothing to do for a minute ends.
+LLVM ends its process where it cannot write an object file. So the program never compiles itself: `python -m tvm_orient.kernels.compile_process`
+reads one JSON request a line and answers one JSON line, and all that it writes lies in the folder of the kernel that it makes. A compiler that
+has nothing to do for a minute ends.
 """
 
 from __future__ import annotations

@@ -109,6 +109,11 @@ def in_radians(theta: Any) -> NDArray[np.float64]:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
+    """Return the value as an int.
+
+    Raises:
+        InvalidArgument: it is no whole number, or less than `least`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidArgument(f"{name} must be a whole number >= {least}, got {value!r}")
     return int(value)

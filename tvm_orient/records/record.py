@@ -76,6 +76,7 @@ class Record(BaseModel):
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
+    """Return records in the order of files: by identity, then by line."""
     return sorted(records, key=lambda record: (record.identity, record.line))
 
 

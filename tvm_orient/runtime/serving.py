@@ -283,8 +283,9 @@ def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> 
         raise
     except EnvironmentProblem as problem:
         raise _TooLong(
-            f"its own, of {compile_cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about {foreseen:.0f} s to compile, and unasked it may "
-            f"take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` compile it, `tvm-orient tune` tunes it"
+            f"its own, of {compile_cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about "
+            f"{foreseen:.0f} s to compile, and unasked it may take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` "
+            "compile it, `tvm-orient tune` tunes it"
         ) from problem
 
 

@@ -67,4 +67,5 @@ Report = Callable[[Progress], None]
 
 
 def in_microseconds(seconds: float | None) -> float | None:
+    """Return seconds as microseconds; None stays None."""
     return None if seconds is None else seconds * 1e6

@@ -1,0 +1,104 @@
+"""A compiler that dies, has no room or nothing to do: what waits for it gets an answer, and what is served goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tvm_orient as to
+from tests.support.helpers import assert_close, operands
+from tests.support.serving import CPU, spec_at
+from tvm_orient.kernels import build, cache, compile_process, manifest
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.runtime import kernel, serving
+from tvm_orient.toolchain import worker
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Compilers that say something and end, as LLVM does where it cannot write."""
+
+    def use(said: str) -> None:
+        code = f"import os, sys; sys.stdin.readline(); os.write(2, {said!r}.encode()); os._exit(1)"
+        start = compile_process._Compiler.__init__
+
+        def made(self: compile_process._Compiler) -> None:
+            start(self)
+            self.command = [sys.executable, "-c", code]
+
+        monkeypatch.setattr(compile_process._Compiler, "__init__", made)
+        monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
+
+    return use
+
+
+def test_a_full_disk_is_named_by_its_folder(dying: Callable[[str], None], tmp_path: Path) -> None:
+    dying("LLVM ERROR: IO failure on output stream: No space left on device")
+    store = cache.KernelCache(tmp_path / "kernels")
+    with pytest.raises(to.EnvironmentProblem, match=rf"the disk of {store.directory} is full: free some, or set TVM_ORIENT_CACHE_DIR"):
+        build.build(spec_at(15), CPU, store=store)
+    assert [path for path in store.directory.iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.mark.usefixtures("second")
+def test_a_compiler_that_dies_leaves_the_generic_kernel(dying: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    dying("LLVM ERROR: out of registers")
+    spec = spec_at(16)
+    given = operands(spec, 2)
+    for _ in range(5):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "stays on the generic kernel" in said
+    assert "LLVM ERROR: out of registers" in said
+    with pytest.raises(to.BuildFailed, match=r"ended with status 1.*out of registers"):
+        serving.kernel(spec, CPU)
+
+
+def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it said is in the error's cause; its last line says only that it failed."""
+    cause = RuntimeError("ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status")
+    problem = to.BuildFailed("refused the kernel: collect2: error: ld returned 1 exit status")
+    problem.__cause__ = cause
+    monkeypatch.setattr(compile_process, "make", lambda *_, **__: (_ for _ in ()).throw(problem))
+    monkeypatch.setattr(compile_process.tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    answer = compile_process._answer(request_of(spec_at(17), tmp_path))
+    assert compile_process.full(tmp_path, answer["trail"])
+    assert not compile_process.full(tmp_path, answer["text"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def request_of(spec: ConvSpec, folder: Path) -> dict[str, Any]:
+    device = {name: getattr(CPU, name) for name in ("kind", "name", "slug", "arch", "units", "shared_memory", "vector_bytes", "index")}
+    return {"spec": spec.key, "device": device, "folder": str(folder), "choices": [], "sources": False}
+
+
+def test_a_kernel_is_compiled_where_there_is_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What compilers write lies beside the kernel: nothing is put into the folder for temporary files, however full it is."""
+    (tmp_path / "temporary").mkdir()
+    changed = (tmp_path / "temporary").stat().st_mtime_ns
+    for name in ("TMPDIR", "TMP", "TEMP"):
+        monkeypatch.setenv(name, str(tmp_path / "temporary"))
+    monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
+    store = cache.KernelCache(tmp_path / "kernels")
+    path = build.build(spec_at(18), CPU, store=store)
+    assert (tmp_path / "temporary").stat().st_mtime_ns == changed
+    assert sorted(os.listdir(path.parent)) == [manifest.HOW, manifest.KERNEL]
+    given = operands(spec_at(18), 2)
+    assert_close(kernel.Kernel(spec_at(18), CPU, path)(*given), spec_at(18), given)
+    (compile_process._shop._waiting.pop()).end()
+
+
+def test_a_compiler_with_nothing_to_do_ends_and_the_next_request_starts_another() -> None:
+    served = worker.ChildProcess([sys.executable, "-c", "from tvm_orient.toolchain.worker import serve; serve(lambda asked: {'got': asked}, 0.2)"], 60.0)
+    assert served.ask(1) == {"got": 1}
+    assert served._process is not None
+    assert served._process.wait(60) == 0
+    served.close()
+    assert served.ask(2) == {"got": 2}
+    served.close()

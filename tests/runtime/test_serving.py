@@ -1,0 +1,222 @@
+"""Compiling while calls are served: what nobody asked for stays short, and other calls go on."""
+
+from __future__ import annotations
+
+import _thread
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tvm_orient as to
+from tests.support.helpers import EIGHT, OPS, assert_close, line, operands, spec_of
+from tests.support.serving import CPU, never, spec_at
+from tvm_orient.kernels import build, cache, compile_cost, resolve
+from tvm_orient.problem.device import arch_device
+from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem.taps import Taps
+from tvm_orient.runtime import kernel, serving
+
+MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an angle for each of 128 channels
+
+
+# ---- what compiling costs -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [CPU, arch_device("sm_90a")], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("op", OPS)
+def test_eight_directions_are_compiled_unasked_and_an_angle_a_channel_is_not(op: str, device: Any) -> None:
+    published = spec_of(op, 128, 28, 28, Taps.oriented(EIGHT, 31))
+    assert 0 < compile_cost.seconds(published, device) <= serving._UNASKED_S
+    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._UNASKED_S
+
+
+def test_the_cost_grows_with_angles_and_taps_and_not_with_channels() -> None:
+    lines = [spec_of("conv", c, 28, 28, Taps.oriented(EIGHT[:g], k)) for c, g, k in ((8, 2, 7), (800, 2, 7), (8, 4, 7), (8, 4, 15))]
+    seconds = [compile_cost.seconds(spec, CPU) for spec in lines]
+    assert seconds[0] == seconds[1] < seconds[2] < seconds[3]
+
+
+@pytest.mark.usefixtures("second")
+def test_what_takes_long_is_not_compiled_unasked(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    spec = spec_of("conv", 128, 9, 10, MANY)
+    monkeypatch.setattr(build, "compiled", never)
+    given = operands(spec, 1)
+    with caplog.at_level("INFO", logger="tvm_orient"):
+        for _ in range(6):
+            assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    (said,) = [record for record in caplog.records if "stays on the generic kernel" in record.message]
+    assert said.levelname == "INFO"
+    assert "in 128 groups" in said.message
+    assert all(way in said.message for way in ("tvm_orient.warmup", "TVM_ORIENT_BUILD=1", "tvm-orient build", "tvm-orient tune"))
+
+
+@pytest.mark.usefixtures("second")
+def test_what_is_asked_for_is_compiled_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_at(11)
+    monkeypatch.setattr(serving, "_UNASKED_S", 0.0)
+    given = operands(spec, 2)
+    for _ in range(4):
+        to.tap_conv2d(*given, spec.taps)
+    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
+    to.warmup(spec)
+    own = serving.kernel_for_call(spec, CPU)
+    assert isinstance(own, kernel.Kernel)
+    assert not own.generic
+    assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+
+
+@pytest.mark.usefixtures("second")
+def test_a_layer_of_which_one_angle_is_tuned_is_not_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of("conv", 128, 9, 11, MANY)
+    first, *others = resolve.explain(spec, CPU)
+    tuned = dataclasses.replace(first, choice=dataclasses.replace(first.choice, step="user"))
+    monkeypatch.setattr(serving, "explain", lambda *_: [tuned, *others])
+    monkeypatch.setattr(build, "compiled", never)
+    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
+
+
+@pytest.mark.usefixtures("second")
+def test_the_logs_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first call; what they said is handed on to the kernel that takes the generic one's place, and to one that is compiled at once."""
+    asked, explain = [], resolve.explain
+    monkeypatch.setattr(serving, "explain", lambda spec, device: (asked.append(spec), explain(spec, device))[1])
+    provisional, at_once = spec_at(25), spec_at(26)
+    for spec, calls in ((provisional, 4), (at_once, 1)):
+        given = operands(spec, 2)
+        for _ in range(calls):
+            assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        monkeypatch.setenv("TVM_ORIENT_BUILD", "1")
+    assert asked == [provisional, at_once]
+    found = serving.kernel_for_call(provisional, CPU)
+    assert isinstance(found, kernel.Kernel)
+    assert not found.generic
+
+
+# ---- other calls meanwhile ----------------------------------------------------------------------
+
+
+def until(fact: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("second")
+def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that is due goes on after a while, every other call at once, and the kernel comes when it is made."""
+    spec, other, gate, begun = spec_at(12), spec_at(13), threading.Event(), threading.Event()
+    real = serving.acquire
+
+    def made(wanted: ConvSpec, *rest: Any) -> Any:
+        if wanted == spec:
+            begun.set()
+            assert gate.wait(60)
+        return real(wanted, *rest)
+
+    monkeypatch.setattr(serving, "acquire", made)
+    monkeypatch.setattr(serving, "_WAIT_S", 0.2)
+    given, others = operands(spec, 2), operands(other, 2)
+    to.tap_conv2d(*given, spec.taps)
+    due = threading.Thread(target=to.tap_conv2d, args=(*given, spec.taps))
+    due.start()
+    assert begun.wait(60)
+    provisional = serving.kernel_for_call(spec, CPU)
+    assert isinstance(provisional, serving.ProvisionalKernel)
+    for _ in range(3):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)  # the same problem
+    assert_close(to.tap_conv2d(*others, other.taps), other, others)  # a new one
+    due.join(60)
+    assert not due.is_alive()
+    assert serving.kernel_for_call(spec, CPU) is provisional
+    gate.set()
+    until(lambda: not isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel))
+    assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert serving.kernel(spec, CPU) is serving.kernel_for_call(spec, CPU)
+
+
+@pytest.mark.usefixtures("second")
+def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, gate, begun = spec_at(24), threading.Event(), threading.Event()
+    real = serving.acquire
+
+    def made(*given: Any) -> Any:
+        begun.set()
+        assert gate.wait(60)
+        return real(*given)
+
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+    monkeypatch.setattr(serving, "acquire", made)
+    monkeypatch.setattr(serving, "_WAIT_S", 40.0)
+    warm = threading.Thread(target=to.warmup, args=(spec,))
+    warm.start()
+    assert begun.wait(60)
+    start = time.monotonic()
+    for _ in range(4):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert time.monotonic() - start < 30
+    gate.set()
+    warm.join(60)
+    assert isinstance(serving.kernel_for_call(spec, CPU), kernel.Kernel)
+
+
+@pytest.mark.usefixtures("second")
+def test_what_another_process_compiles_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, asked = spec_at(14), []
+
+    def busy(*_: Any, limit: float | None = None, compiling: bool = True, **__: Any) -> Path:
+        if not compiling:
+            raise to.EnvironmentProblem("not in the cache")
+        asked.append(limit)
+        raise cache.Busy
+
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+    monkeypatch.setattr(serving, "build", busy)
+    for _ in range(5):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+    assert asked == [serving._UNASKED_LIMIT_S] * 3, "every second call"
+
+
+def test_a_warmup_asks_for_its_own_thread_and_for_those_of_autograd() -> None:
+    found: dict[str, bool] = {}
+    with serving.compiling_at_once():
+        found["its own"] = serving._asked()
+        python = threading.Thread(target=lambda: found.update(python=serving._asked()))
+        python.start()
+        python.join()
+        _thread.start_new_thread(lambda: found.update(native=serving._asked()), ())  # as one of autograd's, it is none of threading's
+        until(lambda: "native" in found)
+    assert found == {"its own": True, "python": False, "native": True}
+    assert not serving._asked()
+
+
+# ---- images of nearly 2^31 elements -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_plane_too_large_for_a_kernel_of_its_own_says_so(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "compiled", never)
+    spec = spec_of("conv", 1, 46340, 46340, line(22.5, k=7), layout=layout)
+    with pytest.raises(to.Unsupported, match=r"images of at most \d+ elements, C \* H \* W, .*got 2147395600 in conv-.*leave it to the generic kernel"):
+        build.build(spec, CPU)
+    monkeypatch.setattr(build, "compiled", lambda *_: (_ for _ in ()).throw(to.BuildFailed("tried")))
+    with pytest.raises(to.BuildFailed, match="tried"):
+        build.build(spec_of("conv", 1, 45000, 45000, line(22.5, k=7), layout=layout), CPU)
+
+
+@pytest.mark.parametrize("shape", [(2**29, 4, 1, 1), (1, 4, 2**15, 2**14 + 1)])
+def test_an_expanded_tensor_is_refused_before_it_is_copied(shape: tuple[int, ...]) -> None:
+    start = time.process_time()
+    x = torch.zeros(1).expand(shape)
+    with pytest.raises(to.Unsupported, match=rf"at most {2**31 - 1} elements.*got {x.numel()}"):
+        to.oriented_conv2d(x, torch.zeros(4, 3), 0.0)
+    assert time.process_time() - start < 1, "eight gigabytes were written"

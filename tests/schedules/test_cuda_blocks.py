@@ -1,0 +1,82 @@
+"""The CUDA source of every template run block by block on the CPU, with its barriers, against the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from tests.support.cases import CUDA_CASES as CASES
+from tests.support.cuda import GPU, TEMPLATES
+from tests.support.helpers import (
+    call,
+    check_blocks,
+    choice_of,
+    fitted,
+    line,
+    spec_of,
+    with_template,
+)
+from tvm_orient.compiler import library, lower
+from tvm_orient.evaluate.cuda_emulator import Blocks
+from tvm_orient.evaluate.walled import buffers, operands
+from tvm_orient.schedules import registry
+from tvm_orient.schedules.base import Template
+
+BLOCKS = ["uneven groups", "stride 3x2", "circular, ragged stride", "7x7", "odd"]
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_blocks_with_barriers(template: Template, case: str) -> None:
+    for op in template.ops:
+        spec = fitted(template, spec_of(op, *CASES[case]))
+        choices = with_template(template, spec, GPU)
+        if choices is not None:
+            check_blocks(spec, choices)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
+    """Copies by batches, with every vector that a width allows and with none; results by vectors, collected and one by one."""
+    for op in template.ops:
+        for case in ("uneven groups", "7x7", "odd") if dtype == "float16" else ("7x7",):
+            spec = fitted(template, dataclasses.replace(spec_of(op, *CASES[case]), dtype=dtype))
+            choices = with_template(template, spec, GPU)
+            if choices is not None:
+                check_blocks(spec, choices)
+
+
+def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
+    """Weights are staged in one turn without a loop, planes stand apart, and results are collected."""
+    spec, template = spec_of("conv", 8, 28, 28, line(22.5, k=7), dtype="float16"), registry.find("shared_patch")
+    decisions = {
+        "patch_h": 7,
+        "patch_w": 7,
+        "patches_h": 4,
+        "channels_per_block": 4,
+        "vector": 4,
+        "weights_shared": 1,
+        "store_via_smem": 1,
+        "row_pad": 4,
+        "tile": 0,
+        "plane_skew": 4,
+    }
+    decisions |= {"smem_native_dtype": 0, "tiles_per_block": 1, "stages": 1}
+    assert template.invalid(spec, GPU, decisions) is None
+    check_blocks(spec, [choice_of(template, decisions)])
+
+
+def test_a_missing_barrier_is_seen() -> None:
+    """The emulation would notice: the same source with its barriers taken out."""
+    spec = spec_of("conv", *CASES["odd"])
+    choices = with_template(registry.find("shared_patch"), spec, GPU)
+    assert choices is not None
+    module = lower.scheduled(spec, GPU, choices, 2)
+    given = operands(spec, 2)
+    without = Blocks(module, GPU, library.cuda_source(module, GPU).replace("__syncthreads();", ""))
+    results = [call(spec, functools.partial(without, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
+    assert not torch.equal(*results)
