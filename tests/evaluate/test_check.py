@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.helpers import line, nvrtc_missing, spec_of
 from typer.testing import CliRunner, Result
 
+from tests.support.helpers import line, nvrtc_missing, spec_of
 from tvm_orient.cli.application import app
 from tvm_orient.compiler import library, lower
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument, Unsupported

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.helpers import line, operands, spec_of
 
+from tests.support.helpers import line, operands, spec_of
 from tvm_orient.bench import bench, cell
 from tvm_orient.evaluate import reference, timing, tolerance
 from tvm_orient.evaluate.timing import COLD_CACHES, MAX_BYTES, MAX_SETS, measured, sets_in_turn, timed

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.helpers import assert_close, operands
-from test_cache import KEY, maker
 
+from tests.support.entries import KEY, maker
+from tests.support.helpers import assert_close, operands
 from tvm_orient import notices
 from tvm_orient.errors import EnvironmentProblem
 from tvm_orient.kernels import build, bundle, manifest

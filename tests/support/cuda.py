@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tests.support.blocks import launches
 from tests.support.helpers import (
     EIGHT,
     choice_of,
@@ -13,6 +12,7 @@ from tests.support.helpers import (
     of_kind,
     spec_of,
 )
+from tvm_orient.codegen.cuda.cuda_text import launches
 from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import ConvSpec

@@ -1,12 +1,12 @@
 """A key, and what makes entries of the kernel cache without compiling."""
 
-from tvm_orient.kernels.build_key import BuildKey, choice
+from tvm_orient.kernels.build_key import BuildKey
 from tvm_orient.kernels.manifest import KERNEL
 
 SPEC = "conv-c96h56w56-s1-zeros-float32-nchw-k31a0_90"
 KEY = BuildKey(
     spec=SPEC,
-    choices=(choice("patch", 2, {"patch_h": 4, "stage": "shared"}), choice("patch", 2, {"patch_h": 8, "stage": "direct"})),
+    choices=(("patch", 2, (("patch_h", 4), ("stage", "shared"))), ("patch", 2, (("patch_h", 8), ("stage", "direct")))),
     device="nvidia-h200",
     arch="sm_90a",
     toolchain=(("tvm", "0.27.0.post1"), ("tvm_ffi", "0.1.14.post1"), ("cuda", "13.0"), ("mode", "nvrtc")),

@@ -1,6 +1,7 @@
 """Measure kernels in a process of their own: a candidate that crashes takes its worker along, not the tuner.
 
-The worker (`python -m tvm_orient.tuning.runner`) answers one request after another. It times a kernel as the bench does, with cold caches (`tvm_orient.evaluate.timing`).
+The worker (`python -m tvm_orient.tuning.runner`) answers one request after another. It times a kernel as the bench does, with
+cold caches (`evaluate.timing`).
 One in which a candidate failed is replaced: whatever ran after it in the same CUDA context would fail for it.
 """
 

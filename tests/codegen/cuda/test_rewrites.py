@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.helpers import AHEAD, line, spec_of
 
+from tests.support.helpers import AHEAD, line, spec_of
 from tvm_orient.codegen import names
 from tvm_orient.codegen.cuda import passes
 from tvm_orient.codegen.cuda.async_copy import asynchronous

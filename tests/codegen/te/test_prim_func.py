@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.helpers import OPS, check, compiled, line, space_of, spec_of
 from tvm_orient.codegen.te.config import DwStageConfig, StageConfig
-from tvm_orient.codegen.te.conv_nchw import part_func
+from tvm_orient.codegen.te.prim_func import part_func
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps

@@ -8,7 +8,6 @@ import re
 
 import pytest
 import torch
-from tests.support.blocks import Blocks
 
 from tests.support.cuda import GPU, in_turn, kernel_of, source_of
 from tests.support.helpers import (
@@ -20,6 +19,7 @@ from tests.support.helpers import (
     spec_of,
 )
 from tvm_orient.compiler import library, lower
+from tvm_orient.evaluate.cuda_emulator import Blocks
 from tvm_orient.evaluate.walled import buffers
 from tvm_orient.schedules import registry
 

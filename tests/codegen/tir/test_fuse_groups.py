@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.support.blocks import divergent, launches
 
 from tests.support.cuda import GPU, in_turn, kernel_of, source_of, uneven
 from tests.support.helpers import (
@@ -16,6 +15,7 @@ from tests.support.helpers import (
     line,
     spec_of,
 )
+from tvm_orient.codegen.cuda.cuda_text import divergent, launches
 from tvm_orient.compiler import library, lower
 from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
