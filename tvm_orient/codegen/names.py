@@ -40,6 +40,7 @@ POINTER = "_ptr"  # ends the name of every buffer in CUDA source
 SHARED_POINTER = f"_{SHARED}{POINTER}"  # ends the name of a buffer in shared memory
 LOCAL_POINTER = f"_{LOCAL}{POINTER}"  # ends the name of a buffer in registers
 X_POINTER = f"{X}{POINTER}"  # parameter X in CUDA source
+W_SHARED = f"{W}_{SHARED}"  # buffer of W where a schedule keeps a copy in shared memory
 STAGE_SHARED = f"{STAGE}_{SHARED}"  # buffer of STAGE where a schedule keeps it in shared memory
 STAGE_LOCAL_POINTER = f"{STAGE}{LOCAL_POINTER}"  # buffer of STAGE in CUDA source where a schedule keeps it in registers
 OWN_SHARED = f"{OWN}_{SHARED}"  # buffer of OWN, which is always in shared memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +35,16 @@ def promised(func: Any) -> Promises:
     keep them in the memory of the first, and the passes do not look for numbers.
     """
     least, first = dict.fromkeys(("branches", "by_words", "batched", "predicated", "asynchronous"), 0), dict[str, Any]()
-    for block, loops in blocks(func.body):
-        name = _pass_for(block, loops)
-        if name is None:
+    every = list(blocks(func.body))
+    for block, loops in every:
+        target = block.writes[0].source if block.writes else None
+        if target is None or not target.same_as(first.setdefault(target.name, target)) or (name := _pass_for(block, loops)) is None:
             continue
-        target = block.writes[0].source
-        if not target.same_as(first.setdefault(target.name, target)):
+        words = name == "asynchronous" and block.name_hint == names.STAGE and target.dtype in _HALF
+        if words and not _is_weighed(target, every):
             continue
         least[name] += 1
-        least["by_words"] += name == "asynchronous" and block.name_hint == names.STAGE and target.dtype in _HALF
+        least["by_words"] += words
     least["branches"] = _branches(func)
     return Promises(any(buffer.name == names.DY for buffer in _parameters(func)), {**least, "declared": 1})
 
@@ -85,6 +87,15 @@ def _pass_for(block: Any, loops: tuple[Any, ...]) -> str | None:
     if source.dtype == target.dtype and (source.dtype == "float32" or lanes > 1):
         return "asynchronous"
     return "batched" if source.dtype in _HALF and _in_turns(loops) else None
+
+
+def _is_weighed(stage: Any, every: Sequence[tuple[Any, Any]]) -> bool:
+    """Returns whether some block multiplies values of a stage by weights; where no tap lands inside none does, and TVM prints the stage otherwise."""
+    for block, _ in every:
+        read = [region.source for region in block.reads]
+        if any(buffer.same_as(stage) for buffer in read) and any(buffer.name in (names.W, names.W_SHARED) for buffer in read):
+            return True
+    return False
 
 
 def _is_tested(value: Any) -> bool:
