@@ -288,6 +288,21 @@ def test_a_trace_says_what_it_cannot_follow() -> None:
         interpreter.run(kernel, 32, [0])
 
 
+def test_the_high_word_of_a_pair() -> None:
+    """A number has none of its own, which is zero; a constant lies 4 bytes further on, also beside a register."""
+    pairs = {
+        "R2": "R3",
+        "UR4.reuse": "UR5",
+        "RZ": "RZ",
+        "0x10": "RZ",
+        "c[0x0][0x160]": "c[0x0][0x164]",
+        "c[0x3][R4]": "c[0x3][R4+0x4]",
+        "c[0x3][R4+0x8]": "c[0x3][R4+0xc]",
+        "c[0x3][UR4+-0x8]": "c[0x3][UR4+-0x4]",
+    }
+    assert {text: decode.high_word(text) for text in pairs} == pairs
+
+
 def test_wavefronts() -> None:
     lane, every = np.arange(32), np.ones(32, bool)
     cases = [(4 * lane, 4, 1), (8 * lane, 4, 2), (0 * lane, 4, 1), (16 * lane, 16, 4), (16 * lane, 4, 4), (8 * lane, 8, 2), (128 * lane, 4, 32)]

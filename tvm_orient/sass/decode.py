@@ -10,6 +10,8 @@ _LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)
 _NOTE = re.compile(r"\(\*.*?\*\)")
 _PREDICATE = re.compile(r"!?U?P\w+")
 ADDRESS = re.compile(r"\[([^\[\]]*)\]$")  # an operand that is an address ends so
+CONSTANT = re.compile(r"c\[0x(\w+)\]\[(?:(U?R\w+)\+?)?(?:(-?0x\w+))?\]")  # an operand in a constant bank: the bank, a register, an offset in bytes
+_WORD = 4  # bytes
 SPACES = {"LDG": "global", "STG": "global", "LDS": "shared", "STS": "shared", "LDL": "local", "STL": "local"}  # memory that an opcode reaches
 # opcodes that change no value: lanes meet again at the lowest address among them, whatever these say
 IDLE = {"NEVER", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "NOP", "BAR", "YIELD", "ERRBAR", "MEMBAR", "CCTL"}
@@ -105,7 +107,8 @@ def next_register(register: str) -> str:
 def high_word(text: str) -> str:
     """Return the operand that holds the high word of a 64-bit operand; "RZ" for one that is a number or a zero register."""
     text = text.removesuffix(".reuse")
-    constant = re.fullmatch(r"(c\[0x\w+\]\[(?:U?R\w+\+)?)(0x\w+)\]", text)
+    constant = CONSTANT.fullmatch(text)
     if constant:
-        return f"{constant[1]}{int(constant[2], 16) + 4:#x}]"
+        register = f"{constant[2]}+" if constant[2] else ""
+        return f"c[0x{constant[1]}][{register}{int(constant[3] or '0', 16) + _WORD:#x}]"
     return next_register(text) if re.fullmatch(r"U?R\d+", text) else "RZ"

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import BuildFailed
-from .decode import ADDRESS, high_word
+from .decode import ADDRESS, CONSTANT, high_word
 from .float_alu import widened
 from .known import Known
 from .lane_registers import LaneRegisters
 from .launch import KernelLaunch
 
 _NUMBER = re.compile(r"-?0x[0-9a-f]+|-?\d+")
-_CONSTANT = re.compile(r"c\[0x(\w+)\]\[(?:(U?R\w+)\+?)?(?:(-?0x\w+))?\]")
 _HALF = re.compile(r"(.*)\.(H0_H0|H1_H1|H1_H0)")  # an operand of which both halves are the low one, both the high one, or each its own
 _HELD = re.compile(r"U?R|c\[")  # how an operand begins that is held in a register or a constant
 _Reader = Callable[[], Any]  # gives the value of an operand at the current instruction
@@ -100,7 +99,7 @@ class LaneOperands(LaneRegisters):
         if text[0] == "|":
             inner = self._reader(text[1:-1])
             return lambda: np.abs(np.asarray(inner()).view(np.int32)).view(np.uint32)
-        constant = _CONSTANT.fullmatch(text)
+        constant = CONSTANT.fullmatch(text)
         if constant:
             return self._constant(int(constant[1], 16), constant[2], int(constant[3] or "0", 16))
         fixed: Any = None

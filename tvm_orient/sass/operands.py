@@ -15,11 +15,10 @@ import numpy as np
 from ..errors import BuildFailed
 from .bank_conflicts import WARP
 from .cubin import KernelFacts
-from .decode import ADDRESS, SINKS, high_word
+from .decode import ADDRESS, CONSTANT, SINKS, high_word
 from .known import ALL_BITS, NOTHING_KNOWN, U32, Known
 
 _NUMBER = re.compile(r"-?0x[0-9a-f]+|-?\d+")
-_CONSTANT = re.compile(r"c\[0x(\w+)\]\[(?:(U?R\w+)\+?)?(?:(-?0x\w+))?\]")
 _POINTER_STEP = 1 << 36  # bytes between the arrays that pointers point to: far enough that no two of them meet
 _ZERO = Known(U32(0), True)
 _TRUE = Known(np.bool_(True), True)
@@ -96,7 +95,7 @@ class KnownOperands:
             return _ZERO
         if _NUMBER.fullmatch(text):
             return Known(U32(int(text, 0) & 0xFFFFFFFF), True)
-        constant = _CONSTANT.fullmatch(text)
+        constant = CONSTANT.fullmatch(text)
         if constant:
             return self._constant(int(constant[1], 16), constant[2], int(constant[3] or "0", 16))
         if text in self._special:
