@@ -1,4 +1,4 @@
-"""A scheduled module compiled: to a shared library, or to CUDA source."""
+"""Compiles a scheduled module: to a shared library, or to CUDA source."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..problem.device import Device
 
 
 def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]:
-    """Compile a scheduled module to a shared library at path; returns the cubin of each CUDA source that went into it.
+    """Compile a scheduled module to a shared library at path, and return the cubin of each CUDA source that went into it.
 
     CUDA is compiled by `nvrtc.compile_cubin` alone, so that what runs is what the static checks read.
 
     Raises:
-        BuildFailed: the compiler refused it.
+        BuildFailed: a compiler refused the module.
         EnvironmentProblem: nothing here links a library, or NVRTC or its headers are missing.
     """
     from ..toolchain import nvrtc
@@ -58,7 +58,7 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
 
 
 def _compiled(module: Any, target: Any) -> Any:
-    """The module through TVM; without the pass that looks for better indices, for most of the time, where all of a long sum are known."""
+    """Return what TVM makes of a module; where all indices of a long sum are known it skips the pass that looks for better ones, most of its time."""
     import tvm
 
     from ..codegen.tir.fuse_groups import SKIP_RENORMALIZE
@@ -70,7 +70,7 @@ def _compiled(module: Any, target: Any) -> Any:
 
 
 def cuda_source(module: Any, device: Device) -> str:
-    """The CUDA source of a scheduled module; compiles nothing for the GPU.
+    """Return the CUDA source of a scheduled module; nothing is compiled for the GPU.
 
     Raises:
         BuildFailed: TVM refused to lower it.
@@ -86,6 +86,6 @@ def cuda_source(module: Any, device: Device) -> str:
 
 
 def last_line(problem: BaseException) -> str:
-    """The last line of an error's text, which is where TVM says what is wrong."""
+    """Return the last line of an error's text, which is where TVM says what is wrong."""
     lines = str(problem).strip().splitlines()
     return lines[-1] if lines else repr(problem)

@@ -1,4 +1,4 @@
-"""From a spec and its choices to a scheduled module, and from there to a compiled library.
+"""Makes a scheduled module of a spec and its choices.
 
 The compiler is imported inside the functions that need it: choosing a kernel that is in the cache must not.
 """
@@ -16,7 +16,15 @@ from ..schedules.choices import Choice, is_generic
 
 
 def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
-    """Scheduled PrimFunc of one angle group over `channels` channels."""
+    """Return the scheduled PrimFunc of one angle group.
+
+    Args:
+        part: the group's spec, of one angle.
+        channels: how many the group has.
+        device: what it is scheduled for.
+        choice: a template's name and its decisions.
+        batch: images N, a number or a TE variable.
+    """
     from tvm.s_tir import Schedule
 
     from ..codegen.te import conv_nchw, conv_nhwc
@@ -31,7 +39,17 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
 
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
-    """IRModule of the whole layer; N at run time unless batch is given (the generic kernel takes it at run time always)."""
+    """Return the IRModule of a whole layer, one function called main.
+
+    Args:
+        spec: of the layer.
+        device: what it is scheduled for.
+        choices: one for each of `spec.parts()`, or the generic one alone.
+        batch: images N; None leaves them to run time, as the generic kernel always does.
+
+    Raises:
+        EnvironmentProblem: TVM is missing, or of another version.
+    """
     from ..toolchain.tvm import load_tvm
 
     tvm = load_tvm()  # before any other import of it: says what is missing, and refuses what would crash
@@ -51,6 +69,7 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
 
 
 def _origin(spec: ConvSpec, index: int, start: int, rank: int) -> tuple[int, ...]:
+    """Return where a group's part of the operand with this index begins in the layer's; start: the group's first channel."""
     weights = index == 1 if spec.op != "conv_dw" else index == 3
     if rank == 1:  # bias
         return (start,)
@@ -60,6 +79,7 @@ def _origin(spec: ConvSpec, index: int, start: int, rank: int) -> tuple[int, ...
 
 
 def _shapes(spec: ConvSpec, groups: Sequence[Any], n: Any) -> list[tuple[Any, ...]]:
+    """Return the shapes of the layer's operands for n images, in the order of the function's parameters."""
     x, y, w = image_shape(spec, n, output=False), image_shape(spec, n, output=True), (spec.channels, spec.kernel_size)
     if spec.op == "conv":
         return [x, w, (spec.channels,), y] if spec.bias else [x, w, y]
@@ -69,7 +89,7 @@ def _shapes(spec: ConvSpec, groups: Sequence[Any], n: Any) -> list[tuple[Any, ..
 
 
 def workspace_shape(funcs: Sequence[Any], layout: str = "nchw") -> tuple[int, int]:
-    """(bands, taps) of the workspace per image and channel that conv_dw needs: the largest of its groups."""
+    """Return (bands, taps) of the workspace per image and channel that conv_dw needs: the largest of the scheduled functions of its groups."""
     bands, taps = (1, 2) if layout == "nhwc" else (2, 3)
     shapes = [f.params[2].shape for f in funcs]
     return max(int(s[bands]) for s in shapes), max(int(s[taps]) for s in shapes)
