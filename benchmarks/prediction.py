@@ -50,7 +50,7 @@ def compared(rows: list[Row], arch: str) -> list[dict[str, str | int]]:
             if one.bounds and row.median_ms:
                 predicted = 1e3 * seconds(one.clocks, spec, row.batch, arch)
                 share = {"predicted_ms": f"{predicted:.4f}", "measured_ms": f"{row.median_ms:.4f}", "share": f"{predicted / row.median_ms:.3f}"}
-                lines.append({"spec": row.spec, "batch": row.batch, "arch": arch, "bound": one.bounds[0].limit, **share})
+                lines.append({"spec": row.spec, "batch": row.batch, "arch": arch, "bound": one.bounds[0].limiter, **share})
     return lines
 
 

@@ -75,8 +75,8 @@ def row(spec: ConvSpec, angle: float, choice: choices.Choice, found: Predicted) 
         "op": spec.op, "height": spec.height, "kernel_size": spec.kernel_size, "angle": f"{angle:g}",
         "registers": kernel.registers, "spills": found.spills, "shared_bytes": kernel.shared, "occupancy": f"{one.occupancy:.2f}",
         "lds_per_output": f"{one.loads:.2f}", "passes_per_output": f"{one.wavefronts:.1f}", "fma_per_output": f"{one.fma:.1f}",
-        "instructions_per_output": f"{one.instructions:.1f}", "bound": one.limit, **{f"clocks_{name}": f"{one.clocks[name]:.1f}" for name in RESOURCES},
-        "clocks_second": f"{found.clocks - one.worst:.1f}", "template": choice.template,
+        "instructions_per_output": f"{one.instructions:.1f}", "bound": one.limiter, **{f"clocks_{name}": f"{one.clocks[name]:.1f}" for name in RESOURCES},
+        "clocks_second": f"{found.clocks - one.limiter_clocks:.1f}", "template": choice.template,
         "decisions": " ".join(f"{name}={value}" for name, value in choice.decisions),
     }  # fmt: skip
 
@@ -153,8 +153,8 @@ def stages(arch: str) -> None:
                     found.kernels[0].registers,
                     found.spills,
                 )
-                clocks = (f"{bound.worst:.1f}", f"{bound.clocks['latency']:.1f}")
-                writer.writerow(dict(zip(STAGE_COLUMNS, (*named, bound.blocks, bound.limit, *clocks), strict=True)))
+                clocks = (f"{bound.limiter_clocks:.1f}", f"{bound.clocks['latency']:.1f}")
+                writer.writerow(dict(zip(STAGE_COLUMNS, (*named, bound.blocks, bound.limiter, *clocks), strict=True)))
             file.flush()
 
 

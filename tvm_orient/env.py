@@ -1,4 +1,4 @@
-"""Where things live, and the only reader of the TVM_ORIENT_* environment variables."""
+"""Folders that the package reads and writes, and the only reader of the TVM_ORIENT_* environment variables."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ VARIABLES = {
     "TVM_ORIENT_CPU": "the level of x86-64 that CPU kernels are made for, such as x86-64-v3, so that several CPUs share them (default: this very CPU)",
 }
 LOOKUP_MODES = ("strict", "nearest", "default")
+_BUILDING_CALL = "8"  # of TVM_ORIENT_BUILD
 
 
 def user_log_dir() -> Path:
-    """Folder that tuning writes to and lookup reads first.
+    """Return the folder that tuning writes to and lookup reads first.
 
     Raises:
         EnvironmentProblem: the variable is not set, and this user has no home.
@@ -34,12 +35,12 @@ def user_log_dir() -> Path:
 
 
 def user_log_dirs() -> list[Path]:
-    """`user_log_dir` alone; empty where there is none, for those who only read it."""
+    """Return `user_log_dir` alone; nothing where there is none, for those who only read it."""
     return _if_any(user_log_dir)
 
 
 def cache_dir() -> Path:
-    """Folder of compiled kernels.
+    """Return the folder of compiled kernels.
 
     Raises:
         EnvironmentProblem: the variable is not set, and this user has no home.
@@ -48,12 +49,12 @@ def cache_dir() -> Path:
 
 
 def cache_dirs() -> list[Path]:
-    """`cache_dir` alone; empty where there is none, for those who only read it."""
+    """Return `cache_dir` alone; nothing where there is none, for those who only read it."""
     return _if_any(cache_dir)
 
 
 def shared_cache_dirs() -> list[Path]:
-    """Folders of compiled kernels that are only read, in the order in which they are asked; they need not exist."""
+    """Return the folders of compiled kernels that are only read, in the order in which they are asked; they need not exist."""
     chosen = os.environ.get("TVM_ORIENT_SHARED_CACHE")
     if chosen is None:
         return [Path(sys.prefix) / "share" / "tvm_orient" / "kernels"]
@@ -61,7 +62,7 @@ def shared_cache_dirs() -> list[Path]:
 
 
 def _own(variable: str, usual: Callable[[str], str], name: str) -> Path:
-    """The folder that a variable names, or the one of that name below the user's usual folder."""
+    """Return the folder that a variable names, or the one called name below the user's usual folder."""
     chosen = os.environ.get(variable)
     try:
         folder = Path(chosen).expanduser() if chosen else Path(usual("tvm_orient")) / name
@@ -73,6 +74,7 @@ def _own(variable: str, usual: Callable[[str], str], name: str) -> Path:
 
 
 def _if_any(folder: Callable[[], Path]) -> list[Path]:
+    """Return a folder alone; nothing where this user has none."""
     try:
         return [folder()]
     except EnvironmentProblem:
@@ -80,7 +82,7 @@ def _if_any(folder: Callable[[], Path]) -> list[Path]:
 
 
 def runs_no_programs(path: Path) -> bool:
-    """Whether a path lies on a file system that is mounted noexec; False where that cannot be told."""
+    """Return whether a path lies on a file system that is mounted noexec; False where that cannot be told."""
     try:
         return bool(os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0))
     except OSError:
@@ -88,12 +90,12 @@ def runs_no_programs(path: Path) -> bool:
 
 
 def shipped_log_dir() -> Path:
-    """Folder of the tuning logs that came with the package (or with the checkout)."""
+    """Return the folder of the tuning logs that came with the package (or with the checkout)."""
     return Path(str(resources.files("tvm_orient.tuning_logs")))
 
 
 def lookup_mode() -> str:
-    """TVM_ORIENT_LOOKUP, checked.
+    """Return TVM_ORIENT_LOOKUP, checked: one of LOOKUP_MODES.
 
     Raises:
         InvalidArgument: the variable holds something else than strict, nearest or default.
@@ -105,17 +107,17 @@ def lookup_mode() -> str:
 
 
 def building_call() -> int:
-    """TVM_ORIENT_BUILD: the call in which a problem that is neither tuned nor built gets a kernel of its own; 0: none may compile.
+    """Return TVM_ORIENT_BUILD: the call in which a problem that is neither tuned nor built gets a kernel of its own; 0: none may compile.
 
     Raises:
         InvalidArgument: the variable holds something else than a whole number >= 0.
     """
-    text = os.environ.get("TVM_ORIENT_BUILD", "8")
+    text = os.environ.get("TVM_ORIENT_BUILD", _BUILDING_CALL)
     if not (text.isascii() and text.isdigit()):
         raise InvalidArgument(f"TVM_ORIENT_BUILD must be a whole number >= 0, got {text!r}: 0 forbids compiling, 1 compiles in the first call")
     return int(text)
 
 
 def cpu_level() -> str | None:
-    """TVM_ORIENT_CPU, unchecked: `tvm_orient.problem.device.cpu_device` knows the levels; None where it is not set."""
+    """Return TVM_ORIENT_CPU, unchecked, since `tvm_orient.problem.device.cpu_device` knows the levels; None where it is not set."""
     return os.environ.get("TVM_ORIENT_CPU") or None

@@ -31,7 +31,7 @@ class EnvironmentProblem(OrientError, RuntimeError):
 
 
 class LaunchFailed(OrientError, RuntimeError):
-    """A GPU's driver refused to load a kernel or to launch it; says which one, and what the driver answered."""
+    """A GPU's driver refused to load a kernel or to launch it; says which kernel, and what the driver answered."""
 
 
 class TuningFailed(OrientError, RuntimeError):

@@ -12,22 +12,23 @@ Value = TypeVar("Value")
 
 
 class Lock:
-    """A lock for threads that is free in a forked child, whoever held it in the parent. It is not for a thread that forks while it holds it."""
+    """A lock for threads that is free in a forked child, whoever held it in the parent. A thread must not fork while it holds one."""
 
     def __init__(self) -> None:
+        """Make a lock that nobody holds."""
         self._lock = threading.Lock()
         _locks.add(self)
 
     def acquire(self, blocking: bool = True) -> bool:
-        """Whether the lock is now the caller's; without blocking, False where it is another's."""
+        """Take the lock, and return whether it is the caller's now: False where another has it and blocking is False."""
         return self._lock.acquire(blocking)
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Give the lock back."""
         self._lock.release()
 
     def renew(self) -> None:
-        """Forgets who held it."""
+        """Forget who held the lock."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Lock:
@@ -48,7 +49,7 @@ class kept(functools.cached_property[Value], Generic[Value]):
     def __get__(self, instance: object, owner: type[Any] | None = None) -> Value: ...
 
     def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
-        """The value of an instance, computed by the first who asks."""
+        """Return the value of an instance, computed by the first who asks; of the class the property itself."""
         if instance is None:
             return self
         value = instance.__dict__[self.attrname or ""] = self.func(instance)
@@ -59,6 +60,7 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _renew() -> None:
+    """Free all locks in a child that was just forked."""
     for lock in list(_locks):
         lock.renew()
 

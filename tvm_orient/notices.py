@@ -7,13 +7,13 @@ import logging
 import sys
 import warnings
 
-_PASSED = ("tvm_orient", "torch")  # packages whose lines are no user's
+_SKIPPED = ("tvm_orient", "torch")  # packages whose lines are no user's
 
 
 def warn(message: str) -> None:
-    """Issues a UserWarning for the nearest caller outside this package and torch."""
+    """Issue a UserWarning for the nearest caller outside this package and torch."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _SKIPPED:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
 

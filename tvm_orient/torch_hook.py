@@ -1,4 +1,4 @@
-"""The operators are registered as soon as tvm_orient and torch are both imported, whichever comes first: programs that were saved need no more to load.
+"""Registers the operators as soon as tvm_orient and torch are both imported, whichever comes first: programs that were saved need no more to load.
 
 Nothing here imports torch: logs, keys and the command line do without it, and with none installed.
 """
@@ -15,7 +15,7 @@ from types import ModuleType
 
 
 def register() -> None:
-    """Register the operators and what is counted for them; a warning says why where that fails, since it is torch that is being imported."""
+    """Register the operators and their counts of operations; where that fails a warning says why, since it is torch that is being imported."""
     try:
         importlib.import_module(".ops.flops", __package__)
     except Exception as problem:  # whatever a torch of another version raises; whoever calls an operator meets it again
@@ -25,13 +25,15 @@ def register() -> None:
 class _WithTorch(importlib.abc.MetaPathFinder):
     """Finds torch, and modules of ours that may be the first to import it, as the other finders do, and registers once torch is there.
 
-    Not before the outermost of these imports has ended: what the operators need may be half done until then.
+    It waits until the outermost of these imports has ended: the modules that the operators need may be half imported until then.
     """
 
     def __init__(self) -> None:
-        self.depth = 0  # of imports that have begun and not ended
+        """Start with no import under way."""
+        self.depth = 0  # imports, one inside the other, that have begun and not ended
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec that the other finders have for torch or a module of ours, its loader watched; None for any other module."""
         if name != "torch" and not name.startswith(f"{__package__}."):
             return None
         found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
@@ -42,6 +44,7 @@ class _WithTorch(importlib.abc.MetaPathFinder):
         return spec
 
     def _executed(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        """Import a module by the loader's own function, and register after the outermost one where torch is there."""
         self.depth += 1
         try:
             execute(module)

@@ -13,7 +13,7 @@ from tests.support.cuda import ANGLES, default_source, kernels_of
 from tests.support.helpers import line, nvrtc_missing, spec_of
 from tvm_orient.compiler import library, lower
 from tvm_orient.compiler.predict import Predicted, predict, together
-from tvm_orient.perf_model import gpu_specs, speed_of_light
+from tvm_orient.perf_model import gpu_specs
 from tvm_orient.problem.device import Device, arch_device, archs, capability
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.sass import decode
@@ -52,7 +52,7 @@ def test_the_defaults_run_at_the_speed_of_dram() -> None:
         (one,) = found.bounds
         assert found.spills == 0, spec
         allowed = 1.2 if spec.kernel_size == 31 and spec.height < 56 else 1.06
-        assert one.worst <= allowed * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
+        assert one.limiter_clocks <= allowed * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
         if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)) and spec.taps in LEANING:
             agrees(spec, choice, found, device)
 
@@ -69,8 +69,8 @@ def test_weight_gradients_run_at_the_speed_of_dram() -> None:
         first, second = found.bounds
         assert found.spills == 0, spec
         allowed = 1.22 if spec.kernel_size == 31 else 1.0
-        assert first.worst <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
-        assert second.worst <= (0.1 if spec.height > 14 else 0.33) * first.worst, (str(spec), second.clocks)
+        assert first.limiter_clocks <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
+        assert second.limiter_clocks <= (0.1 if spec.height > 14 else 0.33) * first.limiter_clocks, (str(spec), second.clocks)
         if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)):
             agrees(spec, choice, found, device)
 
@@ -93,8 +93,8 @@ def test_half_precision_runs_near_the_speed_of_dram(op: str, dtype: str) -> None
         first = found.bounds[0]
         assert found.spills == 0, spec
         share = {"conv": 0.7, "conv_dw": 0.6}[op] if spec.kernel_size == 7 else {"conv56": 0.7, "conv14": 0.5, "conv_dw56": 0.45}[f"{op}{spec.height}"]
-        assert first.clocks["dram"] >= share * first.worst, (str(spec), choice.decisions, first.clocks)
-        assert first.rounds <= 8, (str(spec), "loads go by batches, not one by one")
+        assert first.clocks["dram"] >= share * first.limiter_clocks, (str(spec), choice.decisions, first.clocks)
+        assert first.exposed_waits <= 8, (str(spec), "loads go by batches, not one by one")
         if op == "conv" and dtype == "float16" and spec.taps == line(22.5, k=7):
             agrees(spec, choice, found, device)
 
@@ -135,7 +135,7 @@ def test_the_next_tile_is_on_its_way_while_one_is_computed(arch: str) -> None:
     assert ahead.spills == 0
     assert kernel.shared > 1.8 * waiting.kernels[0].shared - 1024
     before, after = waiting.bounds[0], ahead.bounds[0]
-    assert before.rounds == after.rounds == 4, "each tile is waited for"
+    assert before.exposed_waits == after.exposed_waits == 4, "each tile is waited for"
     assert after.clocks["latency"] * after.blocks < 0.8 * before.clocks["latency"] * before.blocks, "but not for as long"
     for choice, found in zip(choices, (before, after), strict=True):
         estimate = template.estimate(spec, device, choice.config)
@@ -189,10 +189,10 @@ def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
     for predicted in predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device):
         assert predicted.spills == 0
         (one,) = predicted.bounds
-        assert one.worst <= 1.2 * one.clocks["dram"], one.clocks
+        assert one.limiter_clocks <= 1.2 * one.clocks["dram"], one.clocks
 
 
 @pytest.mark.parametrize("arch", archs())
 def test_what_the_driver_keeps_is_counted_from_sm_90_on(arch: str) -> None:
     """From sm_100 on too, whose names begin with another digit."""
-    assert speed_of_light.counted_by_driver(arch) == (gpu_specs.RESERVED if capability(arch)[0] >= 9 else 0)
+    assert gpu_specs.driver_shared_bytes(arch) == (gpu_specs.driver_shared_bytes("sm_90") if capability(arch)[0] >= 9 else 0)

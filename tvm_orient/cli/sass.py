@@ -13,8 +13,9 @@ from .output import angle, size, table
 
 if TYPE_CHECKING:
     from ..kernels.resolve import Explained
+    from ..perf_model.speed_of_light import SpeedOfLight
 
-_COUNTS = {"instructions": "instr./output", "loads": "LDS", "wavefronts": "passes", "fma": "FMA"}
+_COUNTS = {"instructions": "instr./output", "loads": "LDS", "wavefronts": "wavefronts", "fma": "FMA"}
 
 
 def read(parts: list[Explained], device: Device) -> list[list[dict[str, Any]]]:
@@ -44,8 +45,14 @@ def _fact(kernel: Any, one: Any) -> dict[str, Any]:
         "shared_bytes": kernel.shared,
         "instructions": kernel.instructions,
         "multiply_adds": kernel.count("FFMA", "FMUL"),
-        "bound": None if one is None else {name: getattr(one, name) for name in ("limit", "clocks", "occupancy", "blocks", "rounds", *_COUNTS)},
+        "bound": None if one is None else _bound(one),
     }
+
+
+def _bound(one: SpeedOfLight) -> dict[str, Any]:
+    """Return a prediction under the names that --json has always had for it: limit and rounds are `limiter` and `exposed_waits`."""
+    numbers = {name: getattr(one, name) for name in ("clocks", "occupancy", "blocks")}
+    return {"limit": one.limiter, **numbers, "rounds": one.exposed_waits, **{name: getattr(one, name) for name in _COUNTS}}
 
 
 def absent(parts: list[Explained], device: Device) -> str:

@@ -1,4 +1,4 @@
-"""A scheduled module compiled: to a shared library, or to CUDA source."""
+"""Compiles a scheduled module: to a shared library, or to CUDA source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..problem.device import Device
 
 
 def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]:
-    """Compile a scheduled module to a shared library at path; returns the cubin of each CUDA source that went into it.
+    """Compile a scheduled module to a shared library at path, and return the cubin of each CUDA source that went into it.
 
     CUDA is compiled by `nvrtc.compile_cubin` alone, so that what runs is what the static checks read.
 
@@ -92,7 +92,7 @@ def _through_tvm(module: Any, device: Device) -> Any:
 
 
 def cuda_source(module: Any, device: Device) -> str:
-    """Returns the CUDA source of a scheduled module; compiles nothing for the GPU.
+    """Return the CUDA source of a scheduled module; nothing is compiled for the GPU.
 
     Raises:
         BuildFailed: TVM refused to lower it, or a pass over its source found less than it must.

@@ -1,4 +1,4 @@
-"""From a spec and its choices to a scheduled module, and from there to a compiled library.
+"""Makes a scheduled module of a spec and its choices.
 
 The compiler is imported inside the functions that need it: choosing a kernel that is in the cache must not.
 """
@@ -18,7 +18,14 @@ from ..schedules.choices import Choice, is_generic
 
 
 def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice, batch: Any) -> Any:
-    """Returns the scheduled PrimFunc of one angle group over `channels` channels.
+    """Return the scheduled PrimFunc of one angle group.
+
+    Args:
+        part: the group's spec, of one angle.
+        channels: how many the group has.
+        device: what it is scheduled for.
+        choice: a template's name and its decisions.
+        batch: images N, a number or a TE variable.
 
     Raises:
         BuildFailed: a rewrite that the template asks for found nothing to rewrite.
@@ -41,7 +48,17 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
 
 
 def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: int | None = None) -> Any:
-    """IRModule of the whole layer; N at run time unless batch is given (the generic kernel takes it at run time always)."""
+    """Return the IRModule of a whole layer, one function called main.
+
+    Args:
+        spec: of the layer.
+        device: what it is scheduled for.
+        choices: one for each of `spec.parts()`, or the generic one alone.
+        batch: images N; None leaves them to run time, as the generic kernel always does.
+
+    Raises:
+        EnvironmentProblem: TVM is missing, or of another version.
+    """
     from ..toolchain.tvm import load_tvm
 
     tvm = load_tvm()  # before any other import of it: says what is missing, and refuses what would crash

@@ -20,14 +20,18 @@ from ..toolchain.tvm import load_tvm
 from .library import cuda_source
 from .lower import scheduled, workspace_shape
 
-_STARTS = 'extern "C"'
+_KERNEL_START = 'extern "C"'  # what stands before it in a CUDA source is headers and helpers
+_WORKSPACE_ITEM = 4  # bytes of a partial sum
+_MAX_SECOND_SAMPLE = 8  # blocks of conv_dw's second pass that stand for all: each does the same
 
 
 @dataclass(frozen=True)
 class Predicted:
     """The kernels that compute one angle of a problem by one choice, in the order in which they run.
 
-    bounds: of each; empty for the generic kernel, and for a GPU that has no figures.
+    Attributes:
+        kernels: their static facts.
+        bounds: the prediction for each; empty for the generic kernel, and for a GPU that has no figures.
     """
 
     kernels: tuple[cubin.KernelFacts, ...]
@@ -35,8 +39,8 @@ class Predicted:
 
     @property
     def clocks(self) -> float:
-        """Clocks of an SM for 32 outputs, all kernels together."""
-        return sum(one.worst for one in self.bounds)
+        """Clocks of an SM for 32 outputs that the limiters of all kernels need together."""
+        return sum(one.limiter_clocks for one in self.bounds)
 
     @property
     def spills(self) -> int:
@@ -45,17 +49,22 @@ class Predicted:
 
 
 def together(sources: Mapping[str, str]) -> str:
-    """Several CUDA sources as one, for half of NVRTC's time is headers; name's main_kernel becomes name_kernel."""
-    parts = {name: source.partition(_STARTS) for name, source in sources.items()}
-    head = max((before for before, *_ in parts.values()), key=len, default="")  # with the helpers that any of them calls
+    """Return several CUDA sources as one, since half of NVRTC's time is headers.
+
+    Args:
+        sources: by name; the main_kernel of each becomes <name>_kernel. All must begin with the same helpers, or with fewer of them.
+    """
+    parts = {name: source.partition(_KERNEL_START) for name, source in sources.items()}
+    head = max((before for before, *_ in parts.values()), key=len, default="")  # the longest has the helpers that any of them calls
     return head + "".join((starts + rest).replace("main_kernel", f"{name}_kernel") for name, (_, starts, rest) in parts.items())
 
 
 def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
-    """Compile single-angle specs by their choices, all in one source (half of NVRTC's time is headers), and predict each.
+    """Compile single-angle specs by their choices, all in one source, and return the prediction for each.
 
     Raises:
-        BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin`, `cubin.kernels` and `interpreter.run`.
+        BuildFailed: a kernel does not compile, or does something that `interpreter.run` does not follow.
+        EnvironmentProblem: TVM, NVRTC, its headers or nvdisasm are missing.
     """
     sources, launches = {}, []
     for index, (spec, choice) in enumerate(cases):
@@ -72,12 +81,19 @@ def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Pr
 
 
 def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> list[Predicted]:
-    """What each angle of a layer costs as part of the layer's merged kernels, which set the threads, registers and shared memory of all blocks.
+    """Return what each angle of a layer costs as part of the layer's merged kernels, which set the threads, registers and shared memory of all blocks.
 
-    Angles run one after the other but for the blocks at their borders: the layer's clocks of a resource are the mean over its angles, by channels.
+    Angles run one after the other, but for the blocks at their borders. So the layer's clocks of a resource are the mean over its angles, weighted by
+    their channels.
+
+    Args:
+        spec: of the layer.
+        choices: one for each of `spec.parts()`, none of them generic.
+        device: a GPU.
 
     Raises:
-        InvalidArgument: a GPU without figures. BuildFailed, EnvironmentProblem: as `predict`.
+        InvalidArgument: a GPU without figures.
+        BuildFailed, EnvironmentProblem: as `predict`.
     """
     module = scheduled(spec, device, choices)
     merged = sorted(cubin.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
@@ -103,8 +119,8 @@ def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch,
     first = Launch(grid, threads, sample)
     if len(nests) == 1:
         return [(first, spec.bytes_moved(BATCH))]
-    space = 4 * BATCH * spec.channels * math.prod(workspace_shape(spec, [module["main"]]) or ())
-    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*nests[1], range(min(8, nests[1][0]))), space)]
+    space = _WORKSPACE_ITEM * BATCH * spec.channels * math.prod(workspace_shape(spec, [module["main"]]) or ())
+    return [(first, spec.bytes_moved(BATCH) + space), (Launch(*nests[1], range(min(_MAX_SECOND_SAMPLE, nests[1][0]))), space)]
 
 
 def grids(func: Any, numbers: Mapping[str, int] | None = None) -> list[tuple[int, int]]:

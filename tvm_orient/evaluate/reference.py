@@ -23,7 +23,7 @@ Window = tuple[slice, slice]
 
 
 def conv(x: Tensor, w: Tensor, taps: Taps, stride: int | tuple[int, int] = (1, 1), padding_mode: str = "zeros") -> Tensor:
-    """y (N, C, ceil(H/sh), ceil(W/sw)) in float64, of x (N, C, H, W) and w (C, K) of any float dtype.
+    """Return y (N, C, ceil(H/sh), ceil(W/sw)), float64, of x (N, C, H, W) and w (C, K) of any float dtype.
 
     Raises:
         InvalidArgument: shapes that do not fit, an unknown padding_mode, a stride < 1.
@@ -39,7 +39,7 @@ def conv(x: Tensor, w: Tensor, taps: Taps, stride: int | tuple[int, int] = (1, 1
 
 
 def conv_dx(dy: Tensor, w: Tensor, taps: Taps, height: int, width: int, stride: int | tuple[int, int] = (1, 1), padding_mode: str = "zeros") -> Tensor:
-    """dx (N, C, height, width) in float64: the adjoint of `conv` in x, of dy (N, C, P, Q) and w (C, K).
+    """Return dx (N, C, height, width), float64: the adjoint of `conv` in x, of dy (N, C, P, Q) and w (C, K) of any float dtype.
 
     Raises:
         InvalidArgument: shapes that do not fit, an unknown padding_mode, a stride < 1.
@@ -56,7 +56,9 @@ def conv_dx(dy: Tensor, w: Tensor, taps: Taps, height: int, width: int, stride: 
 
 
 def conv_dw(x: Tensor, dy: Tensor, taps: Taps, stride: int | tuple[int, int] = (1, 1), padding_mode: str = "zeros") -> Tensor:
-    """dw (C, K) in float64: the adjoint of `conv` in w, of x (N, C, H, W) and dy (N, C, P, Q). Colliding taps get equal gradients.
+    """Return dw (C, K), float64: the adjoint of `conv` in w, of x (N, C, H, W) and dy (N, C, P, Q) of any float dtype.
+
+    Taps that collide get equal gradients.
 
     Raises:
         InvalidArgument: shapes that do not fit, an unknown padding_mode, a stride < 1.
@@ -72,12 +74,15 @@ def conv_dw(x: Tensor, dy: Tensor, taps: Taps, stride: int | tuple[int, int] = (
 
 
 def run(spec: ConvSpec, *operands: Tensor) -> Tensor:
-    """The op that spec names, in float64; the dtype and the layout of spec are not looked at: images are (N, C, H, W).
+    """Return the result of the op that a spec names, float64, with its bias and activation.
 
-    Operands: conv (x, w), with spec.bias (x, w, bias); conv_dx (dy, w); conv_dw (x, dy).
+    Args:
+        spec: the problem; its dtype and its layout are not looked at.
+        operands: of any float dtype: conv (x, w), with spec.bias (x, w, bias); conv_dx (dy, w); conv_dw (x, dy). Images are (N, C, H, W), weights
+            (C, K), a bias (C,).
 
     Raises:
-        InvalidArgument: operands whose shapes are not those of the spec.
+        InvalidArgument: operands whose number or shapes are not those of the spec.
     """
     if len(operands) != 2 + spec.bias:
         raise InvalidArgument(f"{spec.op} takes {'three' if spec.bias else 'two'} operands, got {len(operands)}")
@@ -92,7 +97,7 @@ def run(spec: ConvSpec, *operands: Tensor) -> Tensor:
 
 
 def _ended(spec: ConvSpec, y: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The epilogue of a spec in float64."""
+    """Return y with the epilogue of a spec, float64."""
     if bias is not None:
         _expect("bias", bias, (spec.channels,))
         y = y + bias.double().view(-1, 1, 1)
@@ -100,6 +105,7 @@ def _ended(spec: ConvSpec, y: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _plane(name: str, tensor: Tensor) -> tuple[int, int, int, int]:
+    """Return the shape of images, checked: name is what a message calls them."""
     if tensor.ndim != 4 or 0 in tensor.shape[1:]:
         raise InvalidArgument(f"{name} must have four dimensions (N, C, H, W) with C, H, W >= 1, got shape {tuple(tensor.shape)}")
     batch, channels, height, width = tensor.shape
@@ -107,12 +113,13 @@ def _plane(name: str, tensor: Tensor) -> tuple[int, int, int, int]:
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Check the shape of a tensor: name is what a message calls it."""
     if tuple(tensor.shape) != shape:
         raise InvalidArgument(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _walk(taps: Taps, channels: int, height: int, width: int, stride: tuple[int, int], padding_mode: str) -> Iterator[tuple[int, int, int, Window, Window]]:
-    """Every tap of every group: (first channel, stop channel, tap, pixels of y, pixels of x that the tap pairs with them)."""
+    """Yield for every tap of every group (first channel, stop channel, tap, pixels of y, pixels of x that the tap pairs with them)."""
     if padding_mode not in PADDING_MODES:
         raise InvalidArgument(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     for (lo, hi), line in zip(taps.channel_ranges(channels), taps.table, strict=True):
@@ -123,9 +130,9 @@ def _walk(taps: Taps, channels: int, height: int, width: int, stride: tuple[int,
 
 
 def _overlaps(offset: int, size: int, step: int, padding_mode: str) -> Iterator[tuple[slice, slice]]:
-    """Along one axis, the outputs p whose input p*step + offset exists, and those inputs.
+    """Yield along one axis (the outputs p whose input p*step + offset exists, those inputs).
 
-    Circular: p*step + offset modulo size is what two shifts see together, offset mod size and that less size.
+    Circular padding reads p*step + offset modulo size: two shifts see that together, offset mod size and the same less size.
     """
     shifts = (offset,) if padding_mode == "zeros" else (offset % size, offset % size - size)
     for shift in shifts:

@@ -1,4 +1,4 @@
-"""How far a right result may lie from the reference: a bound derived from rounding."""
+"""The distance that a right result may have from the reference: a bound derived from rounding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 from ..problem.spec import ConvSpec
 from .reference import run
 
-_RARE = 6.0  # in units of sqrt(n)*u: Hoeffding's inequality leaves 2*exp(-6*6/2) = 3e-8 beyond it
+_MAX_SIGMAS = 6.0  # in units of sqrt(n)*u: Hoeffding's inequality leaves 2*exp(-6*6/2) = 3e-8 beyond it
+_MAX_SLOPE = 1.13  # of an activation: that of GELU
+_ERF_ERROR = 1.5e-7  # of an argument of GELU where erf is a polynomial (Abramowitz & Stegun 7.1.26)
+_CALL_UNITS = 8  # units in the last place that an activation errs where it is a call
 
 
 def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
-    """Largest absolute error that rounding alone may put into a kernel's result for these operands.
+    """Return the largest absolute error that rounding alone may put into a kernel's result for these operands.
 
     A sum of n products in any order, fused or not, errs by at most (Higham, Accuracy and Stability of Numerical
     Algorithms, 2nd ed., eq. 3.5)::
@@ -52,14 +55,16 @@ def tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
 
 
 def _ended_tolerance(spec: ConvSpec, batch: int, *operands: Tensor) -> float:
+    """Return the tolerance for a spec with a bias or an activation: that of the op alone, stretched, and the epilogue's own errors."""
     bound = tolerance(spec.plain, batch, *operands[:2])
     most = float(run(spec.plain, *(operand.double().abs() for operand in operands[:2])).amax()) if operands[0].numel() else 0.0
     most += float(operands[2].abs().max()) if spec.bias else 0.0
     kind, stored = torch.finfo(getattr(torch, spec.sums)), torch.finfo(getattr(torch, spec.dtype))
-    own = 0.0 if spec.activation == "none" else max(8 * kind.eps, 1.5e-7 if spec.sums == "float32" else 0.0)
-    return 1.13 * (bound + most * (kind.eps + own)) + stored.eps / 2 * most
+    own = 0.0 if spec.activation == "none" else max(_CALL_UNITS * kind.eps, _ERF_ERROR if spec.sums == "float32" else 0.0)
+    return _MAX_SLOPE * (bound + most * (kind.eps + own)) + stored.eps / 2 * most
 
 
 def _gamma(depth: int, u: float) -> float:
-    chain = min(float(depth), _RARE * math.sqrt(depth)) * u
+    """Return gamma_n for depth n and unit roundoff u, with n bounded by `_MAX_SIGMAS` * sqrt(n)."""
+    chain = min(float(depth), _MAX_SIGMAS * math.sqrt(depth)) * u
     return chain / (1 - chain) if chain < 1 else math.inf

@@ -1,4 +1,4 @@
-"""CPUs: who a CPU is, and which instructions it has, as its system reports them. Kernels are named by this, so it needs no compiler.
+"""CPUs: which design a CPU is and which instructions it has, as its system reports them. Kernels are named by this, so it needs no compiler.
 
 LLVM derives its own name for a CPU (mcpu) from vendor, family, model and instructions, and takes every instruction that such a model usually has for
 granted. Hypervisors, containers of another architecture and kernel options hide some. So a target names each instruction set beside the model.
@@ -38,7 +38,7 @@ _UNTOLD = (
     "avx10.1", "avx10.2", "egpr", "ndd", "nf", "ccmp", "cf", "ppx", "push2pop2", "zu", "prefetchi", "cmpccxadd", "raoint", "movrs",
     "amx-avx512", "amx-fp8", "amx-movrs", "amx-tf32",
 )  # fmt: skip
-# the levels of the x86-64 ABI, each with what it adds
+# the levels of the x86-64 ABI, each with what it has beside the level before
 _V2 = ("cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
 _V3 = (*_V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
@@ -63,7 +63,7 @@ class Cpu:
 
 
 def this_cpu() -> Cpu:
-    """The CPU of this machine, from Linux's cpuinfo. Where that does not tell, its model names the machine, so that no two machines pass for one."""
+    """Return the CPU of this machine, from Linux's cpuinfo. Where that does not tell, its model names the machine, so that no two machines pass for one."""
     try:
         with CPUINFO.open(errors="replace") as lines:
             found = _x86(lines) if is_x86() else _other(lines)
@@ -74,18 +74,19 @@ def this_cpu() -> Cpu:
 
 
 def is_x86() -> bool:
-    """Whether this is an x86-64."""
+    """Return whether this machine is an x86-64."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def _fields(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of each line of cpuinfo."""
     for line in lines:
         name, _, value = line.partition(":")
         yield name.strip(), value.strip()
 
 
 def _x86(lines: Iterable[str]) -> Cpu | None:
-    """The first core: Linux gives each of them the same flags, also where they are of several kinds."""
+    """Return the CPU of the first core, since Linux gives every core the same flags, also where they are of several kinds; None where there are no flags."""
     core: dict[str, str] = {}
     for name, value in _fields(lines):
         core[name] = value
@@ -96,6 +97,7 @@ def _x86(lines: Iterable[str]) -> Cpu | None:
 
 
 def _other(lines: Iterable[str]) -> Cpu | None:
+    """Return the CPU that the cpuinfo of another architecture describes, all its kinds of cores together; None where it tells nothing."""
     maker, features, brand = "", "", ""
     parts: set[tuple[str, str]] = set()
     words: dict[str, None] = {}
@@ -116,13 +118,15 @@ def _other(lines: Iterable[str]) -> Cpu | None:
 
 
 def _known(words: str, table: dict[str, str]) -> tuple[str, ...]:
+    """Return those words of cpuinfo that decide what a compiler makes, sorted."""
     return tuple(sorted(table.keys() & set(words.split())))
 
 
 def attributes(features: Iterable[str]) -> list[str]:
-    """LLVM's attributes (mattr) of a CPU with exactly these features: what it has, then what it lacks, whatever its model usually has.
+    """Return LLVM's attributes (mattr) of a CPU with exactly these features, in the words of cpuinfo, whatever its model usually has: +avx2, -avx512f.
 
-    What is lacking comes last: in LLVM a feature brings along what it is built on, and what is taken away takes along what is built on it.
+    The attributes that it lacks come last: in LLVM a feature brings along those that it is built on, and one that is taken away takes along those
+    that are built on it.
     """
     has = set(features)
     there = {name: word in has for word, names in (_X86 if is_x86() else _ARM).items() for name in names.split()}
@@ -131,10 +135,10 @@ def attributes(features: Iterable[str]) -> list[str]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def short(name: str) -> str:
-    """A brand without marks, clock and core count: what tells models apart in a folder's name."""
+    """Return a brand without marks, clock and core count: enough to tell models apart in a folder's name."""
     return re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\b\d+-core processor\b", " ", name, flags=re.I)

@@ -1,4 +1,4 @@
-"""Device: what a kernel is generated for. Read from the machine, or made by hand for a GPU that is elsewhere."""
+"""Device: the CPU or GPU that a kernel is generated for, read from the machine, or made by hand for one that is elsewhere."""
 
 from __future__ import annotations
 
@@ -8,29 +8,49 @@ import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .. import env
 from ..errors import EnvironmentProblem, InvalidArgument
 from . import cpus
 
-# opt-in shared memory per block in bytes (CUDA programming guide, and CUDA 13's arch_traits.h), and SMs of the usual card: T4, A100, RTX A6000,
-# AGX Orin, RTX 4090, H100 SXM, B200, B300, Jetson Thor, RTX 5090, GB10. Of 8.8 no card is known: as 8.7
-_CAPABILITIES = {
-    "75": (65536, 40), "80": (166912, 108), "86": (101376, 84), "87": (166912, 16), "88": (101376, 16), "89": (101376, 128), "90": (232448, 132),
-    "100": (232448, 148), "103": (232448, 148), "110": (232448, 20), "120": (101376, 170), "121": (101376, 48),
-}  # fmt: skip
-_SPECIFIC = 90  # from here on an arch has a twin whose code runs on no other, such as sm_90a, which the driver's GPUs are called by
-_ARCHS = {f"sm_{number}{a}": facts for number, facts in _CAPABILITIES.items() for a in (("", "a") if int(number) >= _SPECIFIC else ("",))}
+
+class _Card(NamedTuple):
+    """The usual card of a compute capability."""
+
+    shared_memory: int  #: opt-in bytes of a block (CUDA programming guide, and CUDA 13's arch_traits.h)
+    sms: int
+
+
+_CARDS = {  # by compute capability
+    "75": _Card(65536, 40),  # T4
+    "80": _Card(166912, 108),  # A100
+    "86": _Card(101376, 84),  # RTX A6000
+    "87": _Card(166912, 16),  # AGX Orin
+    "88": _Card(101376, 16),  # no card is known: SMs as 8.7
+    "89": _Card(101376, 128),  # RTX 4090
+    "90": _Card(232448, 132),  # H100 SXM
+    "100": _Card(232448, 148),  # B200
+    "103": _Card(232448, 148),  # B300
+    "110": _Card(232448, 20),  # Jetson Thor
+    "120": _Card(101376, 170),  # RTX 5090
+    "121": _Card(101376, 48),  # GB10
+}
+_MIN_SPECIFIC = 90  # from here on an arch has a twin whose code runs on no other, such as sm_90a, which the driver's GPUs are called by
+_ARCHS = {f"sm_{number}{a}": card for number, card in _CARDS.items() for a in (("", "a") if int(number) >= _MIN_SPECIFIC else ("",))}
 # CUdevice_attribute numbers (cuda.h)
-_SMS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-_OPTIN = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, in bytes
-_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-_MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+_SMS = 16
+_OPTIN_SHARED_MEMORY = 97
+_MAJOR = 75
+_MINOR = 76
+_GPU_VECTOR = 16  # bytes of the widest load of a GPU
+_CPU_VECTORS = {"avx512f": 64, "avx2": 32}  # bytes of the SIMD registers of an instruction set, widest first
+_MIN_VECTOR = 16  # bytes that every other CPU has
 
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a kernel is generated for; `device_for`, `cpu_device`, `cuda_devices` and `arch_device` make one."""
+    """The CPU or GPU that a kernel is generated for; `device_for`, `cpu_device`, `cuda_devices` and `arch_device` make one."""
 
     kind: str  #: "cpu" or "cuda"
     name: str  #: as the driver or the system gives it
@@ -50,18 +70,18 @@ class Device:
 
 
 def kin_of(slug: str) -> str:
-    """A slug without the number of cores, which those of CPUs end with."""
+    """Return a slug without the number of cores, with which those of CPUs end."""
     return re.sub(r"^(cpu-.*)-\d+c$", r"\1", slug)
 
 
 def slugify(name: str) -> str:
-    """A device name as a folder name: lower case, words joined by hyphens."""
+    """Return a device name as a folder name: lower case, words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @functools.cache
 def cpu_device() -> Device:
-    """This machine's CPU; where TVM_ORIENT_CPU names a level of x86-64, a CPU that has that level and no more.
+    """Return this machine's CPU; where TVM_ORIENT_CPU names a level of x86-64, a CPU that has that level and no more.
 
     Raises:
         InvalidArgument: TVM_ORIENT_CPU names no level.
@@ -83,11 +103,16 @@ def cpu_device() -> Device:
 
 @functools.cache
 def own_cpu() -> cpus.Cpu:
-    """Returns what this machine's CPU is and can do, whatever TVM_ORIENT_CPU says; read once."""
+    """Return what this machine's CPU is and can do, whatever TVM_ORIENT_CPU says; it is read once."""
     return cpus.this_cpu()
 
 
 def _level_device(level: str) -> Device:
+    """Return a CPU that has a level of x86-64 and no more.
+
+    Raises:
+        EnvironmentProblem: this machine is no x86-64.
+    """
     if not cpus.is_x86():
         raise EnvironmentProblem(f"kernels are linked for the architecture of this machine, {platform.machine()}, got {level}: build them on an x86-64")
     features = sorted(cpus.LEVELS[level])
@@ -96,13 +121,13 @@ def _level_device(level: str) -> Device:
 
 
 def _simd(features: Iterable[str]) -> tuple[str, int]:
-    """The SIMD set of a CPU and the bytes of its registers."""
-    return next(((isa, width) for isa, width in (("avx512f", 64), ("avx2", 32)) if isa in features), (platform.machine(), 16))
+    """Return the widest SIMD set of a CPU with these features, and the bytes of its registers."""
+    return next(((isa, width) for isa, width in _CPU_VECTORS.items() if isa in features), (platform.machine(), _MIN_VECTOR))
 
 
 @functools.cache
 def cuda_devices() -> tuple[Device, ...]:
-    """Every CUDA GPU that the driver shows; empty where there is no driver or no GPU."""
+    """Return every CUDA GPU that the driver shows, in its order; none where there is no driver or no GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -122,13 +147,13 @@ def cuda_devices() -> tuple[Device, ...]:
         driver.cuDeviceGet(ctypes.byref(handle), index)
         driver.cuDeviceGetName(text, 256, handle)
         name, major = text.value.decode(), attribute(_MAJOR, handle)
-        arch = f"sm_{major}{attribute(_MINOR, handle)}" + ("a" if major >= 9 else "")
-        found.append(Device("cuda", name, slugify(name), arch, attribute(_SMS, handle), attribute(_OPTIN, handle), 16, index))
+        arch = f"sm_{major}{attribute(_MINOR, handle)}" + ("a" if 10 * major >= _MIN_SPECIFIC else "")
+        found.append(Device("cuda", name, slugify(name), arch, attribute(_SMS, handle), attribute(_OPTIN_SHARED_MEMORY, handle), _GPU_VECTOR, index))
     return tuple(found)
 
 
 def archs() -> tuple[str, ...]:
-    """Every arch that kernels can be generated for, as `arch_device` takes them, ascending."""
+    """Return every arch of a GPU that kernels can be generated for, as `arch_device` takes them, ascending."""
     return tuple(_ARCHS)
 
 
@@ -153,7 +178,7 @@ def same_instructions(one: str, other: str) -> bool:
 
 
 def arch_device(arch: str) -> Device:
-    """A GPU of that architecture, or a CPU of that level of x86-64 (x86-64-v3), that need not be here, for cross-building.
+    """Return a GPU of that architecture, or a CPU of that level of x86-64 (x86-64-v3), that need not be here, for cross-building.
 
     Raises:
         InvalidArgument: an unknown arch.
@@ -163,12 +188,12 @@ def arch_device(arch: str) -> Device:
         return _level_device(arch)
     if arch not in _ARCHS:
         raise InvalidArgument(f"unknown arch {arch!r}: choose one of {', '.join((*_ARCHS, *cpus.LEVELS))}")
-    shared, sms = _ARCHS[arch]
-    return Device("cuda", arch, arch.replace("_", "-"), arch, sms, shared, 16)
+    card = _ARCHS[arch]
+    return Device("cuda", arch, arch.replace("_", "-"), arch, card.sms, card.shared_memory, _GPU_VECTOR)
 
 
 def recorded_device(slug: str, arch: str, units: int) -> Device:
-    """The device that a tuning record was made on, by its slug, its compute capability or SIMD set, and its number of SMs or cores.
+    """Return the device that a tuning record was made on, by its slug, its compute capability or SIMD set, and its number of SMs or cores.
 
     Raises:
         InvalidArgument: an unknown arch.
@@ -179,7 +204,7 @@ def recorded_device(slug: str, arch: str, units: int) -> Device:
 
 
 def device_for(target: str) -> Device:
-    """The device that a word on a command line means: cpu, cuda, auto (a GPU where there is one) or sm_XX.
+    """Return the device that a word on a command line means: cpu, cuda, auto (a GPU where there is one) or sm_XX.
 
     Raises:
         InvalidArgument: another word.

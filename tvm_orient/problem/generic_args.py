@@ -1,4 +1,4 @@
-"""What the generic kernels are told at run time: offset tables and sizes of a spec. They know no spec when they are compiled.
+"""The arguments that generic kernels get at run time: offset tables and sizes of a spec, for they know no spec when they are compiled.
 
 CPU kernels stage bands of a plane between its halo, so a tap is one linear offset into the stage. CUDA kernels load directly, so
 a tap is a row and a column.
@@ -17,14 +17,19 @@ from .stencil import alive, nearest, round_up
 
 BAND = 32  # rows of outputs that are staged, or summed, at a time
 PATCH = 8  # rows, or taps of conv_dw, that are summed side by side
-_LIMIT = 2**31 - 1
+_MAX_STAGED = 2**31 - 1  # elements of a staged band: kernels index with 32 bits
 
 
 @dataclass(frozen=True)
 class GenericArgs:
-    """Arguments of a generic kernel beside its operands, in order: int32 tables, then whole numbers.
+    """Arguments of a generic kernel beside its operands, in order: the tables, then the numbers.
 
-    workspace: (bands, taps) per image and channel of conv_dw's partial sums.
+    Attributes:
+        tables: on a GPU one, (G, K, 2): the row and the column of each tap. On a CPU two: (G, T, 2), for each tap that reads the plane its place in
+            the stage and its index, and (G,), how many these are.
+        numbers: on a GPU the stride. On a CPU the stride of the stage, the rows and columns of halo before the plane, rows and columns of the
+            stage; of conv and conv_dx then the stride of the result.
+        workspace: (bands, taps) of conv_dw's partial sums of an image and channel; (0, 0) of the other ops.
     """
 
     tables: tuple[NDArray[np.int32], ...]
@@ -33,26 +38,32 @@ class GenericArgs:
 
 
 def key(spec: ConvSpec) -> str:
-    """What a generic kernel depends on, in the place of a spec's key."""
+    """Return the key of the generic kernel that serves a spec: all that it depends on, in the place of a spec's key."""
     return f"{spec.op}-generic-{spec.padding_mode}-{spec.dtype}-nchw"
 
 
 def generic_args(spec: ConvSpec, kind: str, lanes: int = 1) -> GenericArgs:
-    """The arguments for a spec; lanes: sums in a CPU's vector.
+    """Return the arguments for a spec.
+
+    Args:
+        spec: the problem.
+        kind: of the device, "cuda" or "cpu".
+        lanes: sums in a vector of the CPU.
 
     Raises:
-        Unsupported: a staged band would need more than 2^31 elements.
+        Unsupported: a staged band would need 2^31 elements or more.
     """
     return _direct(spec) if kind == "cuda" else _staged(spec, lanes)
 
 
 def _offsets(spec: ConvSpec) -> NDArray[np.int64]:
-    """(G, K, 2): output row i reads row i * step + offset of the source (conv_dx: of dy spread out by the stride)."""
+    """Return (G, K, 2): output row i reads row i * step + offset of the source (conv_dx: of dy spread out by the stride), and columns alike."""
     offsets = spec.taps.offsets.astype(np.int64)
     return -offsets if spec.op == "conv_dx" else offsets
 
 
 def _direct(spec: ConvSpec) -> GenericArgs:
+    """Return the arguments of a CUDA kernel, which loads every tap from the source itself."""
     plane = np.array([spec.height, spec.width])
     offsets = _offsets(spec)
     # no product or sum may overflow: circular offsets lie in [0, plane), and what never lands stays outside when clipped
@@ -62,24 +73,19 @@ def _direct(spec: ConvSpec) -> GenericArgs:
 
 
 def _staged(spec: ConvSpec, lanes: int) -> GenericArgs:
+    """Return the arguments of a CPU kernel, which stages bands of the plane between its halo, columns by their phase."""
     forward = spec.op != "conv_dx"
     plane, step = (spec.height, spec.width), spec.stride if forward else (1, 1)
     out = (spec.out_height, spec.out_width) if forward else plane
-    lines = []
-    for line in _offsets(spec).tolist():
-        if spec.padding_mode == "circular":
-            found = [(nearest(h, plane[0]), nearest(w, plane[1]), s) for s, (h, w) in enumerate(line)]
-        else:
-            found = [(h, w, s) for s, (h, w) in enumerate(line) if alive(h, out[0], step[0], plane[0]) and alive(w, out[1], step[1], plane[1])]
-        lines.append(found)
+    lines = _reaching(spec, out, step)
     every = [tap for line in lines for tap in line]
     top, low = max([0, *(-h for h, _, _ in every)]), max([0, *(h for h, _, _ in every)])
     left = round_up(max([0, *(-w for _, w, _ in every)]), lanes * step[1])
     rows = (round_up(min(out[0], BAND), PATCH) - 1) * step[0] + 1 + top + low
     reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
     columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
-    if rows * step[1] * columns > _LIMIT:
-        raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_LIMIT}: cut the plane into tiles")
+    if rows * step[1] * columns > _MAX_STAGED:
+        raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_MAX_STAGED}: cut the plane into tiles")
     length = round_up(max(1, *(len(line) for line in lines)) if lines else 1, PATCH)
     table = np.zeros((len(lines), length, 2), np.int32)
     for g, line in enumerate(lines):
@@ -90,3 +96,18 @@ def _staged(spec: ConvSpec, lanes: int) -> GenericArgs:
     if spec.op == "conv_dw":
         return GenericArgs((table, count), numbers, (-(-out[0] // BAND), length))
     return GenericArgs((table, count), (*numbers, *((1, 1) if forward else spec.stride)), (0, 0))
+
+
+def _reaching(spec: ConvSpec, out: tuple[int, int], step: tuple[int, int]) -> list[list[tuple[int, int, int]]]:
+    """Return by group (row, column, index) of each tap that reads the plane from some of out outputs, which lie step apart.
+
+    Offsets of circular taps are taken modulo the plane, to the nearest of those that read the same.
+    """
+    plane, lines = (spec.height, spec.width), []
+    for line in _offsets(spec).tolist():
+        if spec.padding_mode == "circular":
+            found = [(nearest(h, plane[0]), nearest(w, plane[1]), s) for s, (h, w) in enumerate(line)]
+        else:
+            found = [(h, w, s) for s, (h, w) in enumerate(line) if alive(h, out[0], step[0], plane[0]) and alive(w, out[1], step[1], plane[1])]
+        lines.append(found)
+    return lines

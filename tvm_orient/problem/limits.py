@@ -7,7 +7,7 @@ from .spec import LIMIT
 
 
 def countable(elements: int) -> None:
-    """The number of elements of a tensor, before anything of it is copied.
+    """Check the number of elements of a tensor, before anything of it is copied.
 
     Raises:
         Unsupported: 2**31 elements or more.

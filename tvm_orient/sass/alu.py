@@ -1,6 +1,8 @@
-"""What the integer instructions of SASS compute, by opcode, on uint32 arrays: as much of the instruction set as addresses, counters and predicates need.
+"""The integer half of SASS's arithmetic, by opcode, on uint32 arrays: as much of it as addresses, counters and predicates need.
 
-Read from disassembly; operands keep nvdisasm's order. Anything else gives an unknown value, never a guess.
+The rules are read from disassembly, and operands keep nvdisasm's order. Anything else gives an unknown value, never a guess. Each function
+of `INTEGER` takes where operands are read, the parts of the opcode after the first, and the operands (`r`, `parts`, `o`); it returns
+the value of each register and predicate that the instruction writes.
 """
 
 from __future__ import annotations
@@ -13,71 +15,70 @@ from typing import Any, Protocol
 import numpy as np
 
 from .bank_conflicts import WARP
+from .decode import next_register, written_registers
 from .known import ALL_BITS, NOTHING_KNOWN, U32, Known, apply_known, by_bits
 
 
 class Reader(Protocol):
-    """Where operands are read; active: the lanes that execute the instruction."""
+    """Where operands are read: `operands.KnownOperands`, or `lane_operands.LaneOperands`.
+
+    Attributes:
+        active: (lanes,) bool, those that execute the instruction.
+    """
 
     active: Any
 
-    def read(self, text: str) -> Known: ...
+    def read(self, text: str) -> Known:
+        """Return a word or a predicate, modifiers applied."""
 
-    def partial(self, text: str) -> Known: ...
+    def partial(self, text: str) -> Known:
+        """Return the same, also where only some bits are known."""
 
-    def pair(self, text: str) -> tuple[Known, Known]: ...
+    def pair(self, text: str) -> tuple[Known, Known]:
+        """Return the low and the high word of a 64-bit operand."""
 
 
-_Results = dict[str, Known]
+_Results = dict[str, Known]  # by register or predicate
 _Compute = Callable[[Reader, Sequence[str], Sequence[str]], _Results]
-
-
-def widths(opcode: Sequence[str], operands: Sequence[str]) -> list[str]:
-    """Registers that an instruction writes through its first operand, by the width in its opcode."""
-    match = re.fullmatch(r"(U?[RP])(\d+)", operands[0].removesuffix(".reuse")) if operands else None
-    if match is None:
-        return []
-    if match[1].endswith("P"):
-        return [match[0]]
-    count = next((int(part) // 32 for part in reversed(opcode) if part in ("64", "128")), 2 if "WIDE" in opcode or opcode[0] == "CS2R" else 1)
-    return [f"{match[1]}{int(match[2]) + i}" for i in range(count)]
-
-
-def _next(register: str, by: int = 1) -> str:
-    match = re.fullmatch(r"(U?R)(\d+)", register)
-    return f"{match[1]}{int(match[2]) + by}" if match else register
+_PREDICATES = 7  # of a lane, beside the one that is always true
 
 
 def _is_predicate(text: str) -> bool:
+    """Return whether an operand is a predicate, negated or not."""
     return re.fullmatch(r"!?U?P[T\d]", text) is not None
 
 
 def _wide(value: Any) -> Any:
+    """Return words as uint64."""
     return np.asarray(value).astype(np.uint64)
 
 
 def _signed(value: Any) -> Any:
+    """Return words as int64 by their sign."""
     return np.asarray(value).astype(np.int32).astype(np.int64)
 
 
 def _split(total: Any) -> tuple[Any, Any]:
+    """Return the low and the high words of uint64."""
     return total.astype(U32), (total >> np.uint64(32)).astype(U32)
 
 
 def _move(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """MOV d, a and its like: copies a word, or with 64 a pair."""
     if "64" in parts:
         low, high = r.pair(o[1])
-        return {o[0]: low, _next(o[0]): high}
+        return {o[0]: low, next_register(o[0]): high}
     return {o[0]: r.read(o[1])}
 
 
 def _special(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """CS2R writes two registers unless it says 32."""
+    """CS2R d, special: writes two registers unless the opcode says 32."""
     value = r.read(o[1])
-    return {o[0]: value} if "32" in parts else {o[0]: value, _next(o[0]): value}
+    return {o[0]: value} if "32" in parts else {o[0]: value, next_register(o[0]): value}
 
 
 def _imad(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """IMAD d, a, b, c, [carry in]: a * b + c; WIDE keeps both words, HI the high one."""
     signed = "U32" not in parts
     a, b = r.read(o[1]), r.read(o[2])
     carry = [p for p in o[3:] if _is_predicate(p)]
@@ -89,13 +90,13 @@ def _imad(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
         low, high = r.pair(o[3])
         total = apply_known(lambda x, y, lo, hi: product(x, y) + _wide(lo) + (_wide(hi) << np.uint64(32)), a, b, low, high)
         lower, upper = (NOTHING_KNOWN, NOTHING_KNOWN) if total.known is None else (Known(part, total.known) for part in _split(total.value))
-        return {o[0]: lower, _next(o[0]): upper} if "WIDE" in parts else {o[0]: upper}
+        return {o[0]: lower, next_register(o[0]): upper} if "WIDE" in parts else {o[0]: upper}
     more = r.read(carry[0]) if "X" in parts and carry else Known(U32(0), True)
     return {o[0]: apply_known(lambda x, y, c, m: (_wide(x) * _wide(y) + _wide(c) + _wide(m)).astype(U32), a, b, r.read(o[3]), more)}
 
 
 def _iadd3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """d, [carry out, [second]], a, b, c, [carry in, [second]]."""
+    """IADD3 d, [carry out, [second]], a, b, c, [carry in, [second]]: a + b + c."""
     at = next(i for i in range(1, len(o)) if not _is_predicate(o[i]))
     inputs = [r.read(text) for text in o[at : at + 3]]
     negated = [text[0] == "-" for text in o[at : at + 3]]
@@ -103,7 +104,7 @@ def _iadd3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     carries = [c for c, text in zip(carries, o[at + 3 :], strict=False) if text not in ("!PT", "!UPT")]
 
     def total(*values: Any) -> Any:
-        """A negated operand adds 2^32 - x, also where x is 0: its carry is the processor's."""
+        """Return the sum in 64 bits; a negated operand adds 2^32 - x, also where x is 0, so that the carry is the processor's."""
         result = _wide(0)
         for value, minus in itertools.zip_longest(values, negated, fillvalue=False):
             result = result + _wide(value) + (_wide(np.asarray(value) == 0) << np.uint64(32) if minus else np.uint64(0))
@@ -120,11 +121,12 @@ def _iadd3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _add(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """IADD d, a, b: a + b."""
     return {o[0]: apply_known(lambda a, b: (_wide(a) + _wide(b)).astype(U32), r.read(o[1]), r.read(o[2]))}
 
 
 def _lea(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """(a << s) + b; with HI the high word of (c:a) << s; X adds a carry; SX32 extends a by its sign."""
+    """LEA d, [carry out], a, b, [c], s, [carry in]: (a << s) + b; HI takes the high word of (c:a) << s, SX32 extends a by its sign."""
     at = next(i for i in range(1, len(o)) if not _is_predicate(o[i]))
     rest = [text for text in o[at:] if not _is_predicate(text)]
     a, b, shift = r.read(rest[0]), r.read(rest[1]), r.read(rest[-1])
@@ -148,7 +150,7 @@ def _lea(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _shf(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """d, low, shift, high: a funnel shift; HI takes the high word of the result."""
+    """SHF d, low, shift, high: a funnel shift; HI takes the high word of the result."""
     low, shift, high = r.read(o[1]), r.read(o[2]), r.read(o[3])
 
     def value(lo: Any, s: Any, hi: Any) -> Any:
@@ -164,6 +166,7 @@ def _shf(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _logic(lut: int, a: Any, b: Any, c: Any) -> Any:
+    """Return the function of three bits that a table of eight entries gives, for every bit of the words."""
     result = U32(0)
     for bit in range(8):
         if lut >> bit & 1:
@@ -172,6 +175,7 @@ def _logic(lut: int, a: Any, b: Any, c: Any) -> Any:
 
 
 def _lop3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """LOP3 [P], d, a, b, c, table, predicate: any function of three bits; P says whether the result is not zero."""
     at = 2 if _is_predicate(o[0]) else 1  # a predicate that says "not zero" may stand before the result
     lut = int(o[at + 3], 16)
     value = by_bits(lambda a, b, c: _logic(lut, a, b, c), *(r.partial(text) for text in o[at : at + 3]))
@@ -182,6 +186,7 @@ def _lop3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _plop3(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """PLOP3 P, Q, a, b, c, table, ...: any function of three predicates."""
     lut = int(o[5], 16)
 
     def value(a: Any, b: Any, c: Any) -> Any:
@@ -198,7 +203,7 @@ _COMPARE = {
 
 
 def _isetp(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """P, Q, a, b, with, [how the low words compare, for EX]: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    """ISETP P, Q, a, b, with, [how the low words compare, for EX]: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
     cast, compare = _wide if "U32" in parts else _signed, _COMPARE[parts[0]]
     if "EX" in parts:
         first = apply_known(lambda a, b, low: np.where(cast(a) == cast(b), low, compare(cast(a), cast(b))), r.read(o[2]), r.read(o[3]), r.read(o[5]))
@@ -210,11 +215,12 @@ def _isetp(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _select(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """SEL d, a, b, P: a where P, else b."""
     return {o[0]: apply_known(lambda p, a, b: np.asarray(np.where(p, a, b)).astype(U32), r.read(o[3]), r.read(o[1]), r.read(o[2]))}
 
 
 def _minmax(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """d, a, b, P: the lesser where P; with four inputs a + b is one of the two."""
+    """IMNMX d, a, b, P: the lesser where P; VIADDMNMX d, a, b, c, P compares a + b with c."""
     cast = _wide if "U32" in parts else _signed
     inputs = [r.read(text) for text in o[1:-1]]
 
@@ -226,15 +232,15 @@ def _minmax(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _half(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """HFMA2 d, -RZ, RZ, x, y is how a constant is made: two halves side by side. Any other is data."""
+    """HFMA2 d, -RZ, RZ, x, y: how a constant of two halves is made. Any other HFMA2 computes data."""
     if len(o) == 5 and {text.lstrip("-") for text in o[1:3]} == {"RZ"}:
         high, low = (int(np.float16(float(text)).view(np.uint16)) for text in o[3:5])
         return {o[0]: Known(U32(high << 16 | low), True)}
-    return dict.fromkeys(widths(["HFMA2"], o[:1]), NOTHING_KNOWN)
+    return dict.fromkeys(written_registers(["HFMA2"], o[:1]), NOTHING_KNOWN)
 
 
 def _prmt(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """Bytes of (b:a) picked by the nibbles of the selector; 8 in a nibble asks for the byte's sign eight times."""
+    """PRMT d, a, selector, b: bytes of (b:a), picked by the nibbles of the selector; 8 in a nibble asks for the byte's sign eight times."""
     if parts or not o[2].startswith("0x"):
         return {o[0]: NOTHING_KNOWN}
     selector = int(o[2], 16)
@@ -266,27 +272,28 @@ def _dot(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
 
 
 def _abs(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
+    """IABS d, a: the magnitude of a."""
     return {o[0]: apply_known(lambda a: np.abs(_signed(a)).astype(U32), r.read(o[1]))}
 
 
 def _to_predicates(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
     """R2P PR, a, mask: predicate i is bit i, where the mask has it."""
     mask, value = int(o[2], 16), r.read(o[1])
-    return {f"P{i}": apply_known(lambda v, i=i: (np.asarray(v) >> U32(i) & U32(1)) != 0, value) for i in range(7) if mask >> i & 1}
+    return {f"P{i}": apply_known(lambda v, i=i: (np.asarray(v) >> U32(i) & U32(1)) != 0, value) for i in range(_PREDICATES) if mask >> i & 1}
 
 
 def _from_predicates(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """P2R d, PR, a, mask: bits of the mask from the predicates, the others from a; UP2UR with those of the whole warp."""
+    """P2R d, PR, a, mask: bits of the mask from the predicates, the others from a; UP2UR takes those of the whole warp."""
     mask, kind = int(o[3], 16), o[1].removesuffix("R")
     value = apply_known(lambda a: np.asarray(a) & U32(~mask & 0xFFFFFFFF), r.read(o[2]))
-    for i in range(7):
+    for i in range(_PREDICATES):
         if mask >> i & 1:
             value = apply_known(lambda v, p, i=i: v | (np.asarray(p).astype(U32) << U32(i)), value, r.read(f"{kind}{i}"))
     return {o[0]: value}
 
 
 def _vote(r: Reader, parts: Sequence[str], o: Sequence[str]) -> _Results:
-    """VOTE.ALL / VOTE.ANY p, q: of the lanes of a warp that execute it."""
+    """VOTE.ALL and VOTE.ANY p, q: whether q holds for all or any of the lanes of a warp that execute it."""
     value = r.read(o[1])
     if value.known is None or parts[0] not in ("ALL", "ANY"):
         return {o[0]: NOTHING_KNOWN}

@@ -1,4 +1,7 @@
-"""Passes that an access to shared memory or L1 takes, from the addresses of a warp's lanes."""
+"""Wavefronts of a memory access: how often shared memory or L1 is occupied by one load or store, from the addresses of a warp's lanes.
+
+The word is Nsight Compute's. Shared memory and L1 are one pipe; it serves one wavefront a clock.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,38 @@ from typing import Any
 
 import numpy as np
 
-WARP = 32
+WARP = 32  # lanes
+_BANKS = 32  # banks of shared memory, each of which serves one word of 4 bytes in a wavefront
+_WORD = 4  # bytes that a bank serves in a wavefront
 
 
 def wavefronts(address: Any, size: int, active: Any, lines: bool = False) -> int:
-    """Passes that an access takes, by warps of lanes: 32 banks of 4 bytes, each one word a pass.
+    """Return how many wavefronts one access takes, all warps of these lanes together.
 
-    16 bytes a lane go by quarters of a warp, 8 by halves. lines: through the cache, which looks up one line of 128 bytes a pass.
+    A wavefront serves one word of 4 bytes from each of the 32 banks. An access of 16 bytes a lane goes by quarters of a warp, one of 8 bytes by halves.
+
+    Args:
+        address: (lanes,) int64, the first byte that each lane touches; lanes of a warp lie side by side, and their number is a multiple of 32.
+        size: bytes that a lane touches.
+        active: (lanes,) bool, the lanes that take part.
+        lines: whether the access goes through the cache, which looks up one line of 128 bytes in a wavefront.
     """
-    words = max(1, size // 4)
-    spot = (address[:, None] // 4 + np.arange(words)).reshape(-1, WARP)  # a row is what one pass could serve
+    words = max(1, size // _WORD)
+    spot = (address[:, None] // _WORD + np.arange(words)).reshape(-1, WARP)  # a row is what one wavefront could serve
     live = np.repeat(active, words).reshape(-1, WARP)
     spot = np.where(live, spot, spot[np.arange(len(spot)), live.argmax(1)][:, None])
-    passes = np.where(live.any(1), _most_in_a_bank(spot), 0).reshape(-1, words).sum(1)
+    taken = np.where(live.any(1), _max_words_of_a_bank(spot), 0).reshape(-1, words).sum(1)
     if lines:
-        line = np.where(live, spot // WARP, -1).reshape(len(passes), -1)
+        line = np.where(live, spot // WARP, -1).reshape(len(taken), -1)
         line.sort(axis=1)
-        passes = np.maximum(passes, (line[:, :1] >= 0).sum(1) + ((line[:, 1:] != line[:, :-1]) & (line[:, 1:] >= 0)).sum(1))
-    return int(passes.sum())
+        taken = np.maximum(taken, (line[:, :1] >= 0).sum(1) + ((line[:, 1:] != line[:, :-1]) & (line[:, 1:] >= 0)).sum(1))
+    return int(taken.sum())
 
 
-def _most_in_a_bank(spot: Any) -> Any:
-    """Of each row of 32 words, how many distinct ones lie in the bank that has most."""
+def _max_words_of_a_bank(spot: Any) -> Any:
+    """Return (rows,): for each row of 32 words the number of distinct words in the bank that holds most of them."""
     spot = np.sort(spot, axis=1)
     fresh = np.ones_like(spot, bool)
     fresh[:, 1:] = spot[:, 1:] != spot[:, :-1]
     row = np.broadcast_to(np.arange(len(spot))[:, None], spot.shape)
-    return np.bincount((row * WARP + spot % WARP)[fresh], minlength=len(spot) * WARP).reshape(-1, WARP).max(1)
+    return np.bincount((row * _BANKS + spot % _BANKS)[fresh], minlength=len(spot) * _BANKS).reshape(-1, _BANKS).max(1)

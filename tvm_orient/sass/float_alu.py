@@ -1,8 +1,10 @@
-"""What the floating-point instructions of SASS compute, by opcode, on arrays over lanes.
+"""The floating-point half of SASS's arithmetic, by opcode, on arrays over lanes.
 
 A fused multiply-add is rounded once: the product of two float32 is exact in float64, where the sum is taken. Denormals are kept where
 an instruction may flush them, and MUFU is rounded to nearest where the hardware is off by a unit or two: both stay within what
-`tolerance.tolerance` allows. Read from disassembly; operands keep nvdisasm's order.
+`tolerance.tolerance` allows. The rules are read from disassembly, and operands keep nvdisasm's order. Each function of `FLOAT` takes where
+operands are read, the parts of the opcode after the first, and the operands (`s`, `parts`, `o`); it returns the bits of each register,
+(lanes,) uint32, and the value of each predicate, (lanes,) bool, that the instruction writes.
 """
 
 from __future__ import annotations
@@ -15,69 +17,83 @@ import numpy as np
 from ..errors import BuildFailed
 from .bank_conflicts import WARP
 
-_F32, _F64, _U32 = np.float32, np.float64, np.uint32
-_ROUNDINGS = ("RP", "RM", "RZ")  # up, down, to zero; nothing is to nearest
-_BFLOAT_SHIFT = _U32(16)  # bits that float32 has and bfloat16 lacks
-_HIGH, _LOW = _U32(0xFFFF0000), _U32(0x0000FFFF)
+_F32 = np.float32
+_F64 = np.float64
+_U32 = np.uint32
+_ROUNDINGS = ("RP", "RM", "RZ")  # of an opcode: up, down, to zero; one that names none rounds to nearest
+_HALF_BITS = _U32(16)  # bits of a half: how far the high one is shifted, and how many float32 has more than bfloat16
+_LOW_HALF = _U32(0x0000FFFF)  # mask of a word's low half
+_BFLOAT_NAN = _U32(0x7FFF)  # the NaN that a conversion to bfloat16 gives
 
 
 class Source(Protocol):
-    """Where operands are read, modifiers applied; active: the lanes that execute the instruction."""
+    """Where operands are read, modifiers applied: `lane_operands.LaneOperands`.
+
+    Attributes:
+        active: (lanes,) bool, those that execute the instruction.
+    """
 
     active: Any
 
-    def bits(self, text: str) -> Any: ...
+    def bits(self, text: str) -> Any:
+        """Return a word, uint32, or a predicate, bool."""
 
-    def truth(self, text: str) -> Any: ...
+    def single(self, text: str) -> Any:
+        """Return an operand as float32."""
 
-    def single(self, text: str) -> Any: ...
+    def double(self, text: str) -> Any:
+        """Return an operand as float64."""
 
-    def double(self, text: str) -> Any: ...
+    def halves(self, text: str, bfloat: bool) -> tuple[Any, Any]:
+        """Return the low and the high half of an operand as float32."""
 
-    def halves(self, text: str, bfloat: bool) -> tuple[Any, Any]: ...
 
-
-Results = dict[str, Any]
+Results = dict[str, Any]  # by register or predicate
 _Compute = Callable[[Source, Sequence[str], Sequence[str]], Results]
 
 
 def _bits(value: Any) -> Any:
-    """A float32 as its bits."""
+    """Return the bits of float32, uint32."""
     return np.asarray(value, _F32).view(_U32)
 
 
 def _pair(register: str, value: Any) -> Results:
-    """A float64 in two registers."""
+    """Return a float64 as a pair of registers, the first of which is named."""
     whole = np.asarray(value, _F64).view(np.uint64)
     return {register: whole.astype(_U32), f"R{int(register[1:]) + 1}": (whole >> np.uint64(32)).astype(_U32)}
 
 
 def _saturated(value: Any, parts: Sequence[str]) -> Any:
+    """Return a value, clamped to 0 to 1 with NaN as 0 where the opcode says so."""
     return np.clip(np.nan_to_num(value), 0, 1) if "SAT" in parts else value
 
 
 def _ffma(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """FFMA d, a, b, c: a * b + c, rounded once."""
     total = s.single(o[1]).astype(_F64) * s.single(o[2]) + s.single(o[3])
     return {o[0]: _bits(_saturated(total, parts))}
 
 
 def _fadd(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """FADD d, a, b: a + b."""
     return {o[0]: _bits(_saturated(s.single(o[1]) + s.single(o[2]), parts))}
 
 
 def _fmul(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """FMUL d, a, b: a * b."""
     return {o[0]: _bits(_saturated(s.single(o[1]) * s.single(o[2]), parts))}
 
 
 def _fminmax(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """d, a, b, P: the lesser where P; a number where one of the two is NaN."""
+    """FMNMX d, a, b, P: the lesser where P, else the greater; the number where one of the two is NaN, but for NAN."""
     a, b = s.single(o[1]), s.single(o[2])
     join = (np.minimum, np.maximum) if "NAN" in parts else (np.fmin, np.fmax)
-    return {o[0]: _bits(np.where(s.truth(o[3]), join[0](a, b), join[1](a, b)))}
+    return {o[0]: _bits(np.where(s.bits(o[3]), join[0](a, b), join[1](a, b)))}
 
 
 def _fselect(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    return {o[0]: _bits(np.where(s.truth(o[3]), s.single(o[1]), s.single(o[2])))}
+    """FSEL d, a, b, P: a where P, else b."""
+    return {o[0]: _bits(np.where(s.bits(o[3]), s.single(o[1]), s.single(o[2])))}
 
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -90,17 +106,19 @@ _JOIN = {"AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor}
 
 
 def _compared(s: Source, parts: Sequence[str], o: Sequence[str], a: Any, b: Any) -> Results:
-    """P, Q, a, b, with: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
-    first, other = np.asarray(_COMPARE[parts[0]](a, b)), s.truth(o[4])
+    """FSETP P, Q, a, b, with: P = (a cmp b) op with; Q = (not (a cmp b)) op with."""
+    first, other = np.asarray(_COMPARE[parts[0]](a, b)), s.bits(o[4])
     join = _JOIN[next(part for part in parts[1:] if part in _JOIN)]
     return {o[1]: join(~first, other), o[0]: join(first, other)}
 
 
 def _fsetp(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """FSETP: see `_compared`."""
     return _compared(s, parts, o, s.single(o[2]), s.single(o[3]))
 
 
 def _dsetp(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """DSETP: see `_compared`."""
     return _compared(s, parts, o, s.double(o[2]), s.double(o[3]))
 
 
@@ -110,21 +128,24 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def _mufu(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """MUFU.function d, a: a transcendental function."""
     if parts[0] not in _FUNCTIONS or "F16" in parts:
         raise BuildFailed(f"MUFU.{'.'.join(parts)} is not followed")
     return {o[0]: _bits(_FUNCTIONS[parts[0]](s.single(o[1]).astype(_F64)))}
 
 
 def _dfma(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """Fused, in the longer format of the CPU."""
+    """DFMA d, a, b, c: a * b + c, in the longer format of the CPU, which is close to fused."""
     return _pair(o[0], (s.double(o[1]).astype(np.longdouble) * s.double(o[2]) + s.double(o[3])).astype(_F64))
 
 
 def _dadd(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """DADD d, a, b: a + b."""
     return _pair(o[0], s.double(o[1]) + s.double(o[-1]))
 
 
 def _dmul(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """DMUL d, a, b: a * b."""
     return _pair(o[0], s.double(o[1]) * s.double(o[2]))
 
 
@@ -132,33 +153,34 @@ def _dmul(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
 
 
 def narrowed(value: Any, bfloat: bool) -> Any:
-    """The bits of float32 as float16 or bfloat16, to nearest and ties to even, in the low half of a word."""
+    """Return float32 rounded to float16 or bfloat16, to nearest and ties to even: its bits in the low half of a word, uint32."""
     if not bfloat:
         return np.asarray(value, np.float16).view(np.uint16).astype(_U32)
     bits = _bits(value)
-    rounded = (bits + _U32(0x7FFF) + (bits >> _BFLOAT_SHIFT & _U32(1))) >> _BFLOAT_SHIFT
-    return np.where(np.isnan(value), _U32(0x7FFF), rounded).astype(_U32)
+    rounded = (bits + _U32(0x7FFF) + (bits >> _HALF_BITS & _U32(1))) >> _HALF_BITS
+    return np.where(np.isnan(value), _BFLOAT_NAN, rounded).astype(_U32)
 
 
 def widened(bits: Any, bfloat: bool) -> Any:
-    """Float32 of a float16 or bfloat16 in the low half of a word."""
-    low = np.asarray(bits, _U32) & _LOW
-    return (low << _BFLOAT_SHIFT).view(_F32) if bfloat else low.astype(np.uint16).view(np.float16).astype(_F32)
+    """Return the float16 or bfloat16 in the low half of a word, uint32, as float32."""
+    low = np.asarray(bits, _U32) & _LOW_HALF
+    return (low << _HALF_BITS).view(_F32) if bfloat else low.astype(np.uint16).view(np.float16).astype(_F32)
 
 
 def _packed(high: Any, low: Any, bfloat: bool) -> Any:
-    return narrowed(high, bfloat) << _BFLOAT_SHIFT | narrowed(low, bfloat)
+    """Return two float32 as halves of one word, uint32."""
+    return narrowed(high, bfloat) << _HALF_BITS | narrowed(low, bfloat)
 
 
 def _pack(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """F2FP d, a, b: a above b, as halves."""
+    """F2FP d, a, b: two float32 as halves, a in the high one."""
     if "PACK_AB" not in parts or any(part in parts for part in ("RELU", *_ROUNDINGS)):
         raise BuildFailed(f"F2FP.{'.'.join(parts)} is not followed")
     return {o[0]: _packed(s.single(o[1]), s.single(o[2]), "BF16" in parts)}
 
 
 def _half_sum(s: Source, parts: Sequence[str], o: Sequence[str], fold: Callable[..., Any]) -> Results:
-    """Both halves by themselves; F32 for the low one alone, as float32."""
+    """Return fold of the low and of the high halves of the operands after the first; with F32 of the low ones alone, as float32."""
     bfloat = "BF16_V2" in parts or "BF16" in parts
     inputs = [s.halves(text, bfloat) for text in o[1:]]
     low, high = (fold(*(pair[i].astype(_F64) for pair in inputs)) for i in (0, 1))
@@ -167,23 +189,26 @@ def _half_sum(s: Source, parts: Sequence[str], o: Sequence[str], fold: Callable[
     low, high = (_saturated(value, parts) for value in (low, high))
     if "RELU" in parts:
         low, high = np.maximum(low, 0), np.maximum(high, 0)
-    return {o[0]: _packed(high, low, bfloat) if bfloat else np.asarray(high, np.float16).view(np.uint16).astype(_U32) << _BFLOAT_SHIFT | narrowed(low, False)}
+    return {o[0]: _packed(high, low, bfloat) if bfloat else np.asarray(high, np.float16).view(np.uint16).astype(_U32) << _HALF_BITS | narrowed(low, False)}
 
 
 def _hfma(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """HFMA2 d, a, b, c: a * b + c, each half rounded once."""
     return _half_sum(s, parts, _joined(o), lambda a, b, c: a * b + c)
 
 
 def _hadd(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """HADD2 d, a, b: a + b."""
     return _half_sum(s, parts, _joined(o), lambda a, b: a + b)
 
 
 def _hmul(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
+    """HMUL2 d, a, b: a * b."""
     return _half_sum(s, parts, _joined(o), lambda a, b: a * b)
 
 
 def _joined(o: Sequence[str]) -> list[str]:
-    """Operands with two numbers side by side, high and low, made one."""
+    """Return operands in which two numbers side by side, which nvdisasm prints for the high and the low half, are one."""
     result: list[str] = []
     for text in o:
         if result and _is_number(text) and _is_number(result[-1]):
@@ -194,6 +219,7 @@ def _joined(o: Sequence[str]) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
+    """Return whether an operand is a number."""
     try:
         float(text.replace("QNAN", "nan"))
     except ValueError:
@@ -205,7 +231,7 @@ def _is_number(text: str) -> bool:
 
 
 def _rounded(exact: Any, parts: Sequence[str]) -> Any:
-    """Float64 as float32, by the rounding that the opcode names."""
+    """Return float64 as float32, by the rounding that the opcode names."""
     nearest = np.asarray(exact, _F64).astype(_F32)
     if "RP" in parts:
         return np.where(nearest < exact, np.nextafter(nearest, _F32(np.inf)), nearest)
@@ -217,7 +243,7 @@ def _rounded(exact: Any, parts: Sequence[str]) -> Any:
 
 
 def _to_float(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """I2F and I2FP: of a word, signed unless it says otherwise."""
+    """I2F and I2FP d, a: a word as a float, by its sign unless the opcode says U32."""
     value = np.asarray(s.bits(o[1]))
     if any(part in parts for part in ("U64", "S64", "U16", "S16", "U8", "S8", "F16")):
         raise BuildFailed(f"I2F.{'.'.join(parts)} is not followed")
@@ -226,7 +252,7 @@ def _to_float(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
 
 
 def _to_int(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """F2I: clamped to what a word holds."""
+    """F2I d, a: a float as a word, clamped to what a word holds."""
     value = np.asarray(s.double(o[1]) if "F64" in parts else s.single(o[1])).astype(_F64)
     turned = np.trunc(value) if "TRUNC" in parts else np.floor(value) if "FLOOR" in parts else np.ceil(value) if "CEIL" in parts else np.rint(value)
     least, most = (0, 2**32 - 1) if "U32" in parts else (-(2**31), 2**31 - 1)
@@ -234,7 +260,7 @@ def _to_int(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
 
 
 def _between(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """F2F.to.from."""
+    """F2F.to.from d, a: a float in another format."""
     to, source = [part for part in parts if part in ("F16", "F32", "F64", "BF16")]
     value = s.double(o[1]) if source == "F64" else s.single(o[1]) if source == "F32" else s.halves(o[1], source == "BF16")[0]
     if to == "F64":
@@ -243,7 +269,7 @@ def _between(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
 
 
 def _shuffle(s: Source, parts: Sequence[str], o: Sequence[str]) -> Results:
-    """SHFL.mode P, d, a, b, c: a of another lane of the warp, by the rules of PTX's shfl.sync; P: whether that lane is in range."""
+    """SHFL.mode P, d, a, b, c: a of another lane of the warp, by the rules of PTX's shfl.sync; P says whether that lane is in range."""
     lane = np.arange(s.active.size) % WARP
     by, limits = (np.broadcast_to(s.bits(text), s.active.shape).astype(np.int64) for text in o[3:5])
     by, clamp, segment = by & 31, limits & 31, limits >> 8 & 31

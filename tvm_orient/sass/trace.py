@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Overlap(NamedTuple):
+    """What a block did between sending copies and waiting for them, while they were on their way.
+
+    Attributes:
+        instructions: warp instructions of the busiest warp.
+        exposed_waits: waits for global memory.
+    """
+
+    instructions: int
+    exposed_waits: int
 
 
 @dataclass
 class Trace:
-    """What the blocks that were run did, all together.
+    """Counts of what the blocks that were run did, all of them together.
 
-    warp_instructions: executed by opcode (its first word). wavefronts: of shared memory and L1 by opcode, bank conflicts included.
-    sectors: 32-byte pieces of global memory: "load" has those that a block touches, each once (the cache has the rest); "store"
-    those of every store, for L1 keeps none back. stored: bytes of global memory written, each counted once. rounds: times that
-    lanes wait for a load of global memory. ahead: of a round that waits for copies before the last ones, the instructions of the
-    busiest warp and the rounds between those copies and the wait. instructions_of_a_warp: executed by the busiest warp.
+    Attributes:
+        blocks: how many were run.
+        warps: of all these blocks.
+        warp_instructions: executed, by opcode (its first word); "NEVER" counts padding under a guard that is never true.
+        wavefronts: of shared memory and L1 by opcode, those of bank conflicts included.
+        sectors: pieces of 32 bytes of global memory. "load" counts those that a block touches, each once, since the cache has the rest;
+            "store" counts those of every store, since L1 keeps none of them back.
+        stored: bytes of global memory that were written, each counted once.
+        exposed_waits: times that the lanes waited for a load of global memory, or for copies from it.
+        overlaps: by the index of an exposed wait, for those that waited for copies while later ones were on their way: what overlapped with them.
+        instructions_of_a_warp: warp instructions of the busiest warp.
     """
 
     blocks: int
@@ -23,10 +42,10 @@ class Trace:
     wavefronts: collections.Counter[str] = field(default_factory=collections.Counter)
     sectors: dict[str, int] = field(default_factory=lambda: {"load": 0, "store": 0})
     stored: int = 0
-    rounds: int = 0
-    ahead: dict[int, tuple[int, int]] = field(default_factory=dict)
+    exposed_waits: int = 0
+    overlaps: dict[int, Overlap] = field(default_factory=dict)
     instructions_of_a_warp: int = 0
 
     def count(self, *opcodes: str) -> int:
-        """Warp instructions of these opcodes, all but padding where none is named."""
+        """Return the number of warp instructions of these opcodes; where none is named, of all but padding."""
         return sum(n for name, n in self.warp_instructions.items() if (name in opcodes if opcodes else name != "NOP"))

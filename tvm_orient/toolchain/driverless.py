@@ -1,7 +1,7 @@
-"""A process that makes loadable CUDA kernels where there is no driver.
+"""Lets a process make loadable CUDA kernels where there is no driver.
 
-TVM embeds CUDA source instead of a cubin, without a word, where libcuda is absent. So a process that is to make modules loads a
-stand-in for it first: enough for TVM to make a CUDA module, never to launch one. A real driver is never replaced.
+TVM embeds CUDA source instead of a cubin, without a word, where libcuda is absent. So a process that is to make modules first loads a
+stand-in for it, which is enough for TVM to make a CUDA module and never launches one. A real driver is never replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..problem.device import cuda_devices
 from .openmp import compiler
 
-# what libtvm_runtime_cuda.so wants of the driver, and NVRTC of any that is loaded; each answers CUDA_ERROR_NO_DEVICE
+# functions that libtvm_runtime_cuda.so wants of the driver, and NVRTC of any that is loaded; each answers CUDA_ERROR_NO_DEVICE
 _DRIVER = (
     "cuInit", "cuDeviceGetName", "cuFuncSetAttribute", "cuGetErrorName", "cuGetErrorString", "cuGetExportTable", "cuLaunchKernelEx", "cuModuleGetFunction",
     "cuModuleLoadData", "cuModuleUnload", "cuTensorMapEncodeTiled",
@@ -26,12 +26,12 @@ _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE (cuda.h)
 
 @functools.cache
 def pretend_driver() -> bool:
-    """Load a stand-in for libcuda.so.1 into this process where there is no GPU, and the CUDA runtime of the wheels; True where it was needed.
+    """Load a stand-in for libcuda.so.1 into this process where there is no GPU, and the CUDA runtime of the wheels; return whether it was needed.
 
-    Whoever calls it must leave the process by os._exit: exit handlers ask a driver that answers nothing.
+    Whoever calls it must leave the process by os._exit, since exit handlers would ask a driver that answers nothing.
 
     Raises:
-        EnvironmentProblem: no C compiler.
+        EnvironmentProblem: there is no C compiler.
     """
     import torch  # noqa: F401  (before tvm: it brings libcudart)
 
@@ -47,7 +47,7 @@ def pretend_driver() -> bool:
 
 
 def _load_cudart() -> None:
-    """TVM's CUDA runtime is linked to it; where torch is a CUDA build it is loaded already."""
+    """Load libcudart, which TVM's CUDA runtime is linked to; where torch is a CUDA build it is loaded already."""
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(root).glob("cu13/lib/libcudart.so.13")):

@@ -1,4 +1,4 @@
-"""CUDA source to cubin by NVRTC: no GPU, no driver and no nvcc needed."""
+"""Compiles CUDA source to a cubin by NVRTC; no GPU, no driver and no nvcc are needed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from ..problem.device import capability
 _INSTALL = "pip install 'tvm-orient[compile]' (cuda-bindings, nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl, all 13.x)"
 _HEADERS = ("cuda_runtime.h", "cuda/std/cstdint")  # one of the runtime's, one of CCCL's: each package has a folder of its own
 _TOOLKITS = Path("/usr/local")
+_MAX_ERRORS = 5  # lines of a log that a message quotes
 # --use_fast_math contracts nothing that we rely on, but flushes denormals as TVM's own build does
 OPTIONS = ("-w", "--std=c++17", "--use_fast_math", "-default-device")
 
 
 @functools.cache
 def _include_folders() -> tuple[Path, ...]:
-    """Where NVRTC finds the CUDA 13 headers, the runtime's and CCCL's: of the wheels, of CUDA_PATH or CUDA_HOME, or of a toolkit in /usr/local."""
+    """Return the folders of the CUDA 13 headers, the runtime's and CCCL's: of the wheels, of CUDA_PATH or CUDA_HOME, or of a toolkit in /usr/local.
+
+    Raises:
+        EnvironmentProblem: one of them is nowhere.
+    """
     spec = importlib.util.find_spec("nvidia")
     wheels = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
     roots = [major for root in wheels for major in sorted(root.glob("cu1[3-9]"), reverse=True)]
@@ -38,6 +43,11 @@ def _include_folders() -> tuple[Path, ...]:
 
 @functools.cache
 def _library() -> Any:
+    """Return the bindings of NVRTC.
+
+    Raises:
+        EnvironmentProblem: they are not installed.
+    """
     try:
         from cuda.bindings import nvrtc
     except ImportError as missing:
@@ -46,7 +56,7 @@ def _library() -> Any:
 
 
 def version() -> tuple[int, int]:
-    """(major, minor) of NVRTC.
+    """Return (major, minor) of NVRTC.
 
     Raises:
         EnvironmentProblem: NVRTC cannot be loaded.
@@ -62,7 +72,11 @@ def version() -> tuple[int, int]:
 
 
 def archs() -> tuple[str, ...]:
-    """Architectures that this NVRTC generates code for, as sm_XX."""
+    """Return the architectures that this NVRTC generates code for, as sm_XX.
+
+    Raises:
+        EnvironmentProblem: NVRTC cannot be loaded.
+    """
     version()
     nvrtc = _library()
     _, count = nvrtc.nvrtcGetNumSupportedArchs()
@@ -71,11 +85,11 @@ def archs() -> tuple[str, ...]:
 
 
 def compile_cubin(source: str, arch: str) -> bytes:
-    """The cubin of a CUDA source for an arch such as sm_90a.
+    """Return the cubin of a CUDA source for an arch such as sm_90a.
 
     Raises:
         InvalidArgument: the word is no arch, or NVRTC does not know it.
-        BuildFailed: the source does not compile (carries the log).
+        BuildFailed: the source does not compile; the message quotes the log.
         EnvironmentProblem: NVRTC or the headers are missing.
     """
     if capability(arch) not in map(capability, archs()):
@@ -90,7 +104,7 @@ def compile_cubin(source: str, arch: str) -> bytes:
             log = b" " * size
             nvrtc.nvrtcGetProgramLog(program, log)
             lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or [str(status)]
-            raise BuildFailed(f"NVRTC refused the kernel for {arch}: " + "; ".join(lines[:5]))
+            raise BuildFailed(f"NVRTC refused the kernel for {arch}: " + "; ".join(lines[:_MAX_ERRORS]))
         _, size = nvrtc.nvrtcGetCUBINSize(program)
         cubin: bytes = b" " * size
         nvrtc.nvrtcGetCUBIN(program, cubin)

@@ -1,12 +1,12 @@
-"""CPU kernels on torch's own threads.
+"""Makes CPU kernels run on torch's own threads.
 
-TVM brings a thread pool of its own, which spins between calls and pins threads: beside torch's pool, which spins too, both slow
+TVM brings a thread pool of its own, which spins between calls and pins threads. Beside torch's pool, which spins too, both slow
 down by orders of magnitude on busy cores. So each kernel library carries a small launcher that hands TVM's parallel tasks to torch,
 several tasks a thread, so that unequal angles level out.
 
-It calls the functions of torch's C interface for parallel loops, in the library that the imported torch consists of. A process may hold several
-OpenMP runtimes, as other packages bring theirs: which one torch runs on, how many threads it may use here, in a thread that has just
-started and in a forked DataLoader worker, and whether a parallel region is running already, only torch knows.
+The launcher calls the functions of torch's C interface for parallel loops, in the library that the imported torch consists of. A process may hold
+several OpenMP runtimes, as other packages bring theirs. Only torch knows which one it runs on, how many threads it may use here, in a thread that
+has just started and in a forked DataLoader worker, and whether a parallel region is running already.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ void tvm_orient_use_torch(void* parallel_function, void* threads_function) {
 
 
 def compiler() -> str:
-    """The C compiler that links kernels.
+    """Return the path of the C compiler that links kernels.
 
     Raises:
         EnvironmentProblem: none is on the path.
@@ -70,11 +70,11 @@ def compiler() -> str:
 
 
 def launcher_object(folder: Path) -> Path:
-    """Write the launcher's object file to folder; it is compiled once a process.
+    """Write the launcher's object file to a folder, and return its path; it is compiled once in a process.
 
     Raises:
-        EnvironmentProblem: no C compiler.
-        BuildFailed: it refused.
+        EnvironmentProblem: there is no C compiler.
+        BuildFailed: the C compiler refused it.
     """
     result = folder / "launcher.o"
     result.write_bytes(_launcher())
@@ -83,6 +83,7 @@ def launcher_object(folder: Path) -> Path:
 
 @functools.cache
 def _launcher() -> bytes:
+    """Return the launcher's object file."""
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "launcher.c", Path(folder) / "launcher.o"
         source.write_text(SOURCE)
@@ -94,10 +95,10 @@ def _launcher() -> bytes:
 
 @functools.cache
 def _torch_functions() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """torch_parallel_for and torch_get_num_threads of the torch that is imported.
+    """Return torch_parallel_for and torch_get_num_threads of the torch that is imported.
 
-    A symbol that is asked of a library is looked for in that library and in what it is linked to: so these are torch's own, whatever else is loaded
-    and wherever this build of torch keeps them.
+    A symbol that is asked of a library is looked for in that library and in those that it is linked to. So these are torch's own, whatever else is
+    loaded and wherever this build of torch keeps them.
 
     Raises:
         EnvironmentProblem: torch is older than 2.10, which brought them.
@@ -115,10 +116,10 @@ def _torch_functions() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
 
 
 def connect(library: ctypes.CDLL) -> ctypes.c_void_p:
-    """The launch function of a library that carries the launcher, which runs on torch's threads from now on.
+    """Return the launch function of a library that carries the launcher, and make it run on torch's threads from now on.
 
     Raises:
-        AttributeError: it carries none.
+        AttributeError: the library carries no launcher.
         EnvironmentProblem: torch is too old.
     """
     launch = ctypes.cast(library.tvm_orient_launch, ctypes.c_void_p)
@@ -127,7 +128,7 @@ def connect(library: ctypes.CDLL) -> ctypes.c_void_p:
 
 
 def adopt(kernel: Path) -> bool:
-    """Make a loaded CPU kernel library run its tasks on torch's threads; False where it keeps TVM's pool.
+    """Make a CPU kernel library run its tasks on torch's threads, and return whether it does: False where it keeps TVM's pool.
 
     Raises:
         EnvironmentProblem: torch is too old.

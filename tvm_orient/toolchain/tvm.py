@@ -1,4 +1,4 @@
-"""The one door to TVM: a version guard, the target of a device, and the stub that saves MetaSchedule 20 seconds."""
+"""The one door to TVM: checks its version, makes the target of a device, and stands in for a module whose import takes 20 seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..problem.device import Device, own_cpu
 from .versions import installed
 
 TVM_VERSION = "0.27.0.post1"
-_LEVEL_OF = {"avx2": "x86-64-v3", "avx512f": "x86-64-v4"}  # what a CPU of that arch has at least, where nothing else is known of it
+_MIN_LEVEL = {"avx2": "x86-64-v3", "avx512f": "x86-64-v4"}  # by arch, the level that a CPU has at least of which nothing else is known
+_MAX_THREADS = 1024  # of a CUDA block
+_WARP = 32  # threads
 
 
 def check_ffi() -> None:
@@ -36,10 +38,10 @@ def check_ffi() -> None:
 
 @functools.cache
 def load_tvm() -> Any:
-    """Import tvm, checked.
+    """Return the module tvm, imported and checked once in a process.
 
     Raises:
-        EnvironmentProblem: no apache-tvm here, or a version whose API differs.
+        EnvironmentProblem: apache-tvm is missing, or of a version whose API differs.
     """
     check_ffi()
     try:
@@ -56,7 +58,7 @@ def load_tvm() -> Any:
 
 @contextlib.contextmanager
 def _some_home() -> Iterator[None]:
-    """A home for a user who has none: modules of TVM name folders below it when they are imported, and make none of them."""
+    """Give a user who has no home one for a while: modules of TVM name folders below it when they are imported, and make none of them."""
     missing = os.path.expanduser("~") == "~"
     if missing:
         os.environ["HOME"] = os.curdir
@@ -68,9 +70,9 @@ def _some_home() -> Iterator[None]:
 
 
 def stub_tensor_intrin() -> None:
-    """Stand an empty module in for tvm.s_tir.tensor_intrin, whose import parses hundreds of functions for 20 s.
+    """Put an empty module in the place of tvm.s_tir.tensor_intrin, whose import parses hundreds of functions for 20 s.
 
-    TuneContext imports it; none of our schedules uses what it registers.
+    TuneContext imports it; none of our schedules uses the functions that it registers.
     """
     import tvm.s_tir
 
@@ -81,48 +83,48 @@ def stub_tensor_intrin() -> None:
 
 
 def rewrite_cuda(change: Callable[[str], str]) -> None:
-    """Have TVM pass the CUDA source that it generates through `change`, which must leave others' code as it is."""
+    """Make TVM pass the CUDA source that it generates through `change`, which must leave others' code as it is."""
     from tvm_ffi import register_global_func
 
     register_global_func("tvm_callback_cuda_postproc", lambda code, _target: change(code), override=True)
 
 
 def compile_cuda(compiler: Callable[[str], bytes]) -> None:
-    """Have TVM compile CUDA source by `compile_process`, source to cubin, instead of by a toolkit that it looks for by the place of nvcc."""
+    """Make TVM compile CUDA source by `compiler`, source to cubin, instead of by a toolkit that it looks for by the place of nvcc."""
     from tvm_ffi import register_global_func
 
     register_global_func("tvm_callback_cuda_compile", compiler, override=True)
 
 
 def target(device: Device) -> Any:
-    """The TVM target of a device: a dict of its properties, since option strings are refused and tags are incomplete."""
+    """Return the TVM target of a device, made of a dict of its properties, since option strings are refused and tags are incomplete."""
     tvm = load_tvm()
     if device.kind == "cpu":
         model, attributes = _cpu(device)
         return tvm.target.Target({"kind": "llvm", "mcpu": model, "mattr": attributes, "num-cores": device.units})
     properties = {
-        "kind": "cuda", "arch": device.arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
+        "kind": "cuda", "arch": device.arch, "max_threads_per_block": _MAX_THREADS, "thread_warp_size": _WARP,
         "max_shared_memory_per_block": device.shared_memory,
     }  # fmt: skip
     return tvm.target.Target(properties, host="llvm")
 
 
 def _cpu(device: Device) -> tuple[str, list[str]]:
-    """LLVM's name for a CPU, and its attributes: every instruction set that it has, and every one that it lacks, whatever such a model usually has.
+    """Return LLVM's name for a CPU, and its attributes: every instruction set that it has, and every one that it lacks, whatever such a model usually has.
 
-    The name of this machine's is what LLVM makes of its vendor, family, model and instructions, of which the attributes leave out what is hidden.
-    Of one elsewhere the instructions count alone.
+    For this machine's CPU the name is the one that LLVM derives from vendor, family, model and instructions, and the attributes take away those
+    instructions that are hidden. For a CPU elsewhere the instructions alone count.
     """
     here = own_cpu()
     if (device.model, device.features) != (here.model, " ".join(here.features)):
-        model = device.model if device.model in cpus.LEVELS else _LEVEL_OF.get(device.arch, "x86-64" if cpus.is_x86() else "generic")
+        model = device.model if device.model in cpus.LEVELS else _MIN_LEVEL.get(device.arch, "x86-64" if cpus.is_x86() else "generic")
         return model, cpus.attributes(device.features.split() or cpus.LEVELS.get(model, ()))
     if here.features:
         return host_name(), cpus.attributes(here.features)
-    found = load_tvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()  # the system does not tell: what LLVM asked the CPU itself
+    found = load_tvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()  # the system does not tell, so LLVM asks the CPU itself
     return host_name(), sorted((f"{'+' if has else '-'}{name}" for name, has in found.items()), key=lambda word: (word[0] == "-", word))
 
 
 def host_name() -> str:
-    """LLVM's name for the CPU of this machine (mcpu)."""
+    """Return LLVM's name for the CPU of this machine (mcpu)."""
     return str(load_tvm().get_global_func("target.llvm_get_system_cpu")())
