@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _driver import Machine, why_not
+
+from benchmarks.gpu import results as gpu_results
+
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE.parent / "benchmarks"), str(_HERE.parent)]
-
-import gpu_results  # noqa: E402
-from _driver import Machine, why_not  # noqa: E402
-
 _STARTS = """
 import os, sys
-if any(word.endswith("gpu_work.py") for word in sys.orig_argv):
+if "benchmarks.gpu.work" in sys.orig_argv:
     sys.path.append({here!r})
     import _card
 """  # Python imports it in each process that finds it
@@ -85,7 +84,7 @@ def rehearse(archive: Path, folder: Path, machine: Machine, *options: str, more:
         "STAND_IN_LOG": str(log), "REHEARSAL_SPENT": str(spent),
     }  # fmt: skip
     spent.mkdir()
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--out", str(folder / "out"), *options]
+    command = [sys.executable, str(kit / "run.py"), "--out", str(folder / "out"), *options]
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept | told, cwd=folder)
     wall = time.monotonic() - begin

@@ -19,12 +19,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import gpu_collect
-import gpu_results
-import gpu_summary
-
+from benchmarks.gpu import collect as gpu_collect
+from benchmarks.gpu import results as gpu_results
+from benchmarks.gpu import summary as gpu_summary
 from tvm_orient.bench.rows import read_csv
 from tvm_orient.cli import application
 from tvm_orient.errors import InvalidArgument
@@ -34,10 +31,9 @@ from tvm_orient.records import store
 ROOT = Path(__file__).resolve().parent.parent
 Job = dict[str, Any]
 SLUG = cpu_device().slug
-# what stands in for gpu_work.py where only the run itself is tested: it answers at once
+# what stands in for benchmarks/gpu/work.py where only the run itself is tested: it answers at once
 INSTANT = """
-import os, sys, time
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+import time
 from tvm_orient.toolchain.worker import serve
 device = dict(kind="cpu", name="a card", slug="a-card", arch="avx2", units=1, shared_memory=0, vector_bytes=32, index=0)
 def answer(request):
@@ -52,7 +48,7 @@ serve(answer)
 def run_kit(kit: Path, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     """The kit's own command, with nothing of this checkout in its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TVM_ORIENT", "PYTHONPATH", "OUT"))}
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--target", "cpu", *options]
+    command = [sys.executable, str(kit / "run.py"), "--target", "cpu", *options]
     given = environment | ({"PATH": path} if path else {})
     return subprocess.run(command, capture_output=True, text=True, check=False, env=given, cwd=kit.parent, timeout=250)
 
@@ -70,8 +66,8 @@ def keep(kit: Path, jobs: list[Job]) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a kit of a dozen kernels."""
     folder = tmp_path_factory.mktemp("made")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
-    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
+    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "alone-float32           6 of    6 jobs" in done.stdout
     return folder
@@ -129,7 +125,7 @@ def test_what_the_archive_holds(made: Path) -> None:
     with tarfile.open(made / "kit.tar.xz") as archive:
         names = archive.getnames()
     assert not [name for name in names if "__pycache__" in name or "/." in name]
-    assert {"kit.json", "jobs.jsonl", "benchmarks/gpu_run.py", "tvm_orient/schedules/base.py", "tvm_orient/served.py"} <= set(names)
+    assert {"kit.json", "jobs.jsonl", "run.py", "benchmarks/gpu/run.py", "tvm_orient/schedules/base.py", "tvm_orient/toolchain/worker.py"} <= set(names)
     entries = {name.split("/")[1] for name in names if name.startswith("kernels/")}
     jobs = [json.loads(line) for line in (made / "jobs.jsonl").read_text().splitlines()]
     assert entries == {kernel["entry"] for job in jobs for kernel in (job, *job["tuned"].values())} - {""}
@@ -140,20 +136,22 @@ def test_packing_alone_compiles_nothing(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, copy)
     lost = copy / "kernels" / next(job["entry"] for job in jobs_of(copy, "candidates") if job["spec"].startswith("conv_dw"))
     shutil.rmtree(lost)
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(copy), "--pack-only"]
-    done = subprocess.run([*command, "floors", "candidates-float32"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(copy), "--pack-only"]
+    done = subprocess.run([*command, "floors", "candidates-float32"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "candidates-float32     11 of   12 jobs" in done.stdout, done.stdout + done.stderr
     assert "1 not compiled" in done.stdout
     assert lost.name not in (copy / "jobs.jsonl").read_text()
-    small = subprocess.run([*command, "--mib", "2.01"], capture_output=True, text=True, check=False)
+    small = subprocess.run([*command, "--mib", "2.01"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "did not fit" in small.stdout, small.stdout
 
 
 def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "kit"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(out), "alone-float32"]
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(out), "alone-float32"]
     for ending in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(2, signal.SIG_DFL))
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(2, signal.SIG_DFL), cwd=ROOT
+        )
         threads = Path(f"/proc/{process.pid}/task")  # each of which has started a compiler
         before = len(list(out.glob("kernels/conv*")))
         for _ in range(600):
@@ -163,11 +161,11 @@ def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
         process.send_signal(ending)
         said, _ = process.communicate(timeout=30)
     assert process.returncode in (130, 0), said
-    packed = subprocess.run([*command, "--pack-only"], capture_output=True, text=True, check=True).stdout
+    packed = subprocess.run([*command, "--pack-only"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     with tarfile.open(out / "kit.tar.xz") as archive:
         kernels = [name for name in archive.getnames() if name.endswith("kernel.so")]
     assert len(kernels) >= 2, packed
-    assert "6 of    6 jobs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "6 of    6 jobs" in subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 # ---- faults -------------------------------------------------------------------------------------
@@ -193,7 +191,7 @@ def bad_kernel(folder: Path, body: str, like: Path) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the kernels that are at fault")
 def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON", str(tmp_path / "poisoned"))
-    with (kit / "tvm_orient" / "timers.py").open("a") as file:
+    with (kit / "tvm_orient" / "evaluate" / "timing.py").open("a") as file:
         file.write(
             "\n\ndef finish(device):\n    import os\n    if os.path.exists(f\"{os.environ['POISON']}.{os.getpid()}\"):\n"
             "        raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
@@ -221,7 +219,7 @@ def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monke
 
 
 def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
-    work = kit / "benchmarks" / "gpu_work.py"
+    work = kit / "benchmarks" / "gpu" / "work.py"
     work.write_text("import not_installed_anywhere\n")
     begin = time.monotonic()
     done = run_kit(kit, "--minutes", "3")
@@ -234,7 +232,7 @@ def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
 
 def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
     fails = INSTANT.replace("    time.sleep(PAUSE)", "    raise ImportError('no libtvm_runtime.so')")
-    (kit / "benchmarks" / "gpu_work.py").write_text(fails)
+    (kit / "benchmarks" / "gpu" / "work.py").write_text(fails)
     done = run_kit(kit, "--minutes", "3")
     assert done.returncode == 1
     assert "failed alike, which is no kernel's fault: ImportError: no libtvm_runtime.so" in done.stdout
@@ -248,7 +246,7 @@ def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
 @pytest.fixture
 def instant(kit: Path) -> Callable[[float], Path]:
     def make(pause: float) -> Path:
-        (kit / "benchmarks" / "gpu_work.py").write_text(INSTANT.replace("PAUSE", str(pause)))
+        (kit / "benchmarks" / "gpu" / "work.py").write_text(INSTANT.replace("PAUSE", str(pause)))
         first = jobs_of(kit, "candidates")[:4]
         keep(kit, [{**job, "name": f"{job['name']} {number}"} for number in range(10) for job in first])
         return kit
@@ -264,7 +262,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     wanted = set(gpu_results.read(kit / "results"))
     assert len(wanted) >= 40
     shutil.rmtree(kit / "results")
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
+    command = [sys.executable, str(kit / "run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
     counts = []
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

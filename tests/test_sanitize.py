@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import sanitize
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.gpu import sanitize
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.schedules import registry
 
@@ -52,7 +48,7 @@ def test_plain_cases_and_no_sanitizer_on_a_cpu() -> None:
 
 
 def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitize.reference, "tolerance", lambda *_: -1.0)
+    monkeypatch.setattr(sanitize.tolerance, "tolerance", lambda *_: -1.0)
     done = CliRunner().invoke(APP, FEW)
     assert done.exit_code == 1
     assert "wrong: conv, cpu_rows, circular: off by" in done.output

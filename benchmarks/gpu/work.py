@@ -1,7 +1,7 @@
-"""What a GPU run does with one kernel, in a process of its own: check it, time it, bench its cell. gpu_run.py asks, line by line.
+"""Do what a GPU run asks of one kernel, in a process of its own: check it, time it, bench its cell. The module `run` asks, line by line.
 
-    python gpu_work.py                     answers requests on standard input
-    python gpu_work.py --once LIST DONE    launches each job of LIST once, for a profiler or a sanitizer, and notes in DONE which were launched
+    python -m benchmarks.gpu.work                     answers requests on standard input
+    python -m benchmarks.gpu.work --once LIST DONE    launches each job of LIST once, for a profiler or a sanitizer, and notes in DONE which were launched
 
 It needs torch and what a kit carries: neither TVM's compiler nor nvcc.
 """
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import tvm_ffi  # noqa: F401  (TVM's runtime is linked to its library, and loaded by itself)
-from gpu_jobs import choices_of
 
 from tvm_orient.bench.bench import bench
 from tvm_orient.bench.cell import provenance
@@ -43,7 +42,9 @@ from tvm_orient.toolchain.worker import serve
 from tvm_orient.tuning import runner
 from tvm_orient.tuning.winner import RUNS
 
-KIT = Path(__file__).resolve().parent.parent
+from .jobs import choices_of
+
+KIT = Path(__file__).resolve().parents[2]
 TARGET = "TVM_ORIENT_RUN_TARGET"  # cuda or cpu
 _REPEATS = 12  # timed calls of each method in a cell
 _SMOKE_CALLS = 5  # timed calls of a small problem

@@ -1,8 +1,8 @@
 """Compile here what a GPU machine is to run, and pack it with the little that running needs: no compiler, no TVM but its runtime.
 
-    python benchmarks/gpu_kit.py                              (make gpu-kit) every part, most telling first, into .gpu_kit/kit.tar.xz
-    python benchmarks/gpu_kit.py smoke alone-float32          these parts
-    python benchmarks/gpu_kit.py --pack-only                  what is compiled already, without compiling
+    python -m benchmarks.gpu.kit                              (make gpu-kit) every part, most telling first, into .gpu_kit/kit.tar.xz
+    python -m benchmarks.gpu.kit smoke alone-float32          these parts
+    python -m benchmarks.gpu.kit --pack-only                  what is compiled already, without compiling
 
 What is compiled already is not compiled again, also after Ctrl-C. The kit is packed anew after each part that compiled something, so that
 whatever is made can be taken along. docs/gpu.md says what to do with it.
@@ -10,7 +10,6 @@ whatever is made can be taken along. docs/gpu.md says what to do with it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -33,21 +32,19 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
-from gpu_jobs import FULL, PARTS, QUICK, Choices, Job, choices_of, job_of
-from gpu_results import write
-from terminal import say
 
 from tvm_orient.errors import OrientError
 from tvm_orient.kernels import cache, manifest, source_hash
 from tvm_orient.kernels.build import build
 from tvm_orient.kernels.build_key import build_key
 from tvm_orient.problem.device import Device, device_for
-from tvm_orient.problem.spec import ConvSpec
-from tvm_orient.toolchain.worker import ChildProcess, Died, serve
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-KIT = "kit.tar.xz"
+from ..report.terminal import say
+from .jobs import FULL, PARTS, QUICK, Choices, Job, job_of
+from .results import write
+
+ROOT = Path(__file__).resolve().parents[2]
+KIT, START = "kit.tar.xz", "run.py"  # the archive, and the file in it that starts the run
 _MOST_MIB = 60  # of the archive, so that it fits a transfer of 64 with the checkout
 _MARGIN = 2 << 20  # bytes that the compressor may still hold when it is asked how much it wrote
 _COMPILE_S = 900.0  # most for one kernel; the slowest known takes two minutes
@@ -82,7 +79,6 @@ class Kit:
         self.folder, self.device, self.size, self.quick = folder, device, QUICK if quick else FULL, quick
         self.store = cache.KernelCache(folder / "kernels")
         self.parts: dict[str, Part] = {}
-        self.compilers: list[_Compiler] = []
 
     def add(self, name: str) -> None:
         """Takes a part in, with what earlier calls said of it."""
@@ -107,7 +103,8 @@ class Kit:
     def follows_from(self) -> str:
         """A checksum of what decides on jobs and choices: the schedules, the lists of problems, the shipped records, the device."""
         total = hashlib.sha256(f"{source_hash.source_hash()} {self.device} {self.size}".encode())
-        for path in (*(HERE / name for name in ("gpu_jobs.py", "grids.py", "sanitize.py")), *sorted((ROOT / "tuning_logs").rglob("[!.]*.jsonl"))):
+        lists = ("benchmarks/gpu/jobs.py", "benchmarks/gpu/sanitize.py", "tvm_orient/bench/grids.py")
+        for path in (*(ROOT / name for name in lists), *sorted((ROOT / "tuning_logs").rglob("[!.]*.jsonl"))):
             total.update(path.read_bytes())
         return total.hexdigest()
 
@@ -129,9 +126,8 @@ class Kit:
         waiting: queue.SimpleQueue[tuple[Job, Choices]] = queue.SimpleQueue()
         for pair in wanted.values():
             waiting.put(pair)
-        while len(self.compilers) < min(processes, len(wanted)):
-            self.compilers.append(_Compiler(self.folder / "kernels", self.device, self.folder / "compile.log"))
-        threads = [threading.Thread(target=self._work, args=(part, compiler, waiting, len(wanted), begin), daemon=True) for compiler in self.compilers]
+        work = functools.partial(self._work, part, waiting, len(wanted), begin)
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(processes, len(wanted)))]
         try:
             for thread in threads:
                 thread.start()
@@ -143,19 +139,16 @@ class Kit:
             self._keep()
         return len(wanted)
 
-    def close(self) -> None:
-        """Ends the processes that compile."""
-        for compiler in self.compilers:
-            compiler.close()
-
-    def _work(self, part: Part, compiler: _Compiler, waiting: queue.SimpleQueue[tuple[Job, Choices]], total: int, begin: float) -> None:
+    def _work(self, part: Part, waiting: queue.SimpleQueue[tuple[Job, Choices]], total: int, begin: float) -> None:
         while True:
             try:
                 job, choices = waiting.get_nowait()
             except queue.Empty:
                 return
-            if problem := compiler.make(job, choices):
-                part.failed[f"{job.name}: {[c.template for c in choices[:1]]}"] = problem
+            try:
+                build(job.spec, self.device, choices, self.store, limit=_COMPILE_S)  # in a process of its own
+            except (OrientError, OSError, cache.Busy) as problem:
+                part.failed[f"{job.name}: {[c.template for c in choices[:1]]}"] = str(problem) or type(problem).__name__
                 say(f"  FAILED {job.name}: {problem}")
             done = total - waiting.qsize()
             if done % _EVERY == 0:
@@ -215,25 +208,6 @@ class Kit:
         return lines
 
 
-class _Compiler(ChildProcess):
-    """A process that compiles; one kernel that the compiler refuses does not spoil it for the next."""
-
-    lasting = True
-
-    def __init__(self, store: Path, device: Device, log: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        target = device.kind if device.kind == "cpu" else device.arch
-        super().__init__([sys.executable, str(Path(__file__).resolve()), "--serve", str(store), "--target", target], _COMPILE_S, environment, log)
-
-    def make(self, job: Job, choices: Choices) -> str:
-        """Compiles one kernel; why it could not, or ""."""
-        line = Job(job.part, job.do, job.name, job.spec, choices, job.batch).line(lambda _: "")
-        try:
-            return str(self.ask(json.loads(line)).get("error", ""))
-        except (Died, TimeoutError) as problem:
-            return str(problem) or f"it did not compile within {_COMPILE_S:.0f} s"
-
-
 class _Counted:
     """A file that knows how many bytes were written to it."""
 
@@ -252,6 +226,7 @@ def _code() -> Iterator[tuple[Path, str]]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".jsonl") and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
                 yield path, place + path.relative_to(ROOT).as_posix()
+    yield ROOT / "benchmarks" / "gpu" / "start.py", START
 
 
 def _version(package: str) -> str:
@@ -287,46 +262,32 @@ def _pinned(names: Sequence[str]) -> list[str]:
     return [f"{name}=={versions.get(name) or metadata.version(name)}" for name in names]
 
 
-def serve_compiler(store: Path, target: str) -> None:
-    """Compiles a kernel for each line on standard input."""
-    kernels, device = cache.KernelCache(store), device_for(target)
-
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        build(ConvSpec.from_key(request["spec"]), device, choices_of(request), kernels)
-        return {}
-
-    serve(answer)
-
-
 def main(
     parts: Annotated[list[str] | None, typer.Argument(metavar="[PART]...", help=f"{', '.join(PARTS)}; all where none is named.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the kit goes; git ignores the default.")] = ROOT / ".gpu_kit",
     pack_only: Annotated[bool, typer.Option("--pack-only", help="Pack what is compiled, and compile nothing.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Kernels compiled at once; at most as many as cores, and four.")] = 2,
     python: Annotated[str, typer.Option(help="Version of Python there.")] = "3.12",
     bare: Annotated[bool, typer.Option("--bare", help="Leave the runtime out: everything is installed there.")] = False,
     target: Annotated[str, typer.Option(help="An arch such as sm_90a, or cpu to rehearse.")] = "sm_90a",
     quick: Annotated[bool, typer.Option("--quick", help="A few small problems of each part, to rehearse.")] = False,
     mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MOST_MIB,
-    serving: Annotated[Path | None, typer.Option("--serve", hidden=True)] = None,
 ) -> None:
-    """Compile the parts and pack."""
+    """Compile what a GPU machine is to run, and pack it into one archive with the little that running needs."""
     try:
-        if serving is not None:
-            serve_compiler(serving, target)
         if unknown := set(parts or ()) - set(PARTS):
             raise typer.BadParameter(f"parts must be among {', '.join(PARTS)}, got {min(unknown)!r}")
-        with contextlib.closing(Kit(out, device_for(target), quick)) as kit:
-            if bare:
-                shutil.rmtree(out / "site", ignore_errors=True)
-            else:
-                runtime(out / "site", python)
-            for name in (name for name in PARTS if not parts or name in parts):
-                kit.add(name)
-                if not pack_only and kit.compile(name, jobs):
-                    say(kit.pack(mib)[-1])
-            for line in kit.pack(mib):
-                say(line)
+        kit = Kit(out, device_for(target), quick)
+        if bare:
+            shutil.rmtree(out / "site", ignore_errors=True)
+        else:
+            runtime(out / "site", python)
+        for name in (name for name in PARTS if not parts or name in parts):
+            kit.add(name)
+            if not pack_only and kit.compile(name, jobs):
+                say(kit.pack(mib)[-1])
+        for line in kit.pack(mib):
+            say(line)
     except OrientError as problem:
         say(f"error: {problem}")
         raise typer.Exit(1) from problem

@@ -1,14 +1,13 @@
-"""Draw a CSV file of run.py: how near to the speed of moving the bytes each cell comes, ours and the fastest peer.
+"""Draw a CSV file of `speed.run`: how near to the speed of moving the bytes each cell comes, ours and the fastest peer.
 
-python benchmarks/plot.py benchmarks/results/FILE.csv            writes FILE.png beside it, prints the table for a page
+python -m benchmarks.report.plot benchmarks/results/FILE.csv            writes FILE.png beside it, prints the table for a page
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
-import grids  # noqa: F401  makes a bare checkout importable
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -61,10 +60,15 @@ def panel(axis, op: str, groups: list[list[Row]]) -> None:  # type: ignore[no-un
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def main() -> None:
+    """Print the table of the file that the command line names, and draw it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path, metavar="CSV", help="what benchmarks.speed.run wrote")
+    path = parser.parse_args().file
+    rows = read_csv(path)
+    print(markdown(rows))
+    print(draw(rows, path.with_suffix(".png")))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    table = Path(sys.argv[1])
-    read = read_csv(table)
-    print(markdown(read))
-    print(draw(read, table.with_suffix(".png")))
+    main()

@@ -1,19 +1,15 @@
-"""Which problems are measured and tuned: the tables of the README and of docs/performance.md, and the shapes that networks use."""
+"""Grids of problems that are measured and tuned: the tables of the README and of docs/performance.md, and the layers that networks use."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout works without an install
-
-from tvm_orient.problem.spec import DTYPES, OPS, ConvSpec
-from tvm_orient.problem.taps import Taps
+from ..problem.spec import DTYPES, OPS, ConvSpec
+from ..problem.taps import Taps
 
 EIGHT = tuple(22.5 * step for step in range(8))
 Plane = tuple[int, int, int]  # channels, height, width
@@ -29,7 +25,7 @@ class Grid:
 
 
 def spec(op: str, plane: Plane, taps: int, degrees: Sequence[float] = EIGHT, stride: int = 1, dtype: str = "float32") -> ConvSpec:
-    """One problem, its angles in degrees."""
+    """Return the problem of an op on a plane, of K = taps; its angles are given in degrees, and its padding is zeros."""
     radians = np.asarray([math.radians(angle) for angle in degrees], dtype=np.float32)
     return ConvSpec(op, *plane, Taps.oriented(radians, taps), (stride, stride), dtype=dtype)
 
@@ -39,7 +35,7 @@ def _squares(channels: Iterable[int], sides: Iterable[int]) -> list[Plane]:
 
 
 def table(kind: str, quick: bool = False) -> Grid:
-    """The table of a kind of device: 512 channels, all eight angles in one call and each alone; on CUDA in half precision too.
+    """Return the table of a kind of device, cpu or cuda: 512 channels, all eight angles in one call and each alone; on CUDA in half precision too.
 
     The eight angles in one call come first, of every dtype; then each angle alone, plane by plane, so that a run which is
     cut has whole planes: the slowest angle against the fastest needs all of them.
@@ -57,7 +53,7 @@ WRITTEN = (0.0, 22.5, 45.0, 66.75, 90.0, 112.5, 135.0, 157.5)
 
 
 def published(kind: str, quick: bool = False) -> Grid:
-    """The published benchmark's problems, at the angles that it ran: conv and conv_dw, since it times no gradient of x."""
+    """Return the published benchmark's problems, at the angles that it ran: conv and conv_dw, since it times no gradient of x."""
     planes = _squares((512, 512, 512), (56, 28, 14)) if kind == "cuda" and not quick else [(64, 14, 14)]
     ran = [math.degrees(written) % 360 for written in (WRITTEN[:2] if quick else WRITTEN)]
     batch = 64 if kind == "cuda" else 2
@@ -75,7 +71,7 @@ _BLOCKS = (
 
 
 def networks(quick: bool = False) -> Grid:
-    """Every layer of the published networks, forward and backward, with eight angles: the stem first, then where most blocks are."""
+    """Return every layer of the published networks, forward and backward, with eight angles: the stem first, then where most blocks are."""
     found: dict[tuple[Plane, int, int], int] = {}
     for _, channels, blocks, sizes in _BLOCKS:
         for plane, count in zip(_squares(channels, _SIDES), blocks, strict=True):
@@ -90,7 +86,7 @@ def networks(quick: bool = False) -> Grid:
 
 
 def batch_of_one(kind: str, quick: bool = False) -> Grid:
-    """One image at a time: the table's layers of eight angles, then those of the networks; on CUDA in bfloat16 too."""
+    """Return problems of one image at a time: the table's layers of eight angles, then those of the networks; on CUDA in bfloat16 too."""
     first = [(plane, taps, 1) for taps in (31, 7) for plane in _squares((512, 512, 512), (56, 28, 14))]
     rest = [((one.channels, one.height, one.width), one.kernel_size, one.stride[0]) for one in networks().specs if one.op == "conv"]
     layers = list(dict.fromkeys(first + rest))[: 2 if quick else None]

@@ -1,12 +1,13 @@
-"""Where the time of tuning one angle goes: K=31 at 22.5 degrees over 128x56x56, 32 trials, into a CSV file and a table.
+"""Measure where the time of tuning one angle goes: K=31 at 22.5 degrees over 128x56x56, 32 trials, into a CSV file and a table.
 
-    python benchmarks/tuning_time.py
+    python -m benchmarks.speed.tuning_time
 
 Nothing is resumed and nothing is kept: the logs go to a folder that is removed.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import sys
@@ -21,7 +22,9 @@ from tvm_orient.problem.taps import Taps
 from tvm_orient.tuning.result import Outcome
 from tvm_orient.tuning.tune import tune
 
-RESULT = Path(__file__).resolve().parent / "results" / "tuning-time-cpu.csv"
+from ..report.sheets import RESULTS
+
+RESULT = RESULTS / "tuning-time-cpu.csv"
 COLUMNS = ("spec", "device", "batch", "trials", "failed", "stage", "seconds", "share")
 SPEC = ConvSpec("conv", 128, 56, 56, Taps.oriented(math.radians(22.5), 31))
 TRIALS, BATCH = 32, 8
@@ -51,6 +54,7 @@ def rows(outcome: Outcome, seconds: float) -> list[dict[str, str | int]]:
 
 def main() -> int:
     """Measure, write the CSV file and print the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     try:
         outcome, seconds = measured()
     except OrientError as problem:

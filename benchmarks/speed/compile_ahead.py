@@ -14,8 +14,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-import grids  # noqa: F401  makes a bare checkout importable
-
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 

@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # where the committed tables lie
+
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a file; none where it does not exist."""
+    """Return the rows of a file; none where it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -18,7 +20,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Replaces a file by a header and these rows in one step; a value of None is an empty field."""
+    """Replace a file by a header and these rows in one step; a value of None is an empty field."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
@@ -35,7 +37,7 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object
 
 
 def add(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], key: Sequence[str]) -> int:
-    """Adds rows to a file, each in place of the one that has the same values in the columns of key; returns how many the file has then."""
+    """Add rows to a file, each in place of the one that has the same values in the columns of key; returns how many the file has then."""
     found: dict[tuple[str, ...], Mapping[str, object]] = {}
     for row in (*read(path), *rows):
         found[tuple(str(row.get(name, "")) for name in key)] = row

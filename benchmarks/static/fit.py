@@ -1,9 +1,9 @@
 """Hold the estimates that untuned choices rest on against kernels that were timed, and fit their constants to them anew.
 
-    python benchmarks/fit.py benchmarks/results/nvidia-h200-trials.csv           how far the estimates are, and what their choices lose
-    python benchmarks/fit.py --fit benchmarks/results/nvidia-h200-trials.csv     and which LOADED, ISSUED and FETCH would be nearest
+    python -m benchmarks.static.fit benchmarks/results/nvidia-h200-trials.csv           how far the estimates are, and what their choices lose
+    python -m benchmarks.static.fit --fit benchmarks/results/nvidia-h200-trials.csv     and which LOADED, ISSUED and FETCH would be nearest
 
-A file of trials has a line for each kernel of one angle: its problem, its decisions and its time (gpu_collect.py writes it). An estimate is in clocks of
+A file of trials has a line for each kernel of one angle: its problem, its decisions and its time (`gpu.collect` writes it). An estimate is in clocks of
 an SM for 32 outputs; to it is added what a launch takes by itself. Nothing is compiled, and no GPU is needed.
 """
 
@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import grids  # noqa: F401  makes a bare checkout importable
 import numpy as np
 import typer
-from terminal import say
 
 from tvm_orient.perf_model import block_cost
 from tvm_orient.perf_model.gpu_specs import gpu_spec
@@ -30,6 +28,8 @@ from tvm_orient.problem.device import Device, arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.sass.bank_conflicts import WARP
 from tvm_orient.schedules import registry
+
+from ..report.terminal import say
 
 _LAUNCH_US = 3.5  # between the events around a kernel that does nothing
 _FAR = 0.4  # logarithm of measured over estimated beyond which a kernel counts no more: it meets something that the estimate does not know
@@ -113,7 +113,7 @@ def main(
     arch: Annotated[str, typer.Option(help="Whose figures the estimates use.")] = "sm_90a",
     fit: Annotated[bool, typer.Option("--fit", help="Fit the constants too, which takes minutes.")] = False,
 ) -> None:
-    """Print how far the estimates are."""
+    """Print how far the estimates that untuned choices rest on are from kernels that were timed."""
     every, device = [trial for path in files for trial in trials(path)], arch_device(arch)
     if not every:
         raise typer.BadParameter(f"a file of trials must have timed candidates of conv or conv_dx, got {', '.join(map(str, files))}")

@@ -1,6 +1,6 @@
-"""The published benchmark's protocol as it stands, and the same with its two gaps closed, into a CSV file.
+"""Run the published benchmark's protocol as it stands, and the same with its two gaps closed, into a CSV file.
 
-    python benchmarks/protocol.py --target cuda        (minutes: rows that the file has are kept, so that it goes on where it was cut)
+    python -m benchmarks.speed.published_protocol --target cuda        (minutes: rows that the file has are kept, so that it goes on where it was cut)
 
 As it stands: N=64, C=512, float32, no bias, one angle for all channels; a host clock around forward, then around the mean's backward,
 then around both; mean of 100 rounds after 10. Two things in it are labelled here. Its angles are written in degrees and read in radians, so
@@ -19,18 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import grids
 import numpy as np
 import torch
 import typer
-from terminal import say
 
 from tvm_orient import nn
+from tvm_orient.bench import grids
 from tvm_orient.bench.cell import provenance
 from tvm_orient.bench.peers import published
 from tvm_orient.errors import OrientError
 from tvm_orient.evaluate.timing import finish
 from tvm_orient.problem.device import Device, device_for
+
+from ..report.sheets import RESULTS
+from ..report.terminal import say
 
 MODULE = "dwoconv1d_specialized"  # where the published module stands, beside its kernel
 OURS, THEIRS, HORIZONTAL = "tvm_orient", "published_specialized", "PyTorch (1, K)"
@@ -129,10 +131,10 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Two angles on one small plane, few rounds.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write.", show_default="benchmarks/results/<device>-protocol.csv")] = None,
 ) -> None:
-    """Measure what the file lacks, a row at a time, and print the means."""
+    """Run the published benchmark's protocol: measure what the file lacks, a row at a time, and print the means."""
     try:
         device = device_for(target)
-        path = out or Path(__file__).resolve().parent / "results" / f"{device.slug}-protocol.csv"
+        path = out or RESULTS / f"{device.slug}-protocol.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
         done = {(row["protocol"], row["side"], row["kernel_size"], row["written"], row["method"]) for row in rows}

@@ -1,6 +1,6 @@
-"""What a call of a built kernel costs beyond the kernel: through the torch op, with and without gradients, and beside other ops.
+"""Measure what a call of a built kernel costs beyond the kernel: through the torch op, with and without gradients, and beside other ops.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.speed.call_overhead
 
 The problem is tiny and its kernel runs on one thread, so that nearly all of a time is the call. "Bare" is the tvm-ffi function on tensors that exist. Limits:
 12 us over it for an op without gradients, 25 us with. A call is one of many like it: each turn begins with some that are not timed.
@@ -11,18 +11,20 @@ stands beside it.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
 
-import grids
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
 from tvm_orient import Taps, ops, oriented_conv2d, tap_conv2d
+from tvm_orient.bench import grids
 from tvm_orient.bench.methods import public_op
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.runtime import serving
@@ -75,7 +77,7 @@ def methods() -> dict[str, Callable[[], object]]:
         return found
 
     taps = Taps.from_key(key)
-    theta = [grids.math.radians(angle) for angle in grids.EIGHT]
+    theta = [math.radians(angle) for angle in grids.EIGHT]
     return {
         "bare tvm-ffi function": lambda: kernel.function(x, w, out),
         "launch.Kernel": lambda: kernel(x, w),
@@ -91,7 +93,8 @@ def methods() -> dict[str, Callable[[], object]]:
 
 
 def main() -> int:
-    """Prints the table; 1 where a limit is broken."""
+    """Print the table; return the exit status: 1 where a limit is broken."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     times = microseconds(methods())
     bare, bare_median = times["bare tvm-ffi function"]
     table = Table("call", "us", "over bare", "limit", "median us", "over bare")

@@ -1,7 +1,7 @@
 """Run every template on small problems under compute-sanitizer: memcheck (accesses out of bounds), racecheck (hazards in shared memory).
 
-    python benchmarks/sanitize.py                    (make gpu-sanitize)
-    python benchmarks/sanitize.py --target cpu       the same problems on the CPU's templates, without the sanitizer
+    python -m benchmarks.gpu.sanitize                    (make gpu-sanitize)
+    python -m benchmarks.gpu.sanitize --target cpu       the same problems on the CPU's templates, without the sanitizer
 
 First every problem runs plainly and is compared with the reference, which also fills the cache of kernels; then a process of its own
 repeats them under each tool. Where compute-sanitizer is not installed, that is said and the plain run decides.
@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
-import grids  # noqa: F401  makes a bare checkout importable
-import sanitizer
 import torch
 import typer
-from terminal import say
 
 from tvm_orient.bench.methods import sample
 from tvm_orient.errors import OrientError, Unsupported
@@ -32,6 +30,10 @@ from tvm_orient.runtime import serving
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.choices import Choice, generic_choices
 
+from ..report.terminal import say
+from . import sanitizer
+
+ROOT = Path(__file__).resolve().parents[2]
 _LINES = {"eight": [math.pi * i / 8 for i in range(8)], "diagonal": [math.pi / 4], "upright": [math.pi / 2], "flat": [0.0]}
 # name: channels, height, width, taps, K, stride, padding, dtype; planes that no tile divides, halos wider than the plane, every dtype
 PROBLEMS = {
@@ -107,8 +109,10 @@ def plainly(device: Device, deep: bool, only: Collection[str], check: bool = Tru
 def under(program: str, tool: str, device: Device, deep: bool, only: Collection[str], folder: Path, seconds: float) -> tuple[bool | None, str]:
     """(clean, what the tool came to) of all cases under one tool; None where it could not run."""
     cases_of = [*(["--deep"] if deep else []), *(f"--only={name}" for name in only)]
-    command = [sys.executable, str(Path(__file__).resolve()), "--target", device.kind, "--inside", *cases_of]
-    return sanitizer.under(program, tool, command, folder / f"sanitizer-{tool}.log", seconds)
+    command = [sys.executable, "-P", "-m", "benchmarks.gpu.sanitize", "--target", device.kind, "--inside", *cases_of]
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    return sanitizer.under(program, tool, command, folder / f"sanitizer-{tool}.log", seconds, given)
 
 
 def main(
@@ -121,7 +125,7 @@ def main(
     logs: Annotated[Path, typer.Option(metavar="DIR", help="Where the tools' output goes.")] = Path(),
     inside: Annotated[bool, typer.Option("--inside", hidden=True)] = False,
 ) -> None:
-    """Run the cases plainly, then under each tool; 1 where one is wrong or a tool finds something."""
+    """Run every template on small problems, plainly and under compute-sanitizer; exit with 1 where one is wrong or a tool finds something."""
     if unknown := set(only or ()) - set(PROBLEMS):
         raise typer.BadParameter(f"only must be among {', '.join(PROBLEMS)}, got {min(unknown)!r}")
     try:

@@ -1,6 +1,6 @@
-"""The roofline of a CSV file of run.py: speed against arithmetic intensity, ours and the fastest peer, under what the machine can do.
+"""Draw the roofline of a CSV file of `speed.run`: speed against arithmetic intensity, ours and the fastest peer, under what the machine can do.
 
-python benchmarks/roofline.py benchmarks/results/FILE.csv        writes FILE-roofline.png beside it
+    python -m benchmarks.report.roofline benchmarks/results/FILE.csv        writes FILE-roofline.png beside it
 
 The slanted roof is measured: the bandwidth that the floors (a copy, a dot product) reached in the same run, their median. The flat one is the
 maker's count of float32 units times the clock that was read during the run; it stands only where both are known.
@@ -8,13 +8,12 @@ maker's count of float32 units times the clock that was read during the run; it 
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import grids  # noqa: F401  makes a bare checkout importable
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -89,8 +88,13 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
     return path
 
 
+def main() -> None:
+    """Draw the roofline of the file that the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path, metavar="CSV", help="what benchmarks.speed.run wrote")
+    path = parser.parse_args().file
+    print(draw(read_csv(path), path.with_name(f"{path.stem}-roofline.png")))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    table = Path(sys.argv[1])
-    print(draw(read_csv(table), table.with_name(f"{table.stem}-roofline.png")))
+    main()

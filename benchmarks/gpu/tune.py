@@ -1,7 +1,7 @@
 """Tune what ships: the table's problems, then the networks' layers, most valuable first, within a time budget.
 
-    python benchmarks/tune_gpu.py --minutes 25                       (make gpu-tune) records go to tuning_logs/
-    python benchmarks/tune_gpu.py --target cpu --quick --logs DIR    the same machinery without a GPU
+    python -m benchmarks.gpu.tune --minutes 25                       (make gpu-tune) records go to tuning_logs/
+    python -m benchmarks.gpu.tune --target cpu --quick --logs DIR    the same machinery without a GPU
 
 A run that is stopped, by the budget or by Ctrl-C, keeps what it found, and exits with 3; the same command goes on from there.
 """
@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from grids import networks, table
 from rich.table import Table
-from terminal import UNFINISHED, console, say
 
+from tvm_orient.bench.grids import networks, table
 from tvm_orient.errors import BuildFailed, OrientError, TuningFailed, Unsupported
 from tvm_orient.problem.cpus import cores
 from tvm_orient.problem.device import Device, device_for
@@ -30,7 +29,9 @@ from tvm_orient.tuning.builder import BuilderPool
 from tvm_orient.tuning.result import Interrupted, Outcome, Progress, TooBusy
 from tvm_orient.tuning.tune import tune
 
-LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
+from ..report.terminal import UNFINISHED, console, say
+
+LOGS = Path(__file__).resolve().parents[2] / "tuning_logs"
 DONE = "all problems are done"
 
 
@@ -44,7 +45,7 @@ def main(
     processes: Annotated[int, typer.Option("--jobs", help="Processes that compile candidates.")] = cores(),
     directory: Annotated[Path, typer.Option("--logs", metavar="DIR", help="Where records go.", show_default="tuning_logs/ of the checkout")] = LOGS,
 ) -> None:
-    """Tune, prune the logs, and report what it took and gained."""
+    """Tune what ships within a time budget, prune the logs, and report what it took and gained."""
     try:
         device = device_for(target)
         jobs = [(spec, batch or images) for spec, images in worth(device.kind, quick)][:first]

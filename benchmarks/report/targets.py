@@ -1,7 +1,7 @@
-"""Compare CSV files of run.py with the targets: a line a target, pass or miss, and the cell that decides it.
+"""Compare CSV files of `speed.run` with the targets: a line a target, pass or miss, and the cell that decides it.
 
-    python benchmarks/verdict.py benchmarks/results/nvidia-h200.csv           (any number of files: a later one replaces cells of an earlier one)
-    python benchmarks/verdict.py --any FILE.csv                                problems of other sizes and batches too, such as a CPU's
+    python -m benchmarks.report.targets benchmarks/results/nvidia-h200.csv           (any number of files: a later one replaces cells of an earlier one)
+    python -m benchmarks.report.targets --any FILE.csv                                problems of other sizes and batches too, such as a CPU's
 
 Cold cache. Ours is the tuned kernel, or the default where no record answers. A target that holds in every cell measured so far is open
 until all of its cells are there; one that a single cell breaks is missed. With --strict the exit status is 1 where one is missed.
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from grids import EIGHT
-from terminal import say
 
+from tvm_orient.bench.grids import EIGHT
 from tvm_orient.bench.peers.published import NAME as PUBLISHED
 from tvm_orient.bench.rows import DEFAULT, TUNED, Row, cells, pick, read_csv
 from tvm_orient.errors import OrientError
+
+from .terminal import say
 
 SIDES, CHANNELS, BATCH, KERNEL_SIZES = (14, 28, 56), 512, 64, (7, 31)
 OPS, DTYPES = ("conv", "conv_dx", "conv_dw"), ("float32", "bfloat16", "float16")
@@ -195,11 +196,11 @@ def joined(paths: Iterable[Path]) -> list[Row]:
 
 
 def main(
-    tables: Annotated[list[Path], typer.Argument(metavar="CSV...", help="Files of run.py.")],
+    tables: Annotated[list[Path], typer.Argument(metavar="CSV...", help="Files of benchmarks.speed.run.")],
     anywhere: Annotated[bool, typer.Option("--any", help="Hold problems of every size and batch to the targets.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a target is missed.")] = False,
 ) -> None:
-    """Print the table and what it leaves out."""
+    """Compare measured cells with the targets: print a line a target, and what the table leaves out."""
     try:
         rows = joined(tables)
     except OrientError as problem:

@@ -47,9 +47,9 @@ def _lines(found: _Results, facts: dict[str, Any]) -> Iterator[str]:
 
 def _verdict(found: _Results) -> Iterator[str]:
     """The targets, over the rows of this run."""
-    from verdict import lines, report
-
     from tvm_orient.bench.rows import Row, cells
+
+    from ..report.targets import lines, report
 
     kept: dict[tuple[str, int], list[Row]] = {}
     for result in found.values():

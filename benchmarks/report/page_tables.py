@@ -1,25 +1,26 @@
-"""The tables of docs/performance.md that show what `static.py` and `run.py` wrote, made again from their CSV files.
+"""Make the tables of docs/performance.md again, from the CSV files that `static.tables` and `speed.run` wrote.
 
-    python benchmarks/page_tables.py
+    python -m benchmarks.report.page_tables
 
 A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
-`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of run.py).
+`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of `speed.run`).
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speed_tables import speed_table, summary_table
-
 from tvm_orient.bench.rows import read_csv
 
-RESULTS = Path(__file__).resolve().parent / "results"
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+from .sheets import RESULTS
+from .speed_tables import speed_table, summary_table
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 _MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
@@ -99,4 +100,5 @@ def documented(page: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     PAGE.write_text(documented(PAGE.read_text()))

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import sanitizer
-from gpu_results import Results, write
-
 from tvm_orient.toolchain.worker import bind
+
+from . import sanitizer
+from .results import Results, write
 
 SECTIONS = (
     "SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables", "Occupancy", "LaunchStats",
@@ -46,7 +46,7 @@ class Running(Protocol):
 
 
 def counters(run: Running, jobs: Sequence[_Job]) -> None:
-    """Hardware counters of one launch of each job's kernels, in files that counters.py reads."""
+    """Hardware counters of one launch of each job's kernels, in files that the module `counters` reads."""
     program = sanitizer.program("ncu", ("bin", "nsight-compute", "."))
     if program is None:
         run.say("counters: skipped: ncu is neither on PATH nor in a folder of CUDA")
@@ -92,7 +92,7 @@ def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: _
         listed, done = run.results.place(f"{tool}-{number}.json"), run.results.place(f"{tool}-{number}.jsonl")
         done.unlink(missing_ok=True)
         write(listed, json.dumps(some))
-        once = [sys.executable, str(Path(__file__).with_name("gpu_work.py")), "--once", str(listed), str(done)]
+        once = [sys.executable, "-P", "-m", "benchmarks.gpu.work", "--once", str(listed), str(done)]
         found, problem = begin(number, once, min(_MOST_S[step], run.left - _SPARE_S))
         launched = len(done.read_text().splitlines()) if done.exists() else 0
         whole = {"found": found} if found else {"error": problem} if problem and launched == len(some) else {}

@@ -1,8 +1,8 @@
 """Run what a kit holds, on the machine with the GPU: one command, bounded in time, that tells as it goes. It lies in the kit itself.
 
-    mkdir KIT && tar -xJf kit.tar.xz -C KIT && python3 KIT/benchmarks/gpu_run.py --minutes 8.5 --out DIR
-    python3 KIT/benchmarks/gpu_run.py --minutes 4 --out DIR         goes on with what is left
-    python benchmarks/gpu_run.py --collect DIR                      in a checkout: results to their places
+    mkdir KIT && tar -xJf kit.tar.xz -C KIT && python3 KIT/run.py --minutes 8.5 --out DIR
+    python3 KIT/run.py --minutes 4 --out DIR                        goes on with what is left
+    python -m benchmarks.gpu.collect DIR                            in a checkout: results to their places
 
 Steps run one after another, most telling first, each in a process of its own. A kernel that fails, is wrong, hangs or kills its process is
 a line of the results, and the next one runs in a fresh process. Results are whole after each kernel. docs/gpu.md has the steps.
@@ -20,17 +20,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-HERE = Path(__file__).resolve().parent
-KIT = HERE.parent
-sys.path[:0] = [str(HERE), str(KIT), str(KIT / "site")]
+import typer
 
-import typer  # noqa: E402
-from gpu_results import FACTS, Results, write  # noqa: E402
-from gpu_summary import summary  # noqa: E402
-from gpu_tools import counters, sanitize  # noqa: E402
+from tvm_orient.toolchain.worker import ChildProcess, Died
 
-from tvm_orient.toolchain.worker import ChildProcess, Died  # noqa: E402
+from .results import FACTS, Results, write
+from .summary import summary
+from .tools import counters, sanitize
 
+KIT = Path(__file__).resolve().parents[2]
 # step: its parts of the kit, most telling step first
 STEPS = {
     "smoke": ("smoke",),
@@ -65,11 +63,11 @@ class Run:
     def __init__(self, results: Results, deadline: float, patience: float, target: str, peers: list[str]) -> None:
         self.results, self.deadline, self.patience, self.peers, self.begin = results, deadline, patience, peers, time.monotonic()
         places = {"TVM_ORIENT_CACHE_DIR": KIT / "cache", "TVM_ORIENT_LOG_DIR": KIT / "no_logs"}
-        path = os.pathsep.join([str(HERE), str(KIT), str(KIT / "site"), os.environ.get("PYTHONPATH", "")])
-        fixed = {"PYTHONPATH": path, "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_RUN_TARGET": target}
+        path = dict.fromkeys([str(KIT), str(KIT / "site"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        fixed = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_RUN_TARGET": target}
         self.environment = {**os.environ, **{name: str(place) for name, place in places.items()}, **fixed}
         self.log = results.place("stderr.log")
-        command = [sys.executable, str(HERE / "gpu_work.py")]
+        command = [sys.executable, "-P", "-m", "benchmarks.gpu.work"]
         self.worker = ChildProcess(command, patience, self.environment, self.log, bound=True)
         self.jobs: list[_Job] = [json.loads(line) for line in (KIT / "jobs.jsonl").read_text().splitlines() if line]
         self.device, self.right = "", 0
@@ -241,19 +239,6 @@ def _key(job: _Job) -> str:
     return f"{job['part']}/{job['name']}/{job['entry']}"
 
 
-def _collect(folder: Path, any_source: bool, predict: bool) -> None:
-    from gpu_collect import collect
-
-    from tvm_orient.errors import OrientError
-
-    try:
-        for line in collect(folder, HERE / "results", KIT / "tuning_logs", any_source, predict):
-            print(line)
-    except OrientError as problem:
-        print(f"error: {problem}")
-        raise typer.Exit(1) from problem
-
-
 def main(
     minutes: Annotated[float, typer.Option(help="Time for this call; it ends itself.")] = 8.5,
     steps: Annotated[str, typer.Option(help="Those alone, separated by commas.")] = ",".join(STEPS),
@@ -261,18 +246,13 @@ def main(
     patience: Annotated[float, typer.Option(help="Most seconds of one kernel, and of each peer.")] = 40.0,
     peers: Annotated[str, typer.Option(help="Of the step peers, separated by commas.")] = ",".join(PEERS),
     target: Annotated[str, typer.Option(help="cuda, or cpu for a kit that was made for it.")] = "cuda",
-    collecting: Annotated[Path | None, typer.Option("--collect", metavar="DIR", help="In a checkout: put what a run left in DIR to its places.")] = None,
-    any_source: Annotated[bool, typer.Option("--any-source", help="With --collect: records of kernels that other code generated too.")] = False,
-    predict: Annotated[bool, typer.Option("--predict/--no-predict", help="With --collect: compare with the static model, for minutes.")] = True,
 ) -> None:
-    """Run the steps, or collect what they left."""
+    """Run the kernels of an unpacked kit, check and time them, and say what came of it."""
     deadline = time.monotonic() + 60 * minutes
-    if collecting is not None:
-        return _collect(collecting, any_source, predict)
     if unknown := [name for name in steps.split(",") if name not in STEPS]:
         raise typer.BadParameter(f"steps must be among {', '.join(STEPS)}, got {unknown[0]!r}")
     if not (KIT / "jobs.jsonl").exists():
-        raise typer.BadParameter(f"this script runs from an unpacked kit, and {KIT} has no jobs.jsonl: unpack kit.tar.xz, and run the one that lies in it")
+        raise typer.BadParameter(f"this command runs from an unpacked kit, and {KIT} has no jobs.jsonl: unpack kit.tar.xz, and start its run.py")
     place = out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
     results = Results([KIT / "results", *([place] if place else [])])
     run = Run(results, deadline, patience, target, [name for name in peers.split(",") if name])

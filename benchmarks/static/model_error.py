@@ -1,6 +1,6 @@
-"""How far the static model is from what a GPU did: predicted time of the untuned kernels over the measured one, from a CSV file of run.py.
+"""Compare the static model with what a GPU did: predicted time of the untuned kernels over the measured one, from a CSV file of `speed.run`.
 
-    python benchmarks/prediction.py benchmarks/results/nvidia-h200.csv          (minutes: every kernel is compiled and traced; needs no GPU)
+    python -m benchmarks.static.model_error benchmarks/results/nvidia-h200.csv          (minutes: every kernel is compiled and traced; needs no GPU)
 
 Single angles only: what the model predicts is one angle. Warm or cold, the median of each cell's untuned kernel is taken from the cold state.
 A prediction is a bound, so that a share above 1 says that the model is wrong, and one below it that something else takes time.
@@ -8,13 +8,11 @@ A prediction is a bound, so that a share above 1 says that the model is wrong, a
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from pathlib import Path
 
-import sheets
 from rich.table import Table
-from terminal import console, say
 
 from tvm_orient.bench.rows import DEFAULT, Row, read_csv
 from tvm_orient.compiler.predict import predict
@@ -23,6 +21,9 @@ from tvm_orient.perf_model.gpu_specs import gpu_spec, has_gpu_spec
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.schedules import choices
+
+from ..report import sheets
+from ..report.terminal import console, say
 
 COLUMNS = ("spec", "batch", "arch", "bound", "predicted_ms", "measured_ms", "share")
 _AT_ONCE = 8  # kernels in one source
@@ -54,8 +55,8 @@ def compared(rows: list[Row], arch: str) -> list[dict[str, str | int]]:
     return lines
 
 
-def main(path: str, arch: str = "sm_90a") -> int:
-    """Compare, print, and write <file>-prediction.csv beside the file."""
+def compare(path: str, arch: str = "sm_90a") -> int:
+    """Compare, print, and write <file>-prediction.csv beside the file; return the exit status: 1 where there is nothing to compare."""
     try:
         rows = wanted(read_csv(Path(path)))
         if not rows or not has_gpu_spec(arch):
@@ -76,7 +77,14 @@ def main(path: str, arch: str = "sm_90a") -> int:
     return 0
 
 
+def main() -> int:
+    """Compare the file that the command line names; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", metavar="CSV", help="what benchmarks.speed.run wrote, or a GPU run")
+    parser.add_argument("arch", nargs="?", default="sm_90a", help="whose figures the model uses, such as sm_80; sm_90a where none is given")
+    given = parser.parse_args()
+    return compare(given.file, given.arch)
+
+
 if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 3:
-        sys.exit("usage: prediction.py FILE.csv [ARCH]")
-    sys.exit(main(*sys.argv[1:]))
+    raise SystemExit(main())

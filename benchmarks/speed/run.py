@@ -1,13 +1,13 @@
 """Measure the tables: our kernels, the floor and the peers over a grid, into a CSV file and two pictures.
 
-    python benchmarks/run.py --target cpu            every peer in every cell: hours, most of them dense kernels; make bench leaves those out
-    python benchmarks/run.py --target cuda           (make gpu-bench)
-    python benchmarks/run.py --quick --peers none    a first look, in a minute or two
+    python -m benchmarks.speed.run --target cpu            every peer in every cell: hours, most of them dense kernels; make bench leaves those out
+    python -m benchmarks.speed.run --target cuda           (make gpu-bench)
+    python -m benchmarks.speed.run --quick --peers none    a first look, in a minute or two
 
 Each cell is written when it is done: a run that is stopped keeps them, and --resume goes on from there; one that --minutes ended
 exits with 3. What compiles (our kernels and
 the peers) is compiled before by --jobs processes at once, into caches on the disk. The machine must be quiet: the busy column and the
-spread tell when it was not. verdict.py compares the file with the targets.
+spread tell when it was not. `report.targets` compares the file with the targets.
 """
 
 from __future__ import annotations
@@ -21,13 +21,9 @@ from typing import Annotated
 
 import torch
 import typer
-from ahead import compile_ahead, late
-from grids import EIGHT, GRIDS
-from plot import draw
-from roofline import draw as roofline
-from terminal import UNFINISHED, console, say
 
 from tvm_orient.bench.bench import bench
+from tvm_orient.bench.grids import EIGHT, GRIDS
 from tvm_orient.bench.methods import angles_text
 from tvm_orient.bench.peers import registry
 from tvm_orient.bench.rows import Row, cells, losses, pick, read_csv, write_csv
@@ -37,7 +33,12 @@ from tvm_orient.errors import OrientError
 from tvm_orient.problem.device import Device, device_for
 from tvm_orient.problem.spec import ConvSpec
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from ..report.plot import draw
+from ..report.roofline import draw as roofline
+from ..report.sheets import RESULTS
+from ..report.terminal import UNFINISHED, console, say
+from .compile_ahead import compile_ahead, late
+
 _EIGHT = " ".join(f"{angle:g}" for angle in EIGHT)
 
 
@@ -65,7 +66,7 @@ def main(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cells that the CSV file has.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Where to write; the pictures lie beside it.")] = None,
 ) -> None:
-    """Measure, write, and name every cell where a peer wins."""
+    """Measure our kernels, the floor and the peers over a grid, and name every cell where a peer wins."""
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     known = [peer.name for peer in registry.PEERS]
     if unknown := [name for name in without or [] if name not in known]:

@@ -1,32 +1,34 @@
-"""What it saves to have bias and activation in the kernel: against the same kernel and a pass of torch's, plain and compiled, on the CPU here.
+"""Measure what it saves to have bias and activation in the kernel: against the same kernel and a pass of torch's, plain and compiled, on the CPU here.
 
-python benchmarks/epilogue.py          (a minute on a quiet machine; writes results/epilogue-cpu.csv)
+python -m benchmarks.speed.epilogue          (a minute on a quiet machine; writes benchmarks/results/epilogue-cpu.csv)
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import itertools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import grids
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from terminal import console, say
 
 from tvm_orient import ops
+from tvm_orient.bench import grids
 from tvm_orient.evaluate import reference, tolerance
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.runtime import serving
 
+from ..report.sheets import RESULTS
+from ..report.terminal import console, say
+
 ROUNDS, BATCH = 30, 8
-RESULT = Path(__file__).resolve().parent / "results" / "epilogue-cpu.csv"
+RESULT = RESULTS / "epilogue-cpu.csv"
 COLUMNS = ("layout", "channels", "height", "kernel_size", "activation", "fused_ms", "separate_ms", "compiled_ms")
 
 
@@ -73,6 +75,7 @@ def measured(plain: ConvSpec, activation: str) -> dict[str, str | int]:
 
 def main() -> None:
     """Measure, write the CSV file, print the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     rows = []
     for layout, plane, activation in itertools.product(("nchw", "nhwc"), ((128, 56, 56), (512, 14, 14)), ("none", "relu", "silu", "gelu")):
         rows.append(measured(dataclasses.replace(grids.spec("conv", plane, 7), layout=layout), activation))

@@ -1,6 +1,6 @@
-"""CPU seconds that compiling a kernel takes, by its distinct offsets: what `tvm_orient.kernels.compile_cost` is fitted to.
+"""Measure the CPU seconds that compiling a kernel takes, by its distinct offsets: what `tvm_orient.kernels.compile_cost` is fitted to.
 
-    python benchmarks/compile_cost.py [--target sm_90a]
+    python -m benchmarks.speed.compile_cost [--target sm_90a]
 
 Prints a line a kernel: op, dtype, layout, K, angles, distinct offsets, CPU seconds, what was foreseen. Kernels are compiled one after the other in this
 process, which takes ten minutes; a busy machine changes CPU seconds by a third or so. For CUDA a kernel is compiled to a cubin, which no GPU is needed for.
@@ -48,7 +48,7 @@ def compiled(spec: ConvSpec, device: Device, folder: Path) -> None:
 
 
 def main(target: Annotated[str, typer.Option(help="cpu, cuda or an arch")] = "cpu", plane: Annotated[int, typer.Option(help="height and width")] = 28) -> None:
-    """Print the table."""
+    """Print the CPU seconds that compiling each kernel takes, beside what was foreseen."""
     device, channels = device_for(target), 64
     for first, (op, (dtype, layout), (size, count)) in enumerate(itertools.product(OPS, _FORMS, _CASES)):
         spec = ConvSpec(op, channels, plane, plane, Taps.oriented([math.pi * (i + 0.3) / count for i in range(count)], size), dtype=dtype, layout=layout)

@@ -1,12 +1,12 @@
-"""The tables of a page that sum up a CSV file of `run.py`, over all angles or of eight in one call; `page_tables.py` puts them there."""
+"""Make the tables of a page that sum up a CSV file of `speed.run`, over all angles or of eight in one call; `page_tables` puts them there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from verdict import ALL, ALONE, OPS, alone_of, evenness, merging, ratio, served
-
 from tvm_orient.bench.rows import Row, cells, pick
+
+from .targets import ALL, ALONE, OPS, alone_of, evenness, merging, ratio, served
 
 Problem = tuple[str, int, int, int]  # op, K, channels, height
 

@@ -1,6 +1,8 @@
-"""What a GPU run left, put to its places in a checkout: tables by the name of the card, tuning records, and the verdict.
+"""Put what a GPU run left to its places in a checkout: tables by the name of the card, tuning records, and the comparison with the targets.
 
-`python benchmarks/gpu_run.py --collect DIR` calls it. A file that is there keeps its rows; those of the same problem are replaced.
+    python -m benchmarks.gpu.collect DIR
+
+A file that is there keeps its rows; those of the same problem are replaced.
 """
 
 from __future__ import annotations
@@ -8,18 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import counters
-import prediction
-import sheets
-from gpu_jobs import choices_of
-from gpu_results import FACTS, RESULTS, read
-from plot import draw
-from verdict import joined, lines, notes, report
+import typer
 
 from tvm_orient.bench.rows import FLOORS, Row, cells, read_csv, write_csv
-from tvm_orient.errors import InvalidArgument
+from tvm_orient.errors import InvalidArgument, OrientError
 from tvm_orient.kernels import resolve, source_hash
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
@@ -28,13 +24,23 @@ from tvm_orient.records import record as records_record
 from tvm_orient.records.plausible import impossible
 from tvm_orient.tuning.angle_tuner import MARGIN
 
+from ..report import sheets
+from ..report.plot import draw
+from ..report.targets import joined, lines, notes, report
+from ..report.terminal import say
+from ..static import model_error
+from . import counters
+from .jobs import choices_of
+from .results import FACTS, RESULTS, read
+
 TRIALS = ("device", "part", "problem", "spec", "template", "version", "decisions", "batch", "median_us", "spread_us", "gbps", "error", "failure", "date")
 _TRIAL_KEY = ("device", "part", "spec", "template", "version", "decisions", "batch")
+LOGS = Path(__file__).resolve().parents[2] / "tuning_logs"
 _Result = dict[str, Any]
 
 
 def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False, predict: bool = False) -> Iterator[str]:
-    """Writes tables to results and records to shipped from a run's output; says what went where, and the verdict.
+    """Write tables to results and records to shipped from a run's output; says what went where, and the verdict.
 
     Args:
         any_source: make records of kernels whose generating code is not known to be that of this checkout.
@@ -70,7 +76,7 @@ def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False
         yield f"{path}: {len(launches)} launches of this run, {sheets.add(path, counters.COLUMNS, launches, counters.KEY)} in all"
     yield from _records(found, facts, rows, shipped, any_source)
     if predict and rows:
-        prediction.main(str(table))
+        model_error.compare(str(table))
     if table.exists():
         all_rows = joined([table])
         yield from ["", *report(lines(all_rows)), *notes(all_rows, False)]
@@ -156,3 +162,24 @@ def _floor(spec: ConvSpec, batch: int, rows: Iterable[Row]) -> float | None:
     """Seconds that a copy takes to move the problem's bytes, by the copy of the nearest size that was timed in the run."""
     speeds = [(abs(row.height * row.width - spec.height * spec.width), row.gbps) for row in rows if row.method == FLOORS[0] and row.gbps]
     return spec.bytes_moved(batch) / (1e9 * min(speeds)[1]) if speeds else None
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What the run was told with --out.")],
+    any_source: Annotated[bool, typer.Option("--any-source", help="Make records of kernels that other code generated too.")] = False,
+    predict: Annotated[bool, typer.Option("--predict/--no-predict", help="Compare with the static model, for minutes.")] = True,
+) -> None:
+    """Put what a GPU run left to its places in this checkout, and print how it compares with the targets."""
+    try:
+        for line in collect(folder, sheets.RESULTS, LOGS, any_source, predict):
+            say(line)
+    except OrientError as problem:
+        say(f"error: {problem}")
+        raise typer.Exit(1) from problem
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""What a GPU is wanted for, kernel by kernel, in parts, most telling first: gpu_kit.py compiles them, gpu_run.py runs them."""
+"""What a GPU is wanted for, kernel by kernel, in parts, most telling first: `kit` compiles them, `run` runs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from grids import EIGHT, spec
 
+from tvm_orient.bench.grids import EIGHT, spec
 from tvm_orient.errors import Unsupported
 from tvm_orient.kernels.resolve import explain
 from tvm_orient.perf_model.block_cost import soft_maximum
@@ -61,7 +61,7 @@ class Job:
     """One thing to do on the GPU; its first kernel is made by choices, those of tuned are by the records of a card."""
 
     part: str
-    do: str  # what gpu_work.py does with it
+    do: str  # what `work` does with it
     name: str  # for people
     spec: ConvSpec
     choices: Choices  # none where nothing of ours runs
@@ -194,8 +194,8 @@ def counters(device: Device, size: Size) -> Iterator[Job]:
 
 
 def sanitizer(device: Device, size: Size, more: bool = False) -> Iterator[Job]:
-    """The cases of sanitize.py: one for each template and op, with and without copying ahead; more: all others."""
-    from sanitize import PROBLEMS, cases
+    """The cases of `sanitize`: one for each template and op, with and without copying ahead; more: all others."""
+    from .sanitize import PROBLEMS, cases
 
     seen = set()
     for what, one, chosen in cases(device, False, PROBLEMS if size is FULL else ("circular", "eight angles")):
