@@ -1,4 +1,4 @@
-"""What Nsight Compute wrote of a run's kernels, as rows of a table: one a launch, with the numbers that say what a kernel waits for."""
+"""Read what Nsight Compute wrote of a run's kernels, as rows of a table: one a launch, with the numbers that say what a kernel waits for."""
 
 from __future__ import annotations
 

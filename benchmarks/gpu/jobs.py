@@ -1,4 +1,4 @@
-"""What a GPU is wanted for, kernel by kernel, in parts, most telling first: `kit` compiles them, `run` runs them."""
+"""List what a GPU is wanted for, kernel by kernel, in parts, most telling first: `kit` compiles them, `run` runs them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CONTESTED = (("conv", 56, 31, EIGHT), ("conv", 14, 7, EIGHT), ("conv_dw", 56, 3
 
 @dataclass(frozen=True)
 class Size:
-    """How large the table's problems are."""
+    """Say how large the table's problems are."""
 
     channels: int
     sides: tuple[int, ...]
@@ -178,7 +178,7 @@ def _cell(part: str, one: ConvSpec, device: Device, size: Size) -> Job:
 
 
 def _recorded(one: ConvSpec, device: Device) -> Choices:
-    """What the records that this checkout ships choose on a device; nothing where none answers."""
+    """Return what the records that this checkout ships choose on a device; nothing where none answers."""
     try:
         answers = explain(one, device)
     except Unsupported:  # no template serves it, and the generic kernel has no records

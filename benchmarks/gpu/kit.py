@@ -64,7 +64,7 @@ _VERSIONS = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "cuda": "nvidia-c
 
 @dataclass
 class Part:
-    """What became of a part: its jobs, seconds spent on it in all calls, and what did not compile."""
+    """Hold what became of a part: its jobs, seconds spent on it in all calls, and what did not compile."""
 
     jobs: list[Job]
     seconds: float = 0.0
@@ -114,7 +114,7 @@ class Kit:
         return found.parent if found else None
 
     def ready(self, job: Job) -> bool:
-        """Whether all its kernels are compiled."""
+        """Return whether all its kernels are compiled."""
         return all(self.entry(job, choices) for choices in job.kernels)
 
     def compile(self, name: str, processes: int) -> int:
@@ -192,7 +192,7 @@ class Kit:
         return self._said(counts, len(entries), (self.folder / KIT).stat().st_size)
 
     def facts(self, counts: dict[str, int]) -> dict[str, Any]:
-        """What a run and its records say of the kernels."""
+        """Return what a run and its records say of the kernels."""
         versions = {name: _version(package) for name, package in _VERSIONS.items()} | {"version": _version("tvm-orient")}
         made = datetime.now(UTC).isoformat(timespec="seconds")
         return {"made": made, "target": self.device.kind, "arch": self.device.arch, "source": source_hash.source_hash(), "versions": versions, "jobs": counts}

@@ -1,4 +1,4 @@
-"""The results of a GPU run on disk: a line of JSON each, added in one write, in two places, and whole whenever a run is cut."""
+"""Keep the results of a GPU run on disk: a line of JSON each, added in one write, in two places, and whole whenever a run is cut."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(folder: Path) -> dict[str, Result]:
 
 
 class Results:
-    """What a run has found, in a folder that lasts and in copies of it.
+    """Keep what a run has found, in a folder that lasts and in copies of it.
 
     Args:
         folders: the first lasts; the others get the same files. What any of them has already counts as found.

@@ -82,7 +82,7 @@ class Run:
         print(f"{time.monotonic() - self.begin:5.0f}s {text}", flush=True)
 
     def facts(self) -> dict[str, Any]:
-        """What the machine and the kit are; kept beside the results.
+        """Return what the machine and the kit are; kept beside the results.
 
         Raises:
             Stopped: kernels cannot run here, or these results are another card's.
@@ -156,7 +156,7 @@ class Run:
         return answer
 
     def _in_vain(self, name: str, errors: dict[str, str]) -> bool:
-        """Whether the first jobs of a step failed alike for a reason that is none of theirs; they then count as not done.
+        """Return whether the first jobs of a step failed alike for a reason that is none of theirs; they then count as not done.
 
         Raises:
             Stopped: nothing has worked in this run.
@@ -187,7 +187,7 @@ class Run:
         return answer
 
     def _started(self) -> dict[str, Any]:
-        """What a fresh process says of the machine; its start is not the time of the first job.
+        """Return what a fresh process says of the machine; its start is not the time of the first job.
 
         Raises:
             Stopped: it does not start, or sees no device: what follows is no kernel's fault.

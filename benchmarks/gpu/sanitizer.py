@@ -1,4 +1,4 @@
-"""compute-sanitizer: where it is, a command under one of its tools, and what that came to. Needs nothing but Python."""
+"""Find compute-sanitizer, run a command under one of its tools, and say what that came to. Needs nothing but Python."""
 
 from __future__ import annotations
 

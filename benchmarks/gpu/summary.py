@@ -1,4 +1,4 @@
-"""The last lines of a GPU run: what was done, what went wrong, the targets, and what candidates gained; short enough for a cut log."""
+"""Write the last lines of a GPU run: what was done, what went wrong, the targets, and what candidates gained; short enough for a cut log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a GPU run that need a tool of CUDA's: hardware counters by Nsight Compute, memcheck and racecheck by compute-sanitizer.
+"""Run the steps of a GPU run that need a tool of CUDA's: hardware counters by Nsight Compute, memcheck and racecheck by compute-sanitizer.
 
 A tool runs several jobs in one process. One that ends it before its time is recorded as the fault, and those behind it get another process.
 """
@@ -29,7 +29,7 @@ _Begin = Callable[[int, list[str], float], tuple[str, str]]  # (number, command,
 
 
 class Running(Protocol):
-    """What a step needs of the run that it is part of."""
+    """Name what a step needs of the run that it is part of."""
 
     results: Results
     environment: dict[str, str]

@@ -73,7 +73,7 @@ def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
 
 
 def spend(jobs: list[tuple[ConvSpec, int]], device: Device, trials: int, directory: Path, deadline: float, shop: BuilderPool) -> tuple[list[Outcome], str]:
-    """What each angle came to, until the deadline or Ctrl-C; and why it ended."""
+    """Tune the problems and return what each angle came to, until the deadline or Ctrl-C; and why it ended."""
     found: list[Outcome] = []
     finished = Finished(directory, device, trials)
     jobs = [job for job in jobs if job not in finished]

@@ -79,13 +79,13 @@ def _operands(spec: ConvSpec, batch: int) -> tuple[torch.Tensor, ...]:
 
 
 def facts(_: _Request) -> dict[str, Any]:
-    """What this machine is, and what it has."""
+    """Return what this machine is, and what it has."""
     found = provenance(device())
     return {"device": dataclasses.asdict(device()), "torch": found["torch"], "hardware": found["hardware"], "python": sys.version.split()[0]}
 
 
 def smoke(request: _Request) -> dict[str, Any]:
-    """Whether a kernel is right on a small problem, at two batch sizes; and how long a call takes."""
+    """Check that a kernel is right on a small problem, at two batch sizes; return its error and how long a call takes."""
     spec, kernel, worst = ConvSpec.from_key(request["spec"]), _kernel(request), 0.0
     for batch in (request["batch"], 3 * request["batch"] + 1):
         operands = _operands(spec, batch)
@@ -197,7 +197,7 @@ def once(jobs: Path, done: Path) -> None:
 
 
 def answer(request: _Request) -> dict[str, Any]:
-    """What comes of one request."""
+    """Return what comes of one request."""
     found = _DO[request["do"]](request)
     finish(device())  # a fault comes to light when it is waited for: here, and not in the next kernel
     return found

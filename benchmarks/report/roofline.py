@@ -28,14 +28,14 @@ Point = tuple[float, float, Row]  # FLOP per byte, GFLOP/s, the row
 
 
 def place(row: Row) -> Point:
-    """Where a timed row lies: the operations of all K taps over the least bytes, and over its time."""
+    """Return where a timed row lies: the operations of all K taps over the least bytes, and over its time."""
     spec = ConvSpec.from_key(row.spec)
     flops = spec.flops(row.batch)
     return flops / spec.bytes_moved(row.batch), flops / (row.median_ms or 1.0) / 1e6, row
 
 
 def points(rows: Sequence[Row], state: str = "cold") -> Iterator[tuple[Point, Point | None]]:
-    """Of each cell ours (tuned, else default) and the fastest peer."""
+    """Yield ours (tuned, else default) and the fastest peer of each cell."""
     for group in cells(rows).values():
         own = {row.method: row for row in group if row.cache == state and row.ours}
         ours, peer = own.get(TUNED) or own.get(DEFAULT), pick(group, state)

@@ -1,4 +1,4 @@
-"""CSV files that grow: rows by a key, where a later one replaces an earlier one, and the file is whole at every moment."""
+"""Keep CSV files that grow: rows by a key, where a later one replaces an earlier one, and the file is whole at every moment."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Line:
 
 
 def served(cell: Cell) -> Row | None:
-    """What a caller gets in this cell, cold: the tuned kernel, else the default; None where neither was timed."""
+    """Return what a caller gets in this cell, cold: the tuned kernel, else the default; None where neither was timed."""
     own = {row.method: row for row in cell if row.cache == "cold" and row.ours}
     return own.get(TUNED) or own.get(DEFAULT)
 
@@ -85,7 +85,7 @@ def lines(rows: Iterable[Row], anywhere: bool = False) -> list[Line]:
 
 
 def belongs(row: Row, anywhere: bool) -> bool:
-    """Whether a row's problem is one that the targets are about."""
+    """Return whether a row's problem is one that the targets are about."""
     sized = anywhere or (row.channels == CHANNELS and row.height == row.width and row.height in SIDES and row.batch == BATCH)
     return sized and row.stride == "1" and row.padding_mode == "zeros" and row.kernel_size in KERNEL_SIZES and (row.angles == ALL or row.angles in ALONE)
 
@@ -132,7 +132,7 @@ def alone_of(rows: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def evenness(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
-    """Of each plane, the slowest single angle over the fastest; a plane that lacks angles counts only with what breaks the target already."""
+    """Yield the slowest single angle over the fastest, of each plane; a plane that lacks angles counts only with what breaks the target already."""
     for rows in by_plane(ours).values():
         alone = sorted(alone_of(rows).values(), key=lambda row: row.median_ms or 0.0)
         if len(alone) < 2:
@@ -143,7 +143,7 @@ def evenness(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
 
 
 def merging(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
-    """Of each plane, eight angles in one call over the mean of the eight alone."""
+    """Yield eight angles in one call over the mean of the eight alone, of each plane."""
     for rows in by_plane(ours).values():
         alone = [row.median_ms or 0.0 for row in alone_of(rows).values()]
         if ALL in rows and len(alone) == len(ALONE):
@@ -168,7 +168,7 @@ def report(found: Sequence[Line]) -> list[str]:
 
 
 def notes(rows: Sequence[Row], anywhere: bool) -> list[str]:
-    """What the table leaves out: problems beside it, and peers that gave no time."""
+    """Say what the table leaves out: problems beside it, and peers that gave no time."""
     beside = [cell for cell in cells(rows).values() if not belongs(cell[0], anywhere)]
     text = []
     if met := [(peer, mine) for cell in beside if (mine := served(cell)) and (peer := pick(cell, "cold"))]:

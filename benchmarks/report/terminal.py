@@ -1,4 +1,4 @@
-"""The console that the benchmark scripts print to, and the exit status of one that its time ended."""
+"""Print to the console that the benchmark scripts share, and name the exit status of one that its time ended."""
 
 from __future__ import annotations
 

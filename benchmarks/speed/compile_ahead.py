@@ -23,7 +23,7 @@ _FEW = 8  # in this process: not worth the start of others
 
 
 def jobs_of(cells: Sequence[tuple[ConvSpec, Sequence[str]]]) -> list[Job]:
-    """What is to be compiled for these cells, (spec, names of its peers) each: ours first."""
+    """List what is to be compiled for these cells, (spec, names of its peers) each: ours first."""
     ours = [(spec.key, "") for spec, _ in cells]
     return ours + [(spec.key, name) for spec, names in cells for name in names if name in COMPILED]
 
@@ -61,13 +61,13 @@ def compile_ahead(
 
 
 def late(cell: tuple[ConvSpec, Sequence[str]], done: set[Job]) -> bool:
-    """Whether a cell would have to compile a peer itself, which takes longer than all the rest of it."""
+    """Return whether a cell would have to compile a peer itself, which takes longer than all the rest of it."""
     spec, names = cell
     return any((spec.key, name) not in done for name in names if name in COMPILED)
 
 
 def _time_choices_anew() -> None:
-    """What torch.compile finds by timing beside other processes is no choice: each process times for itself, in a moment."""
+    """Let each process time torch.compile's choices for itself, in a moment: what is found beside other processes is no choice."""
     from torch._inductor import config
 
     config.autotune_local_cache = False

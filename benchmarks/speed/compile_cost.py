@@ -33,13 +33,13 @@ _FORMS = [("float32", "nchw"), ("float32", "nhwc"), ("bfloat16", "nchw")]
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it waited for, such as the linker."""
+    """Return the CPU seconds of this process and of those that it waited for, such as the linker."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def compiled(spec: ConvSpec, device: Device, folder: Path) -> None:
-    """What a call of the problem would wait for."""
+    """Compile what a call of the problem would wait for."""
     choices = default_choices(spec, device)
     if device.kind == "cpu":
         make(spec, device, choices, folder)

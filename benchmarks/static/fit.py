@@ -49,7 +49,7 @@ class Trial:
 
     @property
     def problem(self) -> tuple[str, int]:
-        """What trials are compared within."""
+        """Return what trials are compared within."""
         return self.spec.key, self.batch
 
 

@@ -134,7 +134,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What the entry is called: the line of the table, without `cubin`."""
+        """Return what the entry is called: the line of the table, without `cubin`."""
         return " ".join((self.arch, self.template, self.spec.key, *(f"{knob}={value}" for knob, value in self.decisions)))
 
     def choices(self, device: Device) -> tuple[Choice, ...]:
@@ -169,7 +169,7 @@ def pairs() -> list[Pair]:
 
 
 def entry(pair: Pair) -> Entry:
-    """What is generated for a pair; `error` says why that ended early, where it did."""
+    """Return what is generated for a pair; `error` says why that ended early, where it did."""
     device, spec = arch_device(pair.arch), pair.spec
     found: Entry = {
         "spec": spec.key,
@@ -209,7 +209,7 @@ def _digest(text: str) -> str:
 
 @functools.cache
 def _explained(key: str, arch: str) -> Any:
-    """What `explain --json` prints of a spec, without the folders of logs and the number of this machine's cores; its message where it fails."""
+    """Return what `explain --json` prints of a spec, without the folders of logs and the number of this machine's cores; its message where it fails."""
     done, device = CliRunner().invoke(app, ["explain", key, "--arch", arch, "--json"]), arch_device(arch)
     if done.exit_code:
         return {"error": done.output.strip() or repr(done.exception)}
