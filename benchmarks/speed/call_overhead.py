@@ -80,7 +80,7 @@ def methods() -> dict[str, Callable[[], object]]:
     theta = [math.radians(angle) for angle in grids.EIGHT]
     return {
         "bare tvm-ffi function": lambda: kernel.function(x, w, out),
-        "launch.Kernel": lambda: kernel(x, w),
+        "runtime.kernel.Kernel": lambda: kernel(x, w),
         **forms("", x, w, bias),
         **forms(", gradients recorded", *(tensor.clone().requires_grad_() for tensor in (x, w, bias))),
         "custom_op twin": lambda: twin(x, w, key),
