@@ -18,7 +18,7 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz machine-code docs docs-pages docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
+.PHONY: help install demo test lint fuzz machine-code witness docs docs-pages docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -44,6 +44,9 @@ fuzz: $(READY) ## the property tests at length, from a fresh seed (SEED=... repe
 machine-code: $(READY) ## the machine code of every CUDA template executed at length, without a GPU (hours; CASES=defaults for a part)
 	$(PYTHON) -m pytest -q -n auto -m sweep -k "$(CASES)" -rP
 
+witness: $(READY) ## what generated code is, as hashes: written to build/witness.json, or WITNESS=FILE compares
+	$(PYTHON) -m benchmarks.static.witness $(if $(WITNESS),--against $(WITNESS),--out build/witness.json)
+
 docs: $(READY) ## the documentation as HTML, in build/docs; a warning is an error
 	$(PYTHON) -m sphinx -b html -W --keep-going -q -E -d build/docs-state docs build/docs
 
@@ -56,22 +59,22 @@ docs-pictures: $(READY) ## draw the pictures of docs/semantics.md again
 
 # rasterised kernels and the gather are left out: where they were timed they took 50 times as long as ours and more
 bench: $(READY) ## time the CPU kernels against the fastest peers (about 50 minutes)
-	$(PYTHON) benchmarks/run.py --target cpu --cold --repeats 15 --patience 90 $(addprefix --without ,raster grouped_raster compiled_gather)
+	$(PYTHON) -m benchmarks.speed.run --target cpu --cold --repeats 15 --patience 90 $(addprefix --without ,raster grouped_raster compiled_gather)
 
 gpu-check: $(READY) ## the tests that need a GPU
 	$(PYTHON) -m pytest -m gpu -q
 
 gpu-bench: $(READY) ## time the CUDA kernels against the fastest peers
-	$(PYTHON) benchmarks/run.py --target cuda
+	$(PYTHON) -m benchmarks.speed.run --target cuda
 
 gpu-tune: $(READY) ## tune the CUDA kernels that ship, and write their records to tuning_logs/
-	$(PYTHON) benchmarks/tune_gpu.py
+	$(PYTHON) -m benchmarks.gpu.tune
 
 gpu-sanitize: $(READY) ## every CUDA template on small problems under compute-sanitizer: memcheck, racecheck
-	$(PYTHON) benchmarks/sanitize.py
+	$(PYTHON) -m benchmarks.gpu.sanitize
 
 gpu-kit: $(READY) ## compile here what a GPU machine without a compiler is to run, most telling first, and pack it (docs/gpu.md)
-	$(PYTHON) benchmarks/gpu_kit.py
+	$(PYTHON) -m benchmarks.gpu.kit
 
 build-wheel: $(READY) ## the wheel, in dist/
 	$(PYTHON) -m build --wheel --no-isolation

@@ -17,8 +17,8 @@ from tests.support.kit import INSTANT, ROOT, jobs_of, keep
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a kit of a dozen kernels."""
     folder = tmp_path_factory.mktemp("made")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
-    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
+    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "alone-float32           6 of    6 jobs" in done.stdout
     return folder
@@ -35,10 +35,8 @@ def kit(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def instant(kit: Path) -> Callable[[float], Path]:
-    """The kit with a worker that answers at once, or after a pause, in the place of its own, and forty jobs for it."""
-
     def make(pause: float) -> Path:
-        (kit / "benchmarks" / "gpu_work.py").write_text(INSTANT.replace("PAUSE", str(pause)))
+        (kit / "benchmarks" / "gpu" / "work.py").write_text(INSTANT.replace("PAUSE", str(pause)))
         first = jobs_of(kit, "candidates")[:4]
         keep(kit, [{**job, "name": f"{job['name']} {number}"} for number in range(10) for job in first])
         return kit

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import ahead
-import run
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.speed import compile_ahead as ahead
+from benchmarks.speed import run
 from tvm_orient.bench.peers import registry
 from tvm_orient.kernels.build import build
 from tvm_orient.kernels.build_key import build_key

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import gpu_collect
-import gpu_results
-import gpu_summary
-
+from benchmarks.gpu import collect as gpu_collect
+from benchmarks.gpu import results as gpu_results
+from benchmarks.gpu import summary as gpu_summary
 from tests.support.kit import SLUG, Job, jobs_of
 from tvm_orient.cli import application
 from tvm_orient.errors import InvalidArgument

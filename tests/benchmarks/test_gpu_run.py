@@ -16,11 +16,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import gpu_collect
-import gpu_results
-
+from benchmarks.gpu import collect as gpu_collect
+from benchmarks.gpu import results as gpu_results
 from tests.support.kit import INSTANT, SLUG, jobs_of, keep, run_kit
 from tvm_orient.bench.rows import read_csv
 
@@ -113,7 +110,7 @@ def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monke
 
 
 def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
-    work = kit / "benchmarks" / "gpu_work.py"
+    work = kit / "benchmarks" / "gpu" / "work.py"
     work.write_text("import not_installed_anywhere\n")
     begin = time.monotonic()
     done = run_kit(kit, "--minutes", "3")
@@ -126,7 +123,7 @@ def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
 
 def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
     fails = INSTANT.replace("    time.sleep(PAUSE)", "    raise ImportError('no libtvm_runtime.so')")
-    (kit / "benchmarks" / "gpu_work.py").write_text(fails)
+    (kit / "benchmarks" / "gpu" / "work.py").write_text(fails)
     done = run_kit(kit, "--minutes", "3")
     assert done.returncode == 1
     assert "failed alike, which is no kernel's fault: ImportError: no libtvm_runtime.so" in done.stdout
@@ -142,7 +139,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     wanted = set(gpu_results.read(kit / "results"))
     assert len(wanted) >= 40
     shutil.rmtree(kit / "results")
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
+    command = [sys.executable, str(kit / "run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
     counts = []
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import tune_gpu
-
+from benchmarks.gpu import tune as tune_gpu
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps

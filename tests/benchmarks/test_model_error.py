@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.static import model_error
 from tests.benchmarks.test_targets import cell, row
 from tests.support.helpers import EIGHT, line, nvrtc_missing, spec_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import prediction
-
 from tvm_orient.bench.rows import DEFAULT, TUNED, write_csv
 from tvm_orient.perf_model.gpu_specs import gpu_spec
 from tvm_orient.problem.taps import Taps
@@ -25,10 +20,10 @@ pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or n
 def test_untuned_kernels_of_one_angle_with_cold_caches(tmp_path: Path) -> None:
     one, many = spec_of("conv", 512, 28, 28, line(0, k=7)), spec_of("conv", 512, 28, 28, Taps.oriented(EIGHT, 7))
     rows = [*cell(one), *cell(many), row(one, DEFAULT, 5.0, 1.0, cache="warm"), row(one, TUNED, 5.0, 1.0)]
-    assert [(kept.spec, kept.method, kept.cache) for kept in prediction.wanted(rows)] == [(one.key, DEFAULT, "cold")]
+    assert [(kept.spec, kept.method, kept.cache) for kept in model_error.wanted(rows)] == [(one.key, DEFAULT, "cold")]
     path = tmp_path / "gpu.csv"
     write_csv(rows, path)
-    assert prediction.main(str(path)) == 0
+    assert model_error.compare(str(path)) == 0
     with path.with_name("gpu-prediction.csv").open() as file:
         (found,) = csv.DictReader(file)
     assert (found["spec"], found["bound"], found["arch"]) == (one.key, "dram", "sm_90a")
@@ -41,6 +36,6 @@ def test_untuned_kernels_of_one_angle_with_cold_caches(tmp_path: Path) -> None:
 
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_csv(cell(spec_of("conv", 512, 28, 28, Taps.oriented(EIGHT, 7))), tmp_path / "gpu.csv")
-    assert prediction.main(str(tmp_path / "gpu.csv")) == 1
+    assert model_error.compare(str(tmp_path / "gpu.csv")) == 1
     assert "nothing to compare" in capsys.readouterr().out
-    assert prediction.main(str(tmp_path / "absent.csv")) == 1
+    assert model_error.compare(str(tmp_path / "absent.csv")) == 1

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from tests.support.driver import Machine, why_not
+from tests.support.rehearsal import Job, Rehearsal, rehearse
 
-from tests.support.driver import Machine, why_not  # noqa: E402
-from tests.support.rehearsal import Job, Rehearsal, rehearse  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 PARTS = ("floors", "alone-float32", "merged-float32", "counters", "candidates-float32", "peers", "alone-float16")
 
@@ -28,8 +27,8 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     if reason := why_not():
         pytest.skip(reason)
     folder, base = tmp_path_factory.mktemp("rehearsal"), tmp_path_factory.getbasetemp()
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--quick", "--bare", "--out", str(folder / "made"), *PARTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--quick", "--bare", "--out", str(folder / "made"), *PARTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not compiled" not in done.stdout
     machine = Machine((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "machine")

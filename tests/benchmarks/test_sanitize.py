@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import sanitize
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.gpu import sanitize
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.schedules import registry
 

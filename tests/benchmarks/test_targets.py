@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import grids
-import plot
-import roofline
-import typer
-import verdict
-
+from benchmarks.report import plot, roofline
+from benchmarks.report import targets as verdict
+from tvm_orient.bench import grids
 from tvm_orient.bench.methods import angles_text
 from tvm_orient.bench.peers.published import NAME as PUBLISHED
 from tvm_orient.bench.rows import DEFAULT, TUNED, Row, write_csv

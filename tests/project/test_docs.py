@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import tvm_orient as to
+from benchmarks.report import page_tables
 from tvm_orient.evaluate import reference
 from tvm_orient.problem import device
 
@@ -195,10 +196,8 @@ def test_the_readme_says_what_the_op_is() -> None:
         assert torch.allclose(names["oriented"](x, weight, theta).double(), reference.conv(x, weight, to.Taps.oriented(theta, 31)), atol=1e-5)
 
 
-def test_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python benchmarks/page_tables.py` would change nothing."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("page_tables")
-    page = tables.PAGE.read_text()
-    assert len(tables._MARKED.findall(page)) == 15
-    assert tables.documented(page) == page
+def test_tables_are_those_of_the_files() -> None:
+    """`python -m benchmarks.report.page_tables` would change nothing."""
+    page = page_tables.PAGE.read_text()
+    assert len(page_tables._MARKED.findall(page)) == 15
+    assert page_tables.documented(page) == page

@@ -191,8 +191,8 @@ def test_what_is_launched(name: str, called: Ran, sources: Any) -> None:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kit of a few kernels of sm_90a, unpacked."""
     out, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("kit")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kit.py"), "--quick", "--bare", "--out", str(out), "alone-float32"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--quick", "--bare", "--out", str(out), "alone-float32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(out / "kit.tar.xz") as archive:
         archive.extractall(folder, filter="data")
@@ -201,7 +201,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_kernels_of_a_kit(machine: Machine, packed: Path, tmp_path: Path) -> None:
     """Without TVM and without a compiler they are launched by the ops under the card's own name, with what their source asks for."""
-    places = {"PATH": machine.tools(compilers=False), "PYTHONPATH": machine.runtime_only(), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_CACHE_DIR": str(tmp_path)}
+    places = {"PATH": machine.tools(compilers=False), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_CACHE_DIR": str(tmp_path)}
+    places["PYTHONPATH"] = os.pathsep.join([str(packed), machine.runtime_only()])  # the code is the kit's
     ran = machine.did("kit", lambda: {**places, "KIT": str(packed)})
     jobs = [json.loads(line) for line in (packed / "jobs.jsonl").read_text().splitlines()]
     assert ran.answer["device"] == H200.slug

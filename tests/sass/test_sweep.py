@@ -5,17 +5,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
+from benchmarks.gpu import sanitize
 from tests.support.machine_code import check_machine, machines
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import sanitize
-
 from tvm_orient.errors import BuildFailed
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import OPS

@@ -14,10 +14,9 @@ from tvm_orient.problem.device import cpu_device
 ROOT = Path(__file__).resolve().parents[2]
 Job = dict[str, Any]
 SLUG = cpu_device().slug
-# what stands in for gpu_work.py where only the run itself is tested: it answers at once
+# what stands in for benchmarks/gpu/work.py where only the run itself is tested: it answers at once
 INSTANT = """
-import os, sys, time
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+import time
 from tvm_orient.toolchain.worker import serve
 device = dict(kind="cpu", name="a card", slug="a-card", arch="avx2", units=1, shared_memory=0, vector_bytes=32, index=0)
 def answer(request):
@@ -32,7 +31,7 @@ serve(answer)
 def run_kit(kit: Path, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     """The kit's own command, with nothing of this checkout in its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TVM_ORIENT", "PYTHONPATH", "OUT"))}
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--target", "cpu", *options]
+    command = [sys.executable, str(kit / "run.py"), "--target", "cpu", *options]
     given = environment | ({"PATH": path} if path else {})
     return subprocess.run(command, capture_output=True, text=True, check=False, env=given, cwd=kit.parent, timeout=250)
 

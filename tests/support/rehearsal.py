@@ -21,16 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import results as gpu_results
+from tests.support.driver import Machine, why_not
+
 _ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(_ROOT / "benchmarks"), str(_ROOT)]
-
-import gpu_results  # noqa: E402
-
-from tests.support.driver import Machine, why_not  # noqa: E402
-
 _STARTS = """
 import os, sys
-if any(word.endswith("gpu_work.py") for word in sys.orig_argv):
+if "benchmarks.gpu.work" in sys.orig_argv:
     sys.path.append({root!r})
     from tests.support import card
 """  # Python imports it in each process that finds it
@@ -86,7 +83,7 @@ def rehearse(archive: Path, folder: Path, machine: Machine, *options: str, more:
         "STAND_IN_LOG": str(log), "REHEARSAL_SPENT": str(spent),
     }  # fmt: skip
     spent.mkdir()
-    command = [sys.executable, str(kit / "benchmarks" / "gpu_run.py"), "--out", str(folder / "out"), *options]
+    command = [sys.executable, str(kit / "run.py"), "--out", str(folder / "out"), *options]
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept | told, cwd=folder)
     wall = time.monotonic() - begin

@@ -200,9 +200,7 @@ def examine() -> Any:
 def kit() -> Any:
     """The kernels of a kit that was compiled for no card in particular: what a GPU run does with them, and then the torch ops."""
     folder = Path(os.environ["KIT"])
-    sys.path.insert(0, str(folder / "benchmarks"))
-    import gpu_work
-
+    from benchmarks.gpu import work as gpu_work
     from tvm_orient.bench.methods import public_op
 
     found = {}

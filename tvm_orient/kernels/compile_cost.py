@@ -1,9 +1,10 @@
 """What compiling a kernel of a problem's own costs, foreseen from its offsets: templates unroll them, so code grows with each angle.
 
-Fitted to what `benchmarks/compile_cost.py` measures: planes of 28 x 28, LLVM on a Xeon with AVX-512, NVRTC 13.0 for sm_90a. A kernel of twice the code takes
-more than twice as long. Where a second or more was measured on the CPU, 0.8 to 1.5 times that is foreseen, but for a single angle with K=31 in channels_last
-(2.6 s, 0.5 s foreseen). A layer of 128 angles with K=31 took 240 s of CPU time, of which it foresees 244. For CUDA eight angles with K=31 took 10 s, a weight
-gradient 21 s on a busy machine (foreseen: 10 and 15); beyond that choices keep the code short, and less is taken than is foreseen.
+Fitted to what `benchmarks/speed/compile_cost.py` measures: planes of 28 x 28, LLVM on a Xeon with AVX-512, NVRTC 13.0 for sm_90a. A kernel of
+twice the code takes more than twice as long. Where a second or more was measured on the CPU, 0.8 to 1.5 times that is foreseen, but for a single
+angle with K=31 in channels_last (2.6 s, 0.5 s foreseen). A layer of 128 angles with K=31 took 240 s of CPU time, of which it foresees 244. For CUDA
+eight angles with K=31 took 10 s, a weight gradient 21 s on a busy machine (foreseen: 10 and 15); beyond that choices keep the code short, and less
+is taken than is foreseen.
 """
 
 from __future__ import annotations

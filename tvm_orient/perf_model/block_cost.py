@@ -1,6 +1,6 @@
 """Tells what a register patch and a block cost before anything is compiled; templates rank their choices by it.
 
-`bound` reads the same from machine code; `python benchmarks/static.py --search` compares the two.
+`tvm_orient.perf_model.speed_of_light` reads the same from machine code; `python -m benchmarks.static.fit` holds the costs against kernels that were timed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..sass.bank_conflicts import WARP, wavefronts
 from .gpu_specs import GpuSpec, resident_blocks
 
 ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
-# fitted to 134 kernels that were timed on an H200 (benchmarks/fit.py)
+# fitted to 134 kernels that were timed on an H200 (benchmarks/static/fit.py)
 ISSUED = 2.8  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest
 LOADED = 5.0  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included
 FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch

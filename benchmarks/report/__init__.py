@@ -1,0 +1,1 @@
+"""Make tables, pictures and a comparison with the targets of what was measured."""

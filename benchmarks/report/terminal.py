@@ -1,0 +1,16 @@
+"""Print to the console that the benchmark scripts share, and name the exit status of one that its time ended."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+UNFINISHED = 3
+
+console = Console(markup=False, emoji=False, highlight=False)
+if not console.is_terminal:
+    console.width = 120
+
+
+def say(text: str) -> None:
+    """One line, however long."""
+    console.print(text, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Time kernels, calls, compiling and tuning on this machine."""
