@@ -49,8 +49,8 @@ def timed(where: torch.device, call: Callable[..., Result], operands: Sequence[o
         result = call(*operands)
         return time.perf_counter() - begin, result
     with torch.cuda.device(where):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(_QUEUE_CYCLES)  # type: ignore[no-untyped-call]
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_QUEUE_CYCLES)
         start.record()
         result = call(*operands)
         stop.record()

@@ -131,7 +131,7 @@ def make_native(spec: ConvSpec, device: torch.device | str, memory_format: torch
 
 
 def cudnn_applies(spec: ConvSpec) -> str | None:
-    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.cudnn.is_available():
         return "this build of torch has no cuDNN"
     if spec.op == "conv_dw" or (spec.op == "conv_dx" and spec.stride != (1, 1)):
         return "PyTorch calls cuDNN by name for a convolution only, not for its gradients"
