@@ -27,7 +27,7 @@ class Grid:
 def spec(op: str, plane: Plane, taps: int, degrees: Sequence[float] = EIGHT, stride: int = 1, dtype: str = "float32") -> ConvSpec:
     """Return the problem of an op on a plane, of K = taps; its angles are given in degrees, and its padding is zeros."""
     radians = np.asarray([math.radians(angle) for angle in degrees], dtype=np.float32)
-    return ConvSpec(op, *plane, Taps.oriented(radians, taps), stride=stride, dtype=dtype)
+    return ConvSpec(op, *plane, Taps.oriented(radians, taps), stride=(stride, stride), dtype=dtype)
 
 
 def _squares(channels: Iterable[int], sides: Iterable[int]) -> list[Plane]:
