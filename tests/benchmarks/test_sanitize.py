@@ -52,7 +52,7 @@ def test_plain_cases_and_no_sanitizer_on_a_cpu() -> None:
 
 
 def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitize.reference, "tolerance", lambda *_: -1.0)
+    monkeypatch.setattr(sanitize.tolerance, "tolerance", lambda *_: -1.0)
     done = CliRunner().invoke(APP, FEW)
     assert done.exit_code == 1
     assert "wrong: conv, cpu_rows, circular: off by" in done.output
