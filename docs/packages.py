@@ -23,7 +23,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "docs" / "design.md", ROOT / "CONTRIBUTING.md")
 PICTURE = ROOT / "docs" / "img" / "layers.png"
-_MARKED = re.compile(r"(<!-- packages -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- packages -->\n\n)((?:\|.*\n)*)\n*")
 _INK, _ARROW, _BANDS = "#222222", "#8a8a8a", ("#ffffff", "#f4f4f4")
 _FACES = {(): "#e4e4e4", ("tvm",): "#a6cee3", ("torch",): "#fdcc8a", ("torch", "tvm"): "#cdb5dc"}  # by which of the two a package may import
 _MEANING = {(): "neither", ("tvm",): "TVM", ("torch",): "PyTorch", ("torch", "tvm"): "both"}
@@ -57,7 +57,7 @@ def layers() -> ModuleType:
 
 def documented(text: str) -> str:
     """Returns a page with its table of packages as it is today."""
-    return _MARKED.sub(lambda match: match[1] + "".join(f"{line}\n" for line in table()), text)
+    return _MARKED.sub(lambda match: match[1] + "".join(f"{line}\n" for line in table()) + "\n", text)
 
 
 def table() -> Iterator[str]:

@@ -331,7 +331,7 @@ def test_doctor_says_what_a_cpu_is_taken_for(monkeypatch: pytest.MonkeyPatch) ->
     state, detail, hint = doctor._cpu()
     assert (state, hint) == ("broken", "unset TVM_ORIENT_CPU")
     assert "choose a lower level" in detail
-    told = doctor._check("kernels", "CPU kernel", lambda: doctor._kernel(device.cpu_device()))
+    told = doctor._check("kernels", "CPU kernel", lambda: doctor._kernel(doctor.cpu_device()))
     assert (told.state, told.detail, told.hint) == ("broken", "this CPU lacks it: choose a lower level", "")
 
 

@@ -267,7 +267,7 @@ def test_no_runtime_library(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sys.modules.pop("tvm", None)
     monkeypatch.setattr(loader, "_runtimes", [])
     try:
-        monkeypatch.setattr(runtime_kernel.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(loader.importlib.util, "find_spec", lambda _: None)
         with pytest.raises(to.EnvironmentProblem, match=r"libtvm_runtime.so of apache-tvm, which is not installed: pip install"):
             loader.load_runtime("cpu")
     finally:

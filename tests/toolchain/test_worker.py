@@ -121,7 +121,7 @@ def test_a_module_finds_what_this_process_imports(tmp_path: Path, monkeypatch: p
 
 def test_a_bound_one_ends_with_who_asked(tmp_path: Path) -> None:
     asking = (
-        f"import sys; from tvm_orient.toolchain.worker import Served; s = Served([sys.executable, '-c', {SERVER!r}], 30, bound=True)\n"
+        f"import sys; from tvm_orient.toolchain.worker import ChildProcess; s = ChildProcess([sys.executable, '-c', {SERVER!r}], 30, bound=True)\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(s.ask('a')['pid'])); print('asked', flush=True); s.ask('hang')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

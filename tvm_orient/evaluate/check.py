@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..compiler import library, lower
 from ..errors import BuildFailed, EnvironmentProblem, InvalidArgument, Unsupported
+from ..forks import kept
 from ..problem import generic_args
 from ..problem.device import Device, own_cpu
 from ..problem.spec import DTYPES, ConvSpec
@@ -159,11 +160,11 @@ class _Case:
     choices: tuple[Choice, ...]
     given: tuple[Tensor, ...]
 
-    @functools.cached_property
+    @kept
     def reference(self) -> Tensor:
         return reference.run(self.spec, *self.given)
 
-    @functools.cached_property
+    @kept
     def tolerance(self) -> float:
         return evaluate_tolerance.tolerance(self.spec, len(self.given[0]), *self.given)
 
