@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...problem.shear import Shear
-from ...toolchain.tvm import load_tvm
 from ..names import OWN_SHARED
 from .rewrite import moved
-
-load_tvm()
 
 
 def in_place(func: Any, lean: Shear, shape: tuple[int, int]) -> Any:
