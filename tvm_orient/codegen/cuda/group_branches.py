@@ -7,7 +7,6 @@ import re
 from ..names import BRANCH
 from .rewritten import Rewritten
 
-
 _BRANCH = re.compile(rf"for \(int ({BRANCH}\w*) = 0; \1 < (\w+); \+\+\1\) \{{")
 
 
