@@ -32,7 +32,7 @@ test: lint ## lint, then the tests but the long ones (those that need a GPU are 
 	$(PYTHON) -m pytest -q -n auto --dist worksteal
 
 test-long: $(READY) ## what is long and rarely tells: sweeps in full, of which `make test` runs a sample
-	$(PYTHON) -m pytest -q -n auto --dist worksteal -m "long and not sweep"
+	$(PYTHON) -m pytest -q -n auto --dist worksteal -m long
 
 # mypy knows nothing of __path__, so it is shown the tree as a wheel has it: schedules inside the package
 lint: $(READY) ## ruff, ruff format and mypy

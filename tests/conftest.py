@@ -68,6 +68,13 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of the session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if _WORKER else base
+
+
 @pytest.fixture(autouse=True)
 def _same_start(request: pytest.FixtureRequest) -> None:
     """Each test starts from the seed whatever ran before it; torch is set up only where something imported it."""
