@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cuda import ANGLES, default_source, kernels_of
 from tests.support.helpers import line, nvrtc_missing, spec_of
+from tests.support.sampling import sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.compiler.predict import Predicted, predict, together
 from tvm_orient.perf_model import gpu_specs
@@ -41,38 +42,52 @@ def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> 
     assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01), spec
 
 
-def test_the_defaults_run_at_the_speed_of_dram() -> None:
+def sample(*rows: tuple[tuple[int, int], Sequence[float]]) -> list[pytest.ParameterSet]:
+    """(K, height) and an angle of each of these rows: every size and every angle in what each commit runs."""
+    return sampled([(size, angle) for size, angles in rows for angle in angles], pairs=lambda *_: (), once=lambda size, angle: (size, angle))
+
+
+@pytest.mark.parametrize(
+    ("size", "angle"), sample(((31, 56), ANGLES), *((size, ANGLES[:5]) for size in ((31, 28), (31, 14), (7, 56), (7, 28), (7, 14), (7, 7))))
+)
+def test_the_defaults_run_at_the_speed_of_dram(size: tuple[int, int], angle: float) -> None:
     """K=31 at 56x56 at all eight angles, and K=7 at every size, on an H200: by what warps execute, nothing needs much longer than DRAM.
 
     A twentieth more, and at 28x28 and 14x14 K=31 a fifth: the line is longer than the plane, and code that an SM fetches counts too.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56)) + defaults(device, (31, 28), (31, 14), (7, 56), (7, 28), (7, 14), (7, 7), angles=ANGLES[:5])
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        (one,) = found.bounds
-        assert found.spills == 0, spec
-        allowed = 1.2 if spec.kernel_size == 31 and spec.height < 56 else 1.06
-        assert one.limiter_clocks <= allowed * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
-        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)) and spec.taps in LEANING:
-            agrees(spec, choice, found, device)
+    ((spec, choice),) = cases = defaults(device, size, angles=(angle,))
+    (found,) = predict(cases, device)
+    (one,) = found.bounds
+    assert found.spills == 0
+    allowed = 1.2 if size in ((31, 28), (31, 14)) else 1.06
+    assert one.limiter_clocks <= allowed * one.clocks["dram"], (choice.decisions, one.clocks)
+    if size in ((31, 56), (7, 14)) and spec.taps in LEANING:
+        agrees(spec, choice, found, device)
 
 
-def test_weight_gradients_run_at_the_speed_of_dram() -> None:
+@pytest.mark.parametrize(
+    ("size", "angle"),
+    sample(
+        ((31, 56), ANGLES[1:4]), ((7, 14), ANGLES[1:4]), ((31, 28), (45, 90)), ((31, 14), (22.5,)),
+        ((7, 56), (0, 22.5)), ((7, 28), (0, 22.5)), ((7, 7), (0, 22.5)),
+    ),
+)  # fmt: skip
+def test_weight_gradients_run_at_the_speed_of_dram(size: tuple[int, int], angle: float) -> None:
     """First pass of conv_dw: as `test_the_defaults_run_at_the_speed_of_dram`. K=31 may need a fifth more for the pipe of memory.
 
     The second pass takes a tenth of the first at most, on small planes a third: there it is one wait for memory after the other.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56), (7, 14), op="conv_dw", angles=ANGLES[1:4]) + defaults(device, (31, 28), op="conv_dw", angles=(45, 90))
-    cases += defaults(device, (31, 14), op="conv_dw", angles=(22.5,)) + defaults(device, (7, 56), (7, 28), (7, 7), op="conv_dw", angles=(0, 22.5))
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        first, second = found.bounds
-        assert found.spills == 0, spec
-        allowed = 1.22 if spec.kernel_size == 31 else 1.0
-        assert first.limiter_clocks <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
-        assert second.limiter_clocks <= (0.1 if spec.height > 14 else 0.33) * first.limiter_clocks, (str(spec), second.clocks)
-        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)):
-            agrees(spec, choice, found, device)
+    ((spec, choice),) = cases = defaults(device, size, op="conv_dw", angles=(angle,))
+    (found,) = predict(cases, device)
+    first, second = found.bounds
+    assert found.spills == 0
+    allowed = 1.22 if spec.kernel_size == 31 else 1.0
+    assert first.limiter_clocks <= allowed * first.clocks["dram"], (choice.decisions, first.clocks)
+    assert second.limiter_clocks <= (0.1 if spec.height > 14 else 0.33) * first.limiter_clocks, second.clocks
+    if size in ((31, 56), (7, 14)):
+        agrees(spec, choice, found, device)
 
 
 @pytest.mark.parametrize(("op", "dtype"), [("conv", "float16"), ("conv_dw", "float16"), ("conv", "bfloat16")])
