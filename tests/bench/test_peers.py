@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvm_orient.bench.peers import base, dense, floors, registry
+from tvm_orient.bench.peers import base, dense, floors, gather, registry, shift_add
 from tvm_orient.evaluate import reference, tolerance
 from tvm_orient.problem.line_offsets import angles_between
 from tvm_orient.problem.spec import ConvSpec
@@ -63,7 +63,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize("name", PEERS)
 def test_same_function(name: str, taps: str, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "compiled_peer", lambda function: function)
+    for module in (gather, shift_add):
+        monkeypatch.setattr(module, "compiled_peer", lambda function: function)
     for spec in specs(op, TAPS[taps]):
         if PEERS[name].applies(spec) is None:
             check(PEERS[name], spec)

@@ -53,4 +53,6 @@ def _covered(pairs: Aspects, once: Aspects) -> set[Hashable]:
 
 def _name(value: object) -> str:
     """The name of an argument: a template's, the key of a spec, or its text."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
     return str(getattr(value, "name", getattr(value, "key", value)))
