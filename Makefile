@@ -18,7 +18,7 @@ else
   READY :=
 endif
 
-.PHONY: help install demo test lint fuzz machine-code witness docs docs-pages docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
+.PHONY: help install demo test test-long lint fuzz machine-code witness docs docs-pages docs-pictures bench gpu-check gpu-bench gpu-tune gpu-sanitize gpu-kit build-wheel clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -28,8 +28,11 @@ install: $(READY) ## make .venv with everything pinned (every other target does 
 demo: $(READY) ## filter photographs along several directions, check and time the kernels, write pictures to demo_out/
 	$(ORIENT) demo
 
-test: lint ## lint, then every test (those that need a GPU are skipped where there is none)
+test: lint ## lint, then the tests but the long ones (those that need a GPU are skipped where there is none)
 	$(PYTHON) -m pytest -q -n auto --dist worksteal
+
+test-long: $(READY) ## what is long and rarely tells: sweeps in full, of which `make test` runs a sample
+	$(PYTHON) -m pytest -q -n auto --dist worksteal -m long
 
 # mypy knows nothing of __path__, so it is shown the tree as a wheel has it: schedules inside the package
 lint: $(READY) ## ruff, ruff format and mypy

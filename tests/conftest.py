@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# before anything imports tvm_orient: no test reads or writes the user's own logs and kernels. The cache is one
-# for the session, so that each kernel is built once; each worker of pytest-xdist has its own, as tests change the environment and the files.
-_SCRATCH = Path(tempfile.mkdtemp(prefix="tvm-orient-tests-"))
-os.environ["TVM_ORIENT_LOG_DIR"] = str(_SCRATCH / "logs")
+# before anything imports tvm_orient: no test reads or writes the user's own logs and kernels. The cache is one for the session,
+# all workers of pytest-xdist included, so that each kernel is built once: a test that changes its files, or needs a kernel not to be
+# there, takes a folder of its own. Each worker has its own logs, which decide what is built.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+_SCRATCH = Path(os.environ["TVM_ORIENT_CACHE_DIR"]).parent if _WORKER else Path(tempfile.mkdtemp(prefix="tvm-orient-tests-"))
+os.environ["TVM_ORIENT_LOG_DIR"] = str(_SCRATCH / f"logs{_WORKER}")
 os.environ["TVM_ORIENT_CACHE_DIR"] = str(_SCRATCH / "kernels")
 os.environ.pop("TVM_ORIENT_LOOKUP", None)
 os.environ["TVM_ORIENT_BUILD"] = "1"  # what is tested is each problem's own kernel
@@ -41,10 +44,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked sweep unless it is asked for; skip what is marked gpu where there is none (the driver is asked only for such a test)."""
-    if "sweep" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("sweep")])
-        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    """Leave out what is marked sweep or long unless it is asked for; skip what is marked gpu where there is none (the driver is asked only for such a test)."""
+    for mark in ("sweep", "long"):
+        if mark not in re.findall(r"\w+", config.option.markexpr):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return
@@ -60,7 +64,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_SCRATCH, ignore_errors=True)
+    if not _WORKER:
+        shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of the session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if _WORKER else base
 
 
 @pytest.fixture(autouse=True)

@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 
 from tests.support.kit import INSTANT, ROOT, jobs_of, keep
+from tests.support.once import once
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(shared: Path) -> Path:
     """A folder with a kit of a dozen kernels."""
-    folder = tmp_path_factory.mktemp("made")
-    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
-    done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "alone-float32           6 of    6 jobs" in done.stdout
-    return folder
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(folder)]
+        done = subprocess.run([*command, "floors", "alone-float32", "counters", "candidates-float32"], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "alone-float32           6 of    6 jobs" in done.stdout
+
+    return once(shared / "kit", make)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import typer
@@ -21,6 +22,12 @@ from tvm_orient.schedules.choices import default_choices
 
 CPU = cpu_device()
 SPECS = [ConvSpec("conv", 3, 5, 6, Taps.oriented(angle, 3)) for angle in (0.0, 0.7)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that nobody has built."""
+    monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "kernels"))
 
 
 def in_cache(spec: ConvSpec) -> bool:

@@ -71,6 +71,7 @@ print(torch.equal(torch._inductor.aoti_load_package(sys.argv[2])(x), want))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_package_loads_after_import_tvm_orient(net: Net, tmp_path: Path) -> None:
     """AOTInductor: the batch is free in the package."""
     with torch.no_grad():
@@ -102,7 +103,7 @@ def test_what_it_costs() -> None:
 WHEN = "print(torch.ops.tvm_orient.conv, 'tvm_orient.ops.flops' in sys.modules, any('orient' in str(one) for one in sys.meta_path))"
 
 
-@pytest.mark.parametrize("first", ["tvm_orient.runtime.serving", "tvm_orient.nn", "tvm_orient, torch"])
+@pytest.mark.parametrize("first", ["tvm_orient.runtime.serving", pytest.param("tvm_orient.nn", marks=pytest.mark.long), "tvm_orient, torch"])
 def test_whichever_module_brings_torch(first: str) -> None:
     """Where a module of ours is the first to import torch the operators wait until it is whole."""
     assert fresh(f"import sys, {first}, torch\n{WHEN}", warnings="error").split() == ["tvm_orient.conv", "True", "False"]

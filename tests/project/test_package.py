@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.once import once
+
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED_AT_IMPORT = ("numpy", "pydantic", "filelock", "platformdirs", "tvm_ffi", "typer", "rich", "torch")
 SHIPPED = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tuning_logs").glob("*/*.jsonl"))
@@ -40,11 +42,14 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(shared: Path) -> Path:
     """The wheel, built from this checkout without a network."""
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
-    (built,) = out.glob("*.whl")
+
+    def make(out: Path) -> None:
+        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+
+    made = once(shared / "wheel", make)
+    (built,) = made.glob("*.whl")
     return built
 
 
@@ -56,19 +61,21 @@ def names(wheel: Path) -> list[PurePosixPath]:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(wheel: Path, shared: Path) -> Path:
     """The bin folder of a fresh environment with the wheel in it; what the wheel needs is borrowed from this one by a .pth file.
 
     The folders that a .pth names come last and their own .pth files are not read, so the checkout is not on the path.
     """
-    home = tmp_path_factory.mktemp("installed")
-    run(sys.executable, "-m", "venv", "--without-pip", home, cwd=home)
-    specs = {name: importlib.util.find_spec(name) for name in NEEDED_AT_IMPORT}
-    lent = {str(Path(spec.origin).parent.parent) for spec in specs.values() if spec and spec.origin}
-    (site,) = home.glob("lib/python*/site-packages")
-    (site / "borrowed.pth").write_text("\n".join(sorted(lent)) + "\n")
-    run(sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=home)
-    return home / "bin"
+
+    def make(home: Path) -> None:
+        run(sys.executable, "-m", "venv", "--without-pip", home, cwd=home)
+        specs = {name: importlib.util.find_spec(name) for name in NEEDED_AT_IMPORT}
+        lent = {str(Path(spec.origin).parent.parent) for spec in specs.values() if spec and spec.origin}
+        (site,) = home.glob("lib/python*/site-packages")
+        (site / "borrowed.pth").write_text("\n".join(sorted(lent)) + "\n")
+        run(sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=home)
+
+    return once(shared / "installed", make) / "bin"
 
 
 @pytest.fixture(scope="module")

@@ -53,12 +53,11 @@ _POINTER, _INT = 8, 4  # bytes of an argument
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def machine(shared: Path) -> Machine:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    base = tmp_path_factory.getbasetemp()
-    return Machine((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "machine")
+    return Machine(shared / "machine")
 
 
 @pytest.fixture(scope="module")

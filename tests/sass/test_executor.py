@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from tests.support.helpers import AHEAD, assert_close, choice_of, line, nvrtc_missing, of_kind, operands, spec_of, with_template
 from tests.support.machine_code import Case, check_machine, machines, outcome
+from tests.support.sampling import sampled
 from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.problem.device import arch_device
 from tvm_orient.sass import cubin
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or n
 
 ARCHS = ["sm_80", "sm_90a"]
 DTYPES = ("float32", "float16", "bfloat16")
+EACH = sampled(itertools.product(DTYPES, ARCHS), pairs=lambda *_: (), once=lambda dtype, arch: (dtype, arch))
 
 
 def cases(dtype: str, arch: str) -> dict[str, Case]:
@@ -51,8 +54,7 @@ def cases(dtype: str, arch: str) -> dict[str, Case]:
 # ---- every template -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "arch"), EACH)
 def test_machine_code_of_every_template(dtype: str, arch: str) -> None:
     """In every order of warps."""
     for name, machine in machines(cases(dtype, arch), arch).items():
@@ -70,8 +72,7 @@ def test_machine_code_of_the_generic_kernel(arch: str) -> None:
         check_machine(machine, ORDERS)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "arch"), EACH)
 def test_machine_code_of_fused_epilogues(dtype: str, arch: str) -> None:
     device, found = arch_device(arch), {}
     for activation, layout in zip(("relu", "silu", "gelu"), ("nhwc", "nchw", "nhwc"), strict=True):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cuda import ANGLES, default_source, kernels_of
 from tests.support.helpers import line, nvrtc_missing, spec_of
+from tests.support.sampling import sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.compiler.predict import Predicted, predict, together
 from tvm_orient.perf_model import gpu_specs
@@ -41,65 +42,84 @@ def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> 
     assert estimate["dram"] == pytest.approx(found.bounds[0].clocks["dram"], rel=0.01), spec
 
 
-def test_the_defaults_run_at_the_speed_of_dram() -> None:
+def sample(*rows: tuple[tuple[int, int], Sequence[float]]) -> list[pytest.ParameterSet]:
+    """(K, height) and an angle of each of these rows: every K, every height and every angle in what each commit runs."""
+    return sampled([(size, angle) for size, angles in rows for angle in angles], pairs=lambda *_: (), once=lambda size, angle: (*size, angle))
+
+
+@pytest.mark.parametrize(
+    ("size", "angle"), sample(((31, 56), ANGLES), *((size, ANGLES[:5]) for size in ((31, 28), (31, 14), (7, 56), (7, 28), (7, 14), (7, 7))))
+)
+def test_the_defaults_run_at_the_speed_of_dram(size: tuple[int, int], angle: float) -> None:
     """K=31 at 56x56 at all eight angles, and K=7 at every size, on an H200: by what warps execute, nothing needs much longer than DRAM.
 
     A twentieth more, and at 28x28 and 14x14 K=31 a fifth: the line is longer than the plane, and code that an SM fetches counts too.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56)) + defaults(device, (31, 28), (31, 14), (7, 56), (7, 28), (7, 14), (7, 7), angles=ANGLES[:5])
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        (one,) = found.bounds
-        assert found.spills == 0, spec
-        allowed = 1.2 if spec.kernel_size == 31 and spec.height < 56 else 1.06
-        assert one.limiter_clocks <= allowed * one.clocks["dram"], (str(spec), choice.decisions, one.clocks)
-        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)) and spec.taps in LEANING:
-            agrees(spec, choice, found, device)
+    ((spec, choice),) = cases = defaults(device, size, angles=(angle,))
+    (found,) = predict(cases, device)
+    (one,) = found.bounds
+    assert found.spills == 0
+    allowed = 1.2 if size in ((31, 28), (31, 14)) else 1.06
+    assert one.limiter_clocks <= allowed * one.clocks["dram"], (choice.decisions, one.clocks)
+    if size in ((31, 56), (7, 14)) and spec.taps in LEANING:
+        agrees(spec, choice, found, device)
 
 
-def test_weight_gradients_run_at_the_speed_of_dram() -> None:
+@pytest.mark.parametrize(
+    ("size", "angle"),
+    sample(
+        ((31, 56), ANGLES[1:4]), ((7, 14), ANGLES[1:4]), ((31, 28), (45, 90)), ((31, 14), (22.5,)),
+        ((7, 56), (0, 22.5)), ((7, 28), (0, 22.5)), ((7, 7), (0, 22.5)),
+    ),
+)  # fmt: skip
+def test_weight_gradients_run_at_the_speed_of_dram(size: tuple[int, int], angle: float) -> None:
     """First pass of conv_dw: as `test_the_defaults_run_at_the_speed_of_dram`. K=31 may need a fifth more for the pipe of memory.
 
     The second pass takes a tenth of the first at most, on small planes a third: there it is one wait for memory after the other.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (31, 56), (7, 14), op="conv_dw", angles=ANGLES[1:4]) + defaults(device, (31, 28), op="conv_dw", angles=(45, 90))
-    cases += defaults(device, (31, 14), op="conv_dw", angles=(22.5,)) + defaults(device, (7, 56), (7, 28), (7, 7), op="conv_dw", angles=(0, 22.5))
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        first, second = found.bounds
-        assert found.spills == 0, spec
-        allowed = 1.22 if spec.kernel_size == 31 else 1.0
-        assert first.limiter_clocks <= allowed * first.clocks["dram"], (str(spec), choice.decisions, first.clocks)
-        assert second.limiter_clocks <= (0.1 if spec.height > 14 else 0.33) * first.limiter_clocks, (str(spec), second.clocks)
-        if (spec.kernel_size, spec.height) in ((31, 56), (7, 14)):
-            agrees(spec, choice, found, device)
+    ((spec, choice),) = cases = defaults(device, size, op="conv_dw", angles=(angle,))
+    (found,) = predict(cases, device)
+    first, second = found.bounds
+    assert found.spills == 0
+    allowed = 1.22 if spec.kernel_size == 31 else 1.0
+    assert first.limiter_clocks <= allowed * first.clocks["dram"], (choice.decisions, first.clocks)
+    assert second.limiter_clocks <= (0.1 if spec.height > 14 else 0.33) * first.limiter_clocks, second.clocks
+    if size in ((31, 56), (7, 14)):
+        agrees(spec, choice, found, device)
 
 
-@pytest.mark.parametrize(("op", "dtype"), [("conv", "float16"), ("conv_dw", "float16"), ("conv", "bfloat16")])
-def test_half_precision_runs_near_the_speed_of_dram(op: str, dtype: str) -> None:
+HALF = [
+    *(("conv", dtype, size, angle) for dtype in ("float16", "bfloat16") for size, angle in (((7, 14), 0), ((7, 14), 22.5), ((31, 14), 45), ((31, 56), 45))),
+    *((op, "float16", (7, height), angle) for op in ("conv", "conv_dw") for height, angle in ((28, 45), (7, 45), (56, 90))),
+    *(("conv_dw", "float16", size, angle) for size, angle in (((7, 14), 0), ((7, 14), 22.5), ((31, 56), 45))),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "size", "angle"), sampled(HALF, pairs=lambda *_: (), once=lambda op, dtype, size, angle: ((op, dtype), (op, size[0]), size[1]))
+)
+def test_half_precision_runs_near_the_speed_of_dram(op: str, dtype: str, size: tuple[int, int], angle: float) -> None:
     """Half the bytes, and as many multiply-adds: K=7 is at 0.7 of what DRAM allows (conv_dw at 0.6), K=31 at 0.7 at 56x56 and 0.5 at 14x14 (conv_dw at 0.45).
 
     These are bounds; small planes are chosen for little code and many blocks, which no bound shows.
     """
     device = arch_device("sm_90a")
-    cases = defaults(device, (7, 14), op=op, angles=(0, 22.5), dtype=dtype)
-    if dtype == "float16":
-        cases += defaults(device, (7, 28), (7, 7), op=op, angles=(45,), dtype=dtype) + defaults(device, (7, 56), op=op, angles=(90,), dtype=dtype)
-    if op == "conv_dw":
-        cases += defaults(device, (31, 56), op=op, angles=(45,), dtype=dtype)
-    else:
-        cases += defaults(device, (31, 14), (31, 56), angles=(45,), dtype=dtype)
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        first = found.bounds[0]
-        assert found.spills == 0, spec
-        share = {"conv": 0.7, "conv_dw": 0.6}[op] if spec.kernel_size == 7 else {"conv56": 0.7, "conv14": 0.5, "conv_dw56": 0.45}[f"{op}{spec.height}"]
-        assert first.clocks["dram"] >= share * first.limiter_clocks, (str(spec), choice.decisions, first.clocks)
-        assert first.exposed_waits <= 8, (str(spec), "loads go by batches, not one by one")
-        if op == "conv" and dtype == "float16" and spec.taps == line(22.5, k=7):
-            agrees(spec, choice, found, device)
+    ((spec, choice),) = cases = defaults(device, size, op=op, angles=(angle,), dtype=dtype)
+    (found,) = predict(cases, device)
+    first = found.bounds[0]
+    assert found.spills == 0
+    share = {"conv": 0.7, "conv_dw": 0.6}[op] if spec.kernel_size == 7 else {"conv56": 0.7, "conv14": 0.5, "conv_dw56": 0.45}[f"{op}{spec.height}"]
+    assert first.clocks["dram"] >= share * first.limiter_clocks, (choice.decisions, first.clocks)
+    assert first.exposed_waits <= 8, "loads go by batches, not one by one"
+    if op == "conv" and dtype == "float16" and spec.taps == line(22.5, k=7):
+        agrees(spec, choice, found, device)
 
 
-@pytest.mark.parametrize(("size", "angles", "most"), [(56, (45, 112.5), 168), (28, (90, 135), 216)], ids=["bands", "strips"])
+@pytest.mark.parametrize(
+    ("size", "angles", "most"), [pytest.param(56, (45, 112.5), 168, id="bands", marks=pytest.mark.long), pytest.param(28, (90, 135), 216, id="strips")]
+)
 def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Sequence[float], most: int) -> None:
     for kernel in kernels_of(default_source(spec_of("conv_dw", 512, size, size, line(*angles, k=31)), "sm_90a")).values():
         assert kernel.spills == 0
@@ -107,7 +127,7 @@ def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Seq
         assert kernel.shared <= 49152 + 1024, "the angles share one allocation"
 
 
-@pytest.mark.parametrize("height", [56, 14])
+@pytest.mark.parametrize("height", [pytest.param(56, marks=pytest.mark.long), 14])
 def test_eight_angles_in_one_kernel(height: int) -> None:
     source = default_source(spec_of("conv", 512, height, height, line(*ANGLES, k=31)), "sm_90a")
     (kernel,) = kernels_of(source).values()
@@ -157,17 +177,23 @@ def test_small_planes_in_one_kernel() -> None:
 # ---- strided stems of the networks --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_stems_run_near_the_speed_of_dram(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "op", "height", "angle"),
+    sampled(
+        [(layout, *problem) for layout in ("nchw", "nhwc") for problem in (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))],
+        pairs=lambda *_: (),
+        once=lambda layout, op, height, angle: (layout, op),
+    ),
+)
+def test_stems_run_near_the_speed_of_dram(layout: str, op: str, height: int, angle: float) -> None:
     """64 channels, stride 2, K=31: all passes together take at most 1.3 times what DRAM needs, and nothing spills."""
     device = arch_device("sm_90a")
-    problems = (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))
-    specs = [spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout) for op, height, angle in problems]
-    cases = [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
-    for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
-        assert found.spills == 0, spec
-        assert found.kernels[0].shared <= 49152 + 1024
-        assert found.clocks <= 1.3 * found.bounds[0].clocks["dram"], (str(spec), choice.decisions, [one.clocks for one in found.bounds])
+    spec = spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout)
+    choice = schedules_choices.default_choices(spec, device)[0]
+    (found,) = predict([(spec, choice)], device)
+    assert found.spills == 0
+    assert found.kernels[0].shared <= 49152 + 1024
+    assert found.clocks <= 1.3 * found.bounds[0].clocks["dram"], (choice.decisions, [one.clocks for one in found.bounds])
 
 
 def test_four_angles_of_a_stem_in_one_kernel() -> None:

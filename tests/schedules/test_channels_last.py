@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import tvm_orient as to
 from tests.support.cases import LAST_CASES as CASES
 from tests.support.cases import last_spec
 from tests.support.helpers import OPS, assert_close, check_blocks, check_cpu, check_serial, line, operands, spec_of
+from tests.support.sampling import facets, sampled
 from tvm_orient import ops
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.taps import Taps
@@ -22,17 +24,19 @@ from tvm_orient.schedules.choices import default_choices
 
 GPU = arch_device("sm_90a")
 LAST = torch.channels_last
+SWEEP = list(itertools.product(CASES, OPS))
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES)
-def test_on_a_cpu(op: str, case: str) -> None:
+@pytest.mark.parametrize(("case", "op"), sampled(SWEEP, pairs=lambda case, op: facets(last_spec(op, case)), once=lambda case, op: (case,)))
+def test_on_a_cpu(case: str, op: str) -> None:
     check_cpu(last_spec(op, case))
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", [case for case in CASES if case != "float64"])
-def test_for_cuda(op: str, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "op"),
+    sampled([one for one in SWEEP if one[0] != "float64"], pairs=lambda case, op: facets(last_spec(op, case)), once=lambda case, op: (case,)),
+)
+def test_for_cuda(case: str, op: str) -> None:
     check_serial(last_spec(op, case), batches=(1, 3))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.cases import CPU_CASES as CASES
-from tests.support.helpers import EIGHT, OPS, check_cpu, choice_of, fitted, line, of_kind, spec_of, variations, with_template
+from tests.support.helpers import EIGHT, OPS, check_cpu, choice_of, covering, fitted, line, of_kind, spec_of, variations, with_template
+from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import lower
 from tvm_orient.errors import InvalidArgument, Unsupported
 from tvm_orient.problem.device import arch_device, cpu_device
@@ -27,32 +28,47 @@ TEMPLATES = of_kind("cpu")
 RAGGED: tuple[Any, ...] = (2, 9, 21, line(22.5, k=5))
 WRAPPED: tuple[Any, ...] = (2, 8, 10, line(67.5, k=5), (2, 2), "circular")
 SWEEPS = [(t, fitted(t, spec_of(op, *case))) for t in TEMPLATES for op in t.ops for case in [WRAPPED if op == "conv_dx" else RAGGED]]
+FIRST = ["odd", "stride 3x2", "circular, ragged stride", "wider than the plane", "float64"]
 REAL = [
     spec_of(op, channels, size, size, Taps.oriented(EIGHT, k), stride)
     for op, (channels, size), k, stride in itertools.product(OPS, [(64, 224), (128, 56), (256, 28), (512, 14), (768, 7)], [7, 15, 31, 63], [1, 2])
 ]
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES)
-def test_default(op: str, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "op"), sampled(itertools.product(CASES, OPS), pairs=lambda case, op: facets(spec_of(op, *CASES[case])), once=lambda case, op: (case,))
+)
+def test_default(case: str, op: str) -> None:
     check_cpu(spec_of(op, *CASES[case]))
 
 
-@pytest.mark.parametrize("case", ["odd", "stride 3x2", "circular, ragged stride", "wider than the plane", "float64"])
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_default_of_each_template(template: Template, case: str) -> None:
+@pytest.mark.parametrize(
+    ("template", "op", "case"),
+    sampled(
+        [(template, op, case) for template in TEMPLATES for op in template.ops for case in FIRST],
+        pairs=lambda template, op, case: (template.name, *facets(fitted(template, spec_of(op, *CASES[case])))),
+        once=lambda template, op, case: (case,),
+    ),
+)
+def test_default_of_each_template(template: Template, op: str, case: str) -> None:
     """Those that are not the first choice work as well."""
-    for op in template.ops:
-        spec = fitted(template, spec_of(op, *CASES[case]))
-        choices = with_template(template, spec, CPU)
-        assert choices is not None, [template.declines(part, CPU) for _, _, part in spec.parts()]
-        if choices != with_template(registry.candidates(spec.parts()[0][2], CPU)[0][0], spec, CPU):  # test_default has that
-            check_cpu(spec, choices, batches=(2,))
+    spec = fitted(template, spec_of(op, *CASES[case]))
+    choices = with_template(template, spec, CPU)
+    assert choices is not None, [template.declines(part, CPU) for _, _, part in spec.parts()]
+    check_cpu(spec, choices, batches=(2,))
 
 
 @pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
+    """Each value of each knob, several at once."""
+    for decisions in covering(template, spec, CPU):
+        check_cpu(spec, [choice_of(template, decisions)], batches=(2,))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
+def test_every_knob_alone(template: Template, spec: ConvSpec) -> None:
+    """Each value of each knob beside the other decisions of the default; and a reason for every step that is none."""
     valid = 0
     for decisions, reason in variations(template, spec, CPU):
         if reason is None:
@@ -63,7 +79,9 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
     assert valid or not any(len(values) > 1 for values in template.knobs(spec, CPU).values())
 
 
-@pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
+@pytest.mark.parametrize(
+    ("template", "op"), sampled([(t, op) for t in TEMPLATES for op in t.ops], pairs=lambda template, op: (template.name,), once=lambda template, op: (op,))
+)
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
     spec, rng = fitted(template, spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 from pathlib import Path
@@ -21,15 +22,16 @@ from tests.support.helpers import (
     covering,
     fitted,
     line,
+    served,
     spec_of,
     variations,
     with_template,
 )
+from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device, recorded_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
 from tvm_orient.schedules.choices import Choice
@@ -49,24 +51,28 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES)
-def test_default(op: str, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "op"), sampled(itertools.product(CASES, OPS), pairs=lambda case, op: facets(spec_of(op, *CASES[case])), once=lambda case, op: (case,))
+)
+def test_default(case: str, op: str) -> None:
     check_serial(spec_of(op, *CASES[case]), batches=(1, 3) if CASES[case][1] < 20 else (2,))
 
 
-@pytest.mark.parametrize("case", FIRST)
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_default_of_each_template(template: Template, case: str) -> None:
+@pytest.mark.parametrize(
+    ("template", "op", "case"),
+    sampled(
+        served(TEMPLATES, FIRST, CASES, GPU),
+        pairs=lambda template, op, case: (template.name, *facets(fitted(template, spec_of(op, *CASES[case])))),
+        once=lambda template, op, case: (case,),
+    ),
+)
+def test_default_of_each_template(template: Template, op: str, case: str) -> None:
     """Those that are not the first choice work as well."""
-    for op in template.ops:
-        spec = fitted(template, spec_of(op, *CASES[case]))
-        choices = with_template(template, spec, GPU)
-        if choices is not None and choices != schedules_choices.default_choices(spec, GPU):  # test_default has the first choice
-            check_serial(spec, choices, batches=(2,))
+    spec = fitted(template, spec_of(op, *CASES[case]))
+    check_serial(spec, with_template(template, spec, GPU), batches=(2,))
 
 
-@pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
+@pytest.mark.parametrize(("template", "spec"), sampled(SWEEPS, pairs=lambda template, spec: (template.name,), once=lambda template, spec: (spec.op,)))
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
     """Each value of each knob, several at once; and a reason for every step from the default that is none."""
     tried, default = covering(template, spec, GPU), template.default(spec, GPU).decisions()
@@ -79,7 +85,9 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
     assert tried or not any(len(values) > 1 for values in template.knobs(spec, GPU).values())
 
 
-@pytest.mark.parametrize(("template", "op"), [(t, op) for t in TEMPLATES for op in t.ops], ids=lambda v: v if isinstance(v, str) else v.name)
+@pytest.mark.parametrize(
+    ("template", "op"), sampled([(t, op) for t in TEMPLATES for op in t.ops], pairs=lambda template, op: (template.name,), once=lambda template, op: (op,))
+)
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
     spec, rng = fitted(template, spec_of(op, 8, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)

@@ -16,38 +16,50 @@ from tests.support.helpers import (
     choice_of,
     fitted,
     line,
+    served,
     spec_of,
     with_template,
 )
+from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.evaluate.cuda_emulator import Blocks
 from tvm_orient.evaluate.walled import buffers, operands
+from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
 
 BLOCKS = ["uneven groups", "stride 3x2", "circular, ragged stride", "7x7", "odd"]
+HALVES = ["7x7", "uneven groups", "odd"]
 
 
-@pytest.mark.parametrize("case", BLOCKS)
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_blocks_with_barriers(template: Template, case: str) -> None:
-    for op in template.ops:
-        spec = fitted(template, spec_of(op, *CASES[case]))
-        choices = with_template(template, spec, GPU)
-        if choices is not None:
-            check_blocks(spec, choices)
+def facets_of(template: Template, op: str, case: str, dtype: str) -> tuple[object, ...]:
+    """What is covered two by two: the template beside the facets of its problem."""
+    return template.name, *facets(spec_for(template, op, case, dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_blocks_of_half_precision(template: Template, dtype: str) -> None:
-    """Copies by batches, with every vector that a width allows and with none; results by vectors, collected and one by one."""
-    for op in template.ops:
-        for case in ("uneven groups", "7x7", "odd") if dtype == "float16" else ("7x7",):
-            spec = fitted(template, dataclasses.replace(spec_of(op, *CASES[case]), dtype=dtype))
-            choices = with_template(template, spec, GPU)
-            if choices is not None:
-                check_blocks(spec, choices)
+def spec_for(template: Template, op: str, case: str, dtype: str) -> ConvSpec:
+    """The case as the template serves it, in that dtype."""
+    return fitted(template, dataclasses.replace(spec_of(op, *CASES[case]), dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("template", "op", "case", "dtype"),
+    sampled(
+        [
+            *((*row, "float32") for row in served(TEMPLATES, BLOCKS, CASES, GPU)),
+            *((*row, "float16") for row in served(TEMPLATES, HALVES, CASES, GPU)),
+            *((*row, "bfloat16") for row in served(TEMPLATES, HALVES[:1], CASES, GPU)),
+        ],
+        pairs=facets_of,
+        once=lambda template, op, case, dtype: (case, (case, dtype)),
+    ),
+)
+def test_blocks_with_barriers(template: Template, op: str, case: str, dtype: str) -> None:
+    """In half precision copies go by batches, with every vector that a width allows and with none; results by vectors, collected and one by one."""
+    spec = spec_for(template, op, case, dtype)
+    choices = with_template(template, spec, GPU)
+    assert choices is not None
+    check_blocks(spec, choices)
 
 
 def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:

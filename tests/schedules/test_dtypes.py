@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import tvm_orient as to
 from tests.support.helpers import OPS, assert_close, check_cpu, check_generic, check_serial, line, nvrtc_missing, operands, spec_of
+from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.schedules import choices as schedules_choices
@@ -26,19 +28,20 @@ CASES: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES)
-def test_cpu(op: str, dtype: str, case: str) -> None:
+SWEEP = sampled(
+    itertools.product(CASES, OPS, HALVES), pairs=lambda case, op, dtype: facets(spec_of(op, *CASES[case], dtype=dtype)), once=lambda case, op, dtype: (case,)
+)
+
+
+@pytest.mark.parametrize(("case", "op", "dtype"), SWEEP)
+def test_cpu(case: str, op: str, dtype: str) -> None:
     spec = spec_of(op, *CASES[case], dtype=dtype)
     check_cpu(spec)
     check_generic(spec, "cpu")
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES)
-def test_cuda(op: str, dtype: str, case: str) -> None:
+@pytest.mark.parametrize(("case", "op", "dtype"), SWEEP)
+def test_cuda(case: str, op: str, dtype: str) -> None:
     spec = spec_of(op, *CASES[case], dtype=dtype)
     check_serial(spec, batches=(2,))
     check_generic(spec, "cuda", (2,))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 import tvm_orient as to
 from tests.support.cases import EPILOGUES, ended
 from tests.support.helpers import EIGHT, assert_close, check_blocks, check_cpu, check_serial, line, operands, spec_of
+from tests.support.sampling import sampled
 from tvm_orient import ops
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.kernels import resolve
@@ -23,23 +26,25 @@ from tvm_orient.schedules.choices import default_choices
 NAMES = [name for name in ACTIVATIONS if name != "none"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("bias", "activation"), EPILOGUES)
-def test_on_a_cpu(bias: bool, activation: str, layout: str) -> None:
-    for dtype, stride in (("float32", 1), ("bfloat16", (2, 1)), ("float64", 1)):
-        check_cpu(ended(bias, activation, layout, dtype, stride), batches=(2,))
+def sweep(*formats: tuple[str, Any]) -> list[pytest.ParameterSet]:
+    """Bias, activation, layout, dtype and stride: a sample of all epilogues in these dtypes with their strides."""
+    rows = [(*epilogue, layout, *form) for epilogue in EPILOGUES for layout in LAYOUTS for form in formats]
+    return sampled(rows, pairs=lambda bias, activation, layout, dtype, stride: (bias, activation, layout, dtype))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("bias", "activation"), EPILOGUES)
-def test_for_cuda(bias: bool, activation: str, layout: str) -> None:
-    check_serial(ended(bias, activation, layout), batches=(2,))
-    for dtype in ("float16", "bfloat16"):
-        check_serial(ended(bias, activation, layout, dtype, 2), batches=(2,))
+@pytest.mark.parametrize(("bias", "activation", "layout", "dtype", "stride"), sweep(("float32", 1), ("bfloat16", (2, 1)), ("float64", 1)))
+def test_on_a_cpu(bias: bool, activation: str, layout: str, dtype: str, stride: Any) -> None:
+    check_cpu(ended(bias, activation, layout, dtype, stride), batches=(2,))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize(("bias", "activation", "layout", "dtype", "stride"), sweep(("float32", 1), ("float16", 2), ("bfloat16", 2)))
+def test_for_cuda(bias: bool, activation: str, layout: str, dtype: str, stride: Any) -> None:
+    check_serial(ended(bias, activation, layout, dtype, stride), batches=(2,))
+
+
+@pytest.mark.parametrize(
+    ("activation", "layout"), sampled(itertools.product(NAMES, LAYOUTS), pairs=lambda *_: (), once=lambda activation, layout: (activation, layout))
+)
 def test_blocks(activation: str, layout: str) -> None:
     spec = ended(True, activation, layout)
     check_blocks(spec, default_choices(spec, arch_device("sm_90a")))

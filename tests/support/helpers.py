@@ -193,6 +193,18 @@ def with_template(template: Template[Any], spec: ConvSpec, device: Device) -> tu
     return tuple(Choice.of(template, template.default(part, device)) for part in parts)
 
 
+def served(
+    templates: Sequence[Template[Any]], names: Sequence[str], cases: Mapping[str, tuple[Any, ...]], device: Device
+) -> list[tuple[Template[Any], str, str]]:
+    """(template, op, name of a case) of all that no template declines, its specs `fitted`."""
+    every = [(template, op, name) for template in templates for op in template.ops for name in names]
+    return [
+        (template, op, name)
+        for template, op, name in every
+        if not any(template.declines(part, device) for _, _, part in fitted(template, spec_of(op, *cases[name])).parts())
+    ]
+
+
 def variations(template: Template[Any], part: ConvSpec, device: Device) -> Iterator[tuple[Mapping[str, int], str | None]]:
     """Every decision one step of one knob from the default, and why it is invalid (None: it is not)."""
     default = template.default(part, device).decisions()
