@@ -109,7 +109,7 @@ class Pixels(Template[PixelsConfig]):
 
     nvcc loads most of a patch first; the default keeps to 230 values a patch, beyond which it spills. Where an angle has fewer than 32 channels a
     warp is several patches, and each of its loads touches a line for each of them: with 8 channels an angle (64 channels, eight angles) that is
-    four times the passes of a load of one angle alone.
+    four times the wavefronts of a load of one angle alone.
     """
 
     name, version, kind, ops, layouts, config_type = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",), PixelsConfig

@@ -1,7 +1,7 @@
 """CUDA: the lanes of a warp are planes, and a warp owns some columns of them that lean along the taps, so that all its taps are known at compile time.
 
 `whole_plane` for planes that are too large for one thread. No halo: planes are copied as they lie in memory, and taps that land outside are
-not computed at all. A value in shared memory is one pass for the planes of a warp, which begin in banks of their own, and serves
+not computed at all. A value in shared memory is one wavefront for the planes of a warp, which begin in banks of their own, and serves
 outputs that lie along the line in one thread.
 """
 
@@ -39,7 +39,7 @@ MAX_SHARED = MAX_USE.staged + MAX_USE.weights  # bytes of a block: merged angles
 CHANNELS_PER_BLOCK = (16, 32, 64)  # channels of a block
 _BANK = 4  # bytes of a bank of shared memory
 _COPY = 4  # instructions of a copy: addresses only grow
-_UNALIGNED = 1.9  # passes of a warp's copy where planes are no whole lines, so that it begins anywhere
+_UNALIGNED = 1.9  # wavefronts of a warp's copy where planes are no whole lines, so that it begins anywhere
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PlaneLanes(Template[PlaneLanesConfig]):
     shallow), which lean along the line of the taps and leave the plane at one side to come back at the other. Each warp takes a branch of its own
     (`tvm_orient/codegen/tir/warp_specialize.py`), so that all its taps are known: none outside the plane is computed, and there is no halo. What
     neighbouring outputs along a line read is what the thread has already, so that two columns of 14x14 need 1 to 1.5 values from shared memory
-    for each output, at any angle. Planes lie an odd number of words apart, so that a load of 32 planes is one pass.
+    for each output, at any angle. Planes lie an odd number of words apart, so that a load of 32 planes is one wavefront.
 
     Images and results are staged as they lie in memory, which is why it is for half precision above all: in float32 a 14x14 plane takes twice the
     room, and half the lanes would idle. The code of a block is that of a whole plane, a few thousand multiply-adds, parted among its warps; what
@@ -150,7 +150,7 @@ class PlaneLanes(Template[PlaneLanesConfig]):
         planes, threads, size, live = block.planes, block.threads, math.prod(g.output), len({s for t in g.every for s in t.taps})
         warps, pixels = threads // parts // WARP, math.prod(g.source) + math.prod(g.output)
         weights = live * (1 if config.weights_shared else min(WARP, planes))
-        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else _UNALIGNED  # passes of a warp's copy
+        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else _UNALIGNED  # wavefronts of a warp's copy
         memory = warps * (own.loads + size + parts * weights) + 2 * each * planes * pixels / config.vector / WARP
         turns = sum(by_rows(planes, height, width // config.vector, threads)[2] for height, width in (g.source, g.output))
         halves = own.loads + live * parts + size if spec.is_half else 0  # values that are converted

@@ -15,7 +15,7 @@ import numpy as np
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import DwStageConfig
-from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, passes
+from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, shared_wavefronts
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, held
 from tvm_orient.problem.device import Device
@@ -98,9 +98,9 @@ class StripsDw(TwoPass[StripsDwConfig]):
         warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]
         plane, lane = block.places()
         across, down = lane * run * (row * g.step[0] if pruned else 1), lane * run * (width if pruned else 1)
-        loads = sum(count * passes(plane * block.x + across, words) for words, count in own.loads.items() if count)
+        loads = sum(count * shared_wavefronts(plane * block.x + across, words) for words, count in own.loads.items() if count)
         quad = math.gcd(width if pruned else run, VECTOR)
-        loads += area / quad * passes(plane * block.dy + down, quad)
+        loads += area / quad * shared_wavefronts(plane * block.dy + down, quad)
         staged = planes * (stage.rows * row + pixels)
         part = spec.itemsize / DTYPES[spec.sums]
         fetched = planes * (g.source[0] * g.source[1] + pixels)

@@ -41,7 +41,7 @@ class MemoryAccesses:
         """
         if not active.any():
             return
-        self._trace.wavefronts[name] += wavefronts(address, size, active, lines=space == "global")
+        self._trace.wavefronts[name] += wavefronts(address, size, active, through_cache=space == "global")
         if name == "LDG":
             self._loaded.append(np.unique(address[active] // _SECTOR * self._trace.blocks + self._block[active]))
         elif space == "global":
