@@ -65,5 +65,5 @@ def generic_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
 
 
 def is_generic(choices: Sequence[Choice]) -> bool:
-    """Whether choices ask for the generic kernel."""
+    """Returns whether choices ask for the generic kernel."""
     return any(choice.template == generic.name for choice in choices for generic in registry.GENERIC.values())

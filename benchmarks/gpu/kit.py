@@ -45,8 +45,9 @@ from .jobs import FULL, PARTS, QUICK, Choices, Job, job_of
 from .results import write
 
 ROOT = Path(__file__).resolve().parents[2]
-KIT, START = "kit.tar.xz", "run.py"  # the archive, and the file in it that starts the run
-_MOST_MIB = 60  # of the archive, so that it fits a transfer of 64 with the checkout
+KIT = "kit.tar.xz"  # the archive
+START = "run.py"  # the file in it that starts the run
+_MAX_MIB = 60  # MiB of the archive, so that it fits a transfer of 64 with the checkout
 _MARGIN = 2 << 20  # bytes that the compressor may still hold when it is asked how much it wrote
 _COMPILE_S = 900.0  # most for one kernel; the slowest known takes two minutes
 _EVERY = 20  # kernels between two lines
@@ -270,7 +271,7 @@ def main(
     bare: Annotated[bool, typer.Option("--bare", help="Leave the runtime out: everything is installed there.")] = False,
     target: Annotated[str, typer.Option(help="An arch such as sm_90a, or cpu to rehearse.")] = "sm_90a",
     quick: Annotated[bool, typer.Option("--quick", help="A few small problems of each part, to rehearse.")] = False,
-    mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MOST_MIB,
+    mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MAX_MIB,
 ) -> None:
     """Compile what a GPU machine is to run, and pack it into one archive with the little that running needs."""
     try:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-RESULTS, FACTS = "results.jsonl", "facts.json"
+RESULTS = "results.jsonl"  # one result a line
+FACTS = "facts.json"  # the machine and the kit of the run
 
 
 def read(folder: Path) -> dict[str, Result]:

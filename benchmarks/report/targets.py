@@ -23,8 +23,12 @@ from tvm_orient.errors import OrientError
 
 from .terminal import say
 
-SIDES, CHANNELS, BATCH, KERNEL_SIZES = (14, 28, 56), 512, 64, (7, 31)
-OPS, DTYPES = ("conv", "conv_dx", "conv_dw"), ("float32", "bfloat16", "float16")
+SIDES = (14, 28, 56)  # pixels of a square plane
+CHANNELS = 512
+BATCH = 64  # images
+KERNEL_SIZES = (7, 31)  # taps
+OPS = ("conv", "conv_dx", "conv_dw")
+DTYPES = ("float32", "bfloat16", "float16")
 ALL = " ".join(f"{angle:g}" for angle in EIGHT)
 ALONE = tuple(f"{angle:g}" for angle in EIGHT)
 # by K; the floor over ours: y.copy_(x) for conv and conv_dx, torch.dot(x, dy) for conv_dw

@@ -29,8 +29,10 @@ from tvm_orient.bench.methods import public_op
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.runtime import serving
 
-CALLS, ROUNDS = 300, 40
+CALLS = 300  # calls of one function in a round
+ROUNDS = 40
 FORMS = ("", ", channels_last", ", epilogue", ", epilogue and channels_last")
+# microseconds of a call
 LIMITS = {f"op{form}": 12.0 for form in FORMS} | {f"op{form}, gradients recorded": 25.0 for form in FORMS}
 
 

@@ -27,7 +27,8 @@ from tvm_orient.runtime import serving
 from ..report.sheets import RESULTS
 from ..report.terminal import console, say
 
-ROUNDS, BATCH = 30, 8
+ROUNDS = 30  # timed calls of each
+BATCH = 8  # images
 RESULT = RESULTS / "epilogue-cpu.csv"
 COLUMNS = ("layout", "channels", "height", "kernel_size", "activation", "fused_ms", "separate_ms", "compiled_ms")
 

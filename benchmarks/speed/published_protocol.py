@@ -35,8 +35,11 @@ from ..report.sheets import RESULTS
 from ..report.terminal import say
 
 MODULE = "dwoconv1d_specialized"  # where the published module stands, beside its kernel
-OURS, THEIRS, HORIZONTAL = "tvm_orient", "published_specialized", "PyTorch (1, K)"
-PUBLISHED_MS = {  # of an RTX 3090, by (side, K): PyTorch's horizontal convolution, the published kernel at any angle
+# methods, by the names that the table has for them
+OURS = "tvm_orient"
+THEIRS = "published_specialized"
+HORIZONTAL = "PyTorch (1, K)"
+PUBLISHED_MS = {  # milliseconds of an RTX 3090, by (side, K): PyTorch's horizontal convolution, the published kernel at any angle
     (14, 7): (0.4, 0.3), (14, 31): (1.1, 0.8), (28, 7): (1.4, 0.9), (28, 31): (3.8, 2.6), (56, 7): (5.5, 3.2), (56, 31): (15.0, 9.9),
 }  # fmt: skip
 COLUMNS = (

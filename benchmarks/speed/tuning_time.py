@@ -27,7 +27,8 @@ from ..report.sheets import RESULTS
 RESULT = RESULTS / "tuning-time-cpu.csv"
 COLUMNS = ("spec", "device", "batch", "trials", "failed", "stage", "seconds", "share")
 SPEC = ConvSpec("conv", 128, 56, 56, Taps.oriented(math.radians(22.5), 31))
-TRIALS, BATCH = 32, 8
+TRIALS = 32
+BATCH = 8  # images
 WORDS = {
     "start": "start: wait until no other run holds the device",
     "build": "build: import the compiler, then schedule and compile every candidate",

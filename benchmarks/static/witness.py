@@ -113,7 +113,10 @@ sm_90a    direct        conv-c8h12w13-s1-zeros-float64-nchw-k5a45
 sm_75     default       conv-c8h14w14-s1-zeros-float32-nchw-k7a45
 sm_120    default       conv-c16h28w28-s1-zeros-float32-nchw-k15a45_112.5
 """
-_DEFAULT, _GENERIC, _CUBIN = "default", "generic", "cubin"  # words of the table
+# words of the table
+_DEFAULT = "default"  # the choice that is made without a record
+_GENERIC = "generic"  # the generic kernel
+_CUBIN = "cubin"  # the machine code is hashed too
 _QUICK = 3  # one pair of so many is left in a quick run
 _LONGEST = 160  # characters of a value that a difference shows
 _ABSENT = "absent"

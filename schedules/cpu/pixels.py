@@ -201,4 +201,5 @@ class PixelsDw(Unrolled[PixelsDwConfig]):
         return confined(func, spec)
 
 
-TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()
+TEMPLATE = Pixels()
+DW_TEMPLATE = PixelsDw()

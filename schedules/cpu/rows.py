@@ -251,4 +251,5 @@ class RowsDw(Unrolled[RowsDwConfig]):
         return confined(ahead(func, spec.itemsize, fetched), spec)
 
 
-TEMPLATE, DW_TEMPLATE = Rows(), RowsDw()
+TEMPLATE = Rows()
+DW_TEMPLATE = RowsDw()

@@ -307,4 +307,5 @@ class PixelsDw(Template[PixelsDwConfig]):
         sch.decompose_reduction(y, join)
 
 
-TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()
+TEMPLATE = Pixels()
+DW_TEMPLATE = PixelsDw()

@@ -168,7 +168,8 @@ def _rows_of_state(methods: Sequence[Method], state: str, common: dict[str, Any]
             }
             rows.append(Row(**common, **fields, **speed, cache=state, median_ms=1e3 * seconds, p20_ms=1e3 * low, p80_ms=1e3 * high))
         elif first:
-            rows.append(Row(**common, **fields, **dict.fromkeys(_UNTIMED), cache=""))
+            nothing: dict[str, Any] = dict.fromkeys(_UNTIMED)
+            rows.append(Row(**common, **fields, **nothing, cache=""))
     return rows
 
 

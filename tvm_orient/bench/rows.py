@@ -9,17 +9,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from ..errors import InvalidArgument
 from ..problem.spec import ConvSpec
 
-if TYPE_CHECKING:
-    pass
-
-TUNED, DEFAULT = "tvm_orient (tuned)", "tvm_orient (default)"
-FLOORS = ("copy", "dot")
-STATES = ("cold", "warm")
+TUNED = "tvm_orient (tuned)"  # method: our kernel as a record chose it
+DEFAULT = "tvm_orient (default)"  # method: our kernel without a record
+FLOORS = ("copy", "dot")  # methods that only move the bytes
+STATES = ("cold", "warm")  # of the cache
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,12 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        """Whether the method is one of this package's."""
+        """Returns whether the method is one of this package's."""
         return self.method in (TUNED, DEFAULT)
 
     @property
     def floor(self) -> bool:
-        """Whether the method only moves the bytes."""
+        """Returns whether the method only moves the bytes."""
         return self.method in FLOORS
 
     @property

@@ -100,7 +100,7 @@ def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]
 
 
 def _names(parts: list[Explained], asked: Sequence[float]) -> list[str]:
-    """What each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
+    """Returns what each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
     if len(asked) != len(parts):
         return [angle(part.part.taps) for part in parts]
     return [asked_text([one], part.part.taps.degrees[0], "°") for one, part in zip(asked, parts, strict=True)]

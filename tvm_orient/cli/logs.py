@@ -106,7 +106,7 @@ def _expanded(files: list[Path]) -> list[Path]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What a file holds, counted; error says why where it cannot be read as a whole."""
+    """Returns what a file holds, counted; error says why where it cannot be read as a whole."""
     from ..records import store
 
     try:

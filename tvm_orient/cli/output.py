@@ -1,4 +1,4 @@
-"""What verbs print: tables and units for people, pure JSON for machines."""
+"""Output of the verbs: tables and units for people, pure JSON for machines."""
 
 from __future__ import annotations
 

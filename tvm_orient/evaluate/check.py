@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way found."""
+    """The findings of one way."""
 
     way: str  #: one of WAYS
     status: str  #: "right", "wrong" or "left out"
@@ -77,7 +77,7 @@ class Checked:
 
     @property
     def right(self) -> bool:
-        """Whether no way found anything wrong, and one of them at least was gone."""
+        """Returns whether no way found anything wrong, and one of them at least was gone."""
         return any(one.status == "right" for one in self.outcomes) and all(one.status != "wrong" for one in self.outcomes)
 
 
@@ -169,7 +169,7 @@ class _Case:
 
     @property
     def plan(self) -> generic_args.GenericArgs | None:
-        """What the generic kernel is told; None for others."""
+        """Returns what the generic kernel is told; None for others."""
         lanes = self.device.vector_bytes // DTYPES[self.spec.sums]
         return generic_args.generic_args(self.spec, self.device.kind, lanes) if schedules_choices.is_generic(self.choices) else None
 
@@ -180,7 +180,7 @@ class _Case:
 
 
 def _outcome(case: _Case, way: str) -> Outcome:
-    """What a way finds; never raises what a user can mend: that is why it was left out."""
+    """Returns what a way finds. It never raises what a user can mend: that becomes the reason why the way was left out."""
     start = time.perf_counter()
     try:
         found, broken = _GONE[way](case), []
@@ -203,7 +203,7 @@ def _outcome(case: _Case, way: str) -> Outcome:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two results agree to the last bit, NaN with NaN."""
+    """Returns whether two results agree to the last bit, NaN with NaN."""
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 

@@ -28,7 +28,9 @@ from . import walled
 from .walled import Called, workspace_of
 
 Case = tuple[ConvSpec, Sequence[Choice]]
-FIRST, LAST = (8, 0), (9, 0)  # compute capabilities whose machine code is followed: others lay constants and addresses out differently
+# compute capabilities whose machine code is followed: others lay constants and addresses out differently
+FIRST = (8, 0)
+LAST = (9, 0)
 _STARTS = 'extern "C"'
 # names of the generic kernels' buffers by op, in the order in which the host passes them
 _GENERIC = {"conv": ("source", "w", "table", "out"), "conv_dx": ("source", "w", "table", "out"), "conv_dw": ("x", "dy", "table", "part", "dw")}
@@ -95,7 +97,7 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
 
 
 def run(machine: Machine, given: Sequence[Tensor], order: str = "ascending", seed: int = 0) -> Called:
-    """What the machine code computes of operands as of `walled.operands`.
+    """Returns what the machine code computes of operands as of `walled.operands`.
 
     Args:
         order: in which the warps of a block run between two barriers, one of `executor.ORDERS`.

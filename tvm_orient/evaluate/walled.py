@@ -48,7 +48,7 @@ def workspace_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
 def call(
     spec: ConvSpec, function: Callable[..., object], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None
 ) -> Called:
-    """What a compiled function answers to operands, its result started from NaN.
+    """Returns what a compiled function answers to operands, its result started from NaN.
 
     Args:
         given: as of `lanes`.
@@ -81,5 +81,5 @@ def _walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN being equal to NaN."""
+    """Returns whether two tensors are equal, NaN being equal to NaN."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

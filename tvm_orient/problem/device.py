@@ -170,7 +170,7 @@ def capability(arch: str) -> tuple[int, int]:
 
 
 def same_instructions(one: str, other: str) -> bool:
-    """Whether two arch words, of GPUs or of CPUs, name one set of instructions: GPUs are compared by capability, CPUs by the word."""
+    """Returns whether two arch words, of GPUs or of CPUs, name one set of instructions: GPUs are compared by capability, CPUs by the word."""
     try:
         return capability(one) == capability(other)
     except InvalidArgument:

@@ -123,7 +123,7 @@ class ConvSpec:
 
     @property
     def is_half(self) -> bool:
-        """Whether elements are of half precision, float16 or bfloat16: sums and staged values are then of another dtype than images."""
+        """Returns whether elements are of half precision, float16 or bfloat16: sums and staged values are then of another dtype than images."""
         return self.dtype in HALVES
 
     @property

@@ -1,4 +1,4 @@
-"""Whether the times of a record can be true: what a machine that was busy with other work measures often contradicts itself."""
+"""Tells whether the times of a record can be true: what a machine that was busy with other work measures often contradicts itself."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _UNIT = 2  # bytes of the pieces by which stored memory is counted: no kernel st
 
 
 class MemoryAccesses:
-    """What the lanes of some blocks have accessed so far; the counts go to a trace."""
+    """The accesses of the lanes of some blocks so far; the counts go to a trace."""
 
     def __init__(self, trace: Trace, block: Any) -> None:
         """Start with nothing accessed.

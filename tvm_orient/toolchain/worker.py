@@ -65,7 +65,7 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process, not ended, that has answered all that it was asked."""
+        """Returns whether there is a process, not ended, that has answered all that it was asked."""
         return self._process is not None and self._process.poll() is None
 
     def ask(self, request: Any, timeout: float | None = None) -> Answer:
@@ -226,7 +226,7 @@ def interpreter() -> str:
 
 
 def _readable(stream: IO[Any], seconds: float) -> bool:
-    """Whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
+    """Returns whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
     with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while seconds > _MAX_WAIT_S:

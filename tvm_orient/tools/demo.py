@@ -42,7 +42,8 @@ from ..tuning.result import Progress as Step
 from ..tuning.tune import distinct_parts, tune
 from .plots import responses, speed
 
-_DIRECTIONS, _TAPS = 8, 31
+_DIRECTIONS = 8  # angles of the layer, evenly spaced
+_TAPS = 31  # K, taps of a line
 _SCALES = (1.0, 1.6, 2.5)  # standard deviations in pixels; four would pass 32 MB, from where on a CPU allocates anew in each call
 _WAIT_S = 15.0  # for other work to end
 _ALIKE = 0.03  # share by which times differ from one run to the next
@@ -185,7 +186,7 @@ def _progress(step: Step) -> str:
 
 
 def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:
-    """What tuning came to, in a line."""
+    """Returns what tuning came to, in a line."""
     faster = [outcome for outcome in outcomes if outcome.record is not None]
     gains = [outcome.default_us / outcome.best_us for outcome in faster if outcome.default_us and outcome.best_us]
     gain = f", {math.prod(gains) ** (1 / len(gains)):.2f}x on average" if gains else ""
@@ -198,7 +199,7 @@ def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """What tuning changed in the layer as a whole, in a line."""
+    """Returns what tuning changed in the layer as a whole, in a line."""
     own = {row.method: row.median_ms for row in rows if row.ours and row.median_ms}
     tuned, untuned = own.get(TUNED), own.get(DEFAULT)
     if tuned is None or untuned is None:

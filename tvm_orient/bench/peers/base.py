@@ -1,4 +1,4 @@
-"""What peers share: who they are, when they apply, and the geometry of lines."""
+"""The class of a peer, which says when it applies and makes its function, and the geometry of lines that peers share."""
 
 from __future__ import annotations
 

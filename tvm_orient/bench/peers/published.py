@@ -26,7 +26,7 @@ _DEVICES = ("cuda",)
 
 
 def installed() -> bool:
-    """Whether the published extension can be imported; nothing is compiled."""
+    """Returns whether the published extension can be imported; nothing is compiled."""
     try:
         return importlib.util.find_spec(MODULE) is not None
     except (ImportError, ValueError):  # something of that name which is no module

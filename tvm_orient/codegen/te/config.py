@@ -1,4 +1,7 @@
-"""What a template asks of the TE stages: Form for conv and conv_dx, DwStageConfig for conv_dw. Choosing a kernel needs it, and no compiler."""
+"""The layout that a template asks of the TE stages: StageConfig for conv and conv_dx, DwStageConfig for conv_dw.
+
+Choosing a kernel needs these classes, and no compiler.
+"""
 
 from __future__ import annotations
 
