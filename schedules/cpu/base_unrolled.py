@@ -15,7 +15,7 @@ MAX_TAPS = 256  # taps of a channel
 U = TypeVar("U", bound=Config)
 
 
-class Unrolled(Template[U]):
+class BaseUnrolled(Template[U]):
     """A CPU template of unrolled taps."""
 
     kind, sums = "cpu", ("float32", "float64")

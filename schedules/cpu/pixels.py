@@ -18,7 +18,7 @@ from tvm_orient.problem.stencil import stencil
 
 from ..base import Config
 from ..tiling import divisors
-from .base_unrolled import MAX_UNROLLED, Unrolled, vectors
+from .base_unrolled import MAX_UNROLLED, BaseUnrolled, vectors
 
 MAX_BAND = 1 << 18  # bytes of a staged band that stay near
 MAX_DEFAULT_PIXELS = 8  # pixels of an untuned patch
@@ -64,7 +64,7 @@ def _staged_row(spec: ConvSpec, vector: int) -> int:
     return (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
 
 
-class Pixels(Unrolled[PixelsConfig]):
+class Pixels(BaseUnrolled[PixelsConfig]):
     """Computes conv and conv_dx of channels_last images on a CPU, any stride.
 
     The lanes of a vector are channels, which all have the same offsets, so every load of a tap is an aligned vector. A task is a band of rows of
@@ -102,7 +102,7 @@ class Pixels(Unrolled[PixelsConfig]):
             return f"{config.pixels} pixels unroll to {work} multiply-adds, at most {MAX_UNROLLED}"
         return None
 
-    def form(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
         return StageConfig(vector=config.vector, vector_math=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsConfig) -> None:
@@ -145,7 +145,7 @@ class Pixels(Unrolled[PixelsConfig]):
         return cut(func, names.Y, 3, (0, channels), vector) if channels % vector else func
 
 
-class PixelsDw(Unrolled[PixelsDwConfig]):
+class PixelsDw(BaseUnrolled[PixelsDwConfig]):
     """Computes conv_dw of channels_last images on a CPU, any stride.
 
     A task is a band of rows of one vector of channels, as in `cpu_pixels`. The sums of a block of taps stay in registers while the band passes; a
@@ -163,7 +163,7 @@ class PixelsDw(Unrolled[PixelsDwConfig]):
         rows = max((r for r in bands if ((r - 1) * g.step[0] + g.span()) * row <= MAX_BAND), default=1)
         return PixelsDwConfig(vector, rows, _DEFAULT_TAPS)
 
-    def form(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
         return DwStageConfig(vector=config.vector, rows=config.rows)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> None:

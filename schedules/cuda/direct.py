@@ -125,7 +125,7 @@ class Direct(Template[DirectConfig]):
     def channel_blocks(self, channels: int, config: DirectConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: DirectConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: DirectConfig) -> StageConfig:
         return StageConfig(sweep=True, narrow=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: DirectConfig) -> None:

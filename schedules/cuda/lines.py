@@ -157,7 +157,7 @@ class Lines(Template[LinesConfig]):
     def channel_blocks(self, channels: int, config: LinesConfig) -> int:
         return channels // math.prod(parted(channels, config.channels_per_block, config.tiles_per_block))
 
-    def form(self, spec: ConvSpec, config: LinesConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: LinesConfig) -> StageConfig:
         return StageConfig(line=True, narrow=True, bare=not config.staged)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: LinesConfig) -> None:

@@ -42,7 +42,7 @@ _L2 = 2.3  # bytes that L2 moves for each that DRAM does
 _SLOPE = 0.2  # part by which a load costs more for each doubling of a patch's longer side over the other, on a slope
 _LANES = 32  # channels of a block of the second pass
 _SLICES = 16  # threads of a channel in the second pass
-_AHEAD = 8  # sums that a thread of the second pass loads at once
+_SUMS_IN_FLIGHT = 8  # sums that a thread of the second pass loads at once
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Pixels(Template[PixelsConfig]):
     def channel_blocks(self, channels: int, config: PixelsConfig) -> int:
         return -(-channels // min(channels, config.lanes))
 
-    def form(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
         return StageConfig()
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsConfig) -> None:
@@ -254,8 +254,8 @@ class PixelsDw(Template[PixelsDwConfig]):
     def channel_blocks(self, channels: int, config: PixelsDwConfig) -> int:
         return -(-channels // min(channels, config.lanes))
 
-    def form(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
-        return DwStageConfig(rows=config.rows, tile=config.columns, slices=_SLICES, ahead=_AHEAD)
+    def stage_config(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
+        return DwStageConfig(rows=config.rows, tile=config.columns, slices=_SLICES, images_in_flight=_SUMS_IN_FLIGHT)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> None:
         part, acc, stage, dys = (sch.get_sblock(name) for name in (names.PART, names.ACC, names.STAGE, names.DYS))

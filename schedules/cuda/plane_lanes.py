@@ -162,11 +162,11 @@ class PlaneLanes(Template[PlaneLanesConfig]):
     def channel_blocks(self, channels: int, config: PlaneLanesConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: PlaneLanesConfig) -> StageConfig:
-        return StageConfig(bare=True, lean=shear_of(spec))
+    def stage_config(self, spec: ConvSpec, config: PlaneLanesConfig) -> StageConfig:
+        return StageConfig(bare=True, shear=shear_of(spec))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PlaneLanesConfig) -> None:
-        own, y, lean, vector = sch.get_sblock(names.OWN), sch.get_sblock(names.Y), shear_of(spec), config.vector
+        own, y, shear, vector = sch.get_sblock(names.OWN), sch.get_sblock(names.Y), shear_of(spec), config.vector
         reads = [region.source.name for region in sch.get(own).reads]
         images, weights = sch.cache_read(own, reads.index(names.X), "shared"), None
         if config.weights_shared and names.W in reads:
@@ -180,8 +180,8 @@ class PlaneLanes(Template[PlaneLanesConfig]):
         sch.compute_at(own, block, preserve_unit_loops=True)
         *_, own_plane, row, column = sch.get_loops(own)
         _, lane = sch.split(own_plane, [None, round_up(int(sch.get(own_plane).extent), WARP)])
-        part, inner = sch.split((row, column)[lean.axis], [config.warps_per_plane, None])
-        pixels = (column, inner) if lean.axis == 0 else (row, inner)
+        part, inner = sch.split((row, column)[shear.axis], [config.warps_per_plane, None])
+        pixels = (column, inner) if shear.axis == 0 else (row, inner)
         sch.reorder(part, lane, *pixels)
         thread = sch.fuse(part, lane)
         threads = int(sch.get(thread).extent)
@@ -202,9 +202,9 @@ class PlaneLanes(Template[PlaneLanesConfig]):
 
     def finish(self, func: Any, spec: ConvSpec, config: PlaneLanesConfig) -> Any:
         from tvm_orient.codegen.tir.restore_layout import in_place
-        from tvm_orient.codegen.tir.warp_specialize import by_warp
+        from tvm_orient.codegen.tir.warp_specialize import warp_specialized
 
-        return by_warp(in_place(func, shear_of(spec), stencil(spec).output), config.warps_per_plane)
+        return warp_specialized(in_place(func, shear_of(spec), stencil(spec).output), config.warps_per_plane)
 
 
 def _apart(spec: ConvSpec) -> tuple[int, int]:
@@ -219,13 +219,13 @@ def _pitch(spec: ConvSpec, plane: tuple[int, int]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _work(spec: ConvSpec, parts: int) -> _Work:
-    g, lean = stencil(spec), shear_of(spec)
-    along, across = g.output[1 - lean.axis], g.output[lean.axis] // parts
+    g, shear = stencil(spec), shear_of(spec)
+    along, across = g.output[1 - shear.axis], g.output[shear.axis] // parts
     own = []
     for part in range(parts):
         where = []
         for i, v in itertools.product(range(along), range(part * across, (part + 1) * across)):
-            row, column = lean.place(g.output, *((i, v) if lean.axis else (v, i)))
+            row, column = shear.place(g.output, *((i, v) if shear.axis else (v, i)))
             where.append(np.array([(y, 0, x) for y, x in g.reads(row, column)], np.int64).reshape(-1, 3))
         own.append(held(where, 1))
     return _Work(sum(o.products for o in own), sum(o.loads[1] for o in own), max(o.alive for o in own))

@@ -28,7 +28,7 @@ from ..base import MAX_SHARED, MAX_THREADS, MAX_USE, ONE_OFFSET
 from ..default import least_estimate
 from ..staging import by_rows, copied_by_rows
 from ..tiling import idle_stages, quads, tiles, too_many_threads
-from .base_patch import Patches
+from .base_patch import BasePatch
 from .costs import FETCHED, MISALIGNED, SECTOR, STAGED, UNALIGNED, VECTOR
 from .patch_geometry import PatchGeometry, SharedPatchConfig, by_words, patch_step, shared_patch_geometry, stores_vectors, unpadded_stage
 
@@ -66,7 +66,7 @@ class _Copies(NamedTuple):
     memory: float  # wavefronts of a block beside those of every kernel
 
 
-class Staged(Patches[P]):
+class Staged(BasePatch[P]):
     """The knobs, the reasons and the estimate that `shared_patch` and `strips` share, for blocks whose shape is known."""
 
     kind, ops = "cuda", ("conv", "conv_dx")
@@ -205,10 +205,10 @@ class Staged(Patches[P]):
             return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
         return idle_stages(config.tiles_per_block, config.stages)
 
-    def form(self, spec: ConvSpec, config: P) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: P) -> StageConfig:
         block = self._geometry(spec, config)
         return StageConfig(
-            halo=VECTOR, pitch=block.stage.columns, quad=config.vector, raw=bool(config.smem_native_dtype), sweep=True, pruned=block.pruned,
+            halo=VECTOR, pitch=block.stage.columns, quad=config.vector, smem_native_dtype=bool(config.smem_native_dtype), sweep=True, pruned=block.pruned,
             tile=config.tile // block.g.phases[1], rows=block.band,
         )  # fmt: skip
 

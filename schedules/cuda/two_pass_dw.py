@@ -28,7 +28,7 @@ from ..default import least_estimate
 from ..staging import by_rows, cooperate_by_rows, copied_by_rows
 from ..tiling import most_dividing, quads, tiles
 from . import plane_dw_cost
-from .base_dw import AHEAD, MAX_UNROLLED, SLICES, TwoPass
+from .base_dw import IMAGES_IN_FLIGHT, MAX_UNROLLED, SLICES, BaseDw
 from .costs import FETCHED, MISALIGNED, STAGED, UNALIGNED, VECTOR
 from .dw_geometry import TwoPassDwConfig, TwoPassDwGeometry, two_pass_dw_geometry
 
@@ -48,7 +48,7 @@ _WIDE = 7  # columns of a patch of a tile from which dy passes through shared me
 _SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
-class ConvDw(TwoPass[TwoPassDwConfig]):
+class TwoPassDw(BaseDw[TwoPassDwConfig]):
     """Computes conv_dw of contiguous images on a GPU, any stride, in two passes.
 
     First pass: a block stages a band of x of several channels as `shared_patch` does, most often the whole plane, or a tile of a strided or wide
@@ -203,13 +203,14 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
     def channel_blocks(self, channels: int, config: TwoPassDwConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: TwoPassDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: TwoPassDwConfig) -> DwStageConfig:
         if config.whole:
-            return DwStageConfig(dy_quad=1, slices=SLICES, ahead=AHEAD, whole=True)
+            return DwStageConfig(dy_quad=1, slices=SLICES, images_in_flight=IMAGES_IN_FLIGHT, whole=True)
         block = two_pass_dw_geometry(spec, config)
         return DwStageConfig(
             vector=config.lanes_w, halo=VECTOR, pitch=block.stage.columns, quad=config.vector, rows=block.band, run=config.patch_w,
-            row_lanes=config.lanes_h, dy_quad=block.dy_quad, joins=self._joins(spec, block.lanes), slices=SLICES, ahead=AHEAD, tile=config.tile,
+            row_lanes=config.lanes_h, dy_quad=block.dy_quad, joins=self._joins(spec, block.lanes), slices=SLICES, images_in_flight=IMAGES_IN_FLIGHT,
+            tile=config.tile,
         )  # fmt: skip
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: TwoPassDwConfig) -> None:
@@ -280,4 +281,4 @@ def _dy_wavefronts(block: TwoPassDwGeometry, part: float) -> float:
     return area / block.dy_quad * across
 
 
-TEMPLATE = ConvDw()
+TEMPLATE = TwoPassDw()

@@ -113,7 +113,7 @@ class WholePlane(Template[WholePlaneConfig]):
     def channel_blocks(self, channels: int, config: WholePlaneConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: WholePlaneConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: WholePlaneConfig) -> StageConfig:
         return StageConfig(bare=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: WholePlaneConfig) -> None:

@@ -27,7 +27,7 @@ MANY_PARAMETERS = {
     "tvm_orient/nn/oriented.py: OrientedConv2d.__init__": _CONV2D,
     "tvm_orient/nn/published.py: DepthwiseOrientedConv1d.__init__": _CONV2D,
     "schedules/cpu/generic.py: _stage.fill": _KERNEL,
-    "schedules/cpu/generic.py: _gather.main": _KERNEL,
+    "schedules/cpu/generic.py: _conv.main": _KERNEL,
     "schedules/cpu/generic.py: _dw.main": _KERNEL,
 }
 
