@@ -72,7 +72,7 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return self.deadline - time.monotonic()
 
     def say(self, text: str) -> None:
@@ -144,7 +144,7 @@ class Run:
         self.say(f"{name}: {right} right, {bad} bad" + (f", {lacking} left: the time is over" if lacking else ""))
 
     def _done(self, job: _Job) -> dict[str, Any] | None:
-        """The answer to a job, recorded; None where the run's own end cut it."""
+        """Return the answer to a job, recorded; None where the run's own end cut it."""
         with_peers = {"peers": self.peers, "patience": self.patience} if job["part"] == "peers" else {}
         wanted = self.patience * (1 + len(self.peers) * bool(with_peers))
         answer = self._asked({**job, **with_peers}, wanted)
@@ -170,7 +170,7 @@ class Run:
         return True
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer of the process that runs kernels; {"error", "fault"} where the job fails, is wrong, hangs or kills it."""
+        """Return the answer of the process that runs kernels; {"error", "fault"} where the job fails, is wrong, hangs or kills it."""
         if not self.worker.running:
             self._started()
         seconds = max(0.1, min(seconds, self.left))

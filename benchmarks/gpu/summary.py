@@ -13,7 +13,7 @@ _Results = dict[str, dict[str, Any]]
 
 
 def summary(found: _Results, facts: dict[str, Any]) -> list[str]:
-    """Lines of at most 11,500 characters in all."""
+    """Returns lines of at most 11,500 characters in all."""
     lines, size = [], 0
     for line in _lines(found, facts):
         size += len(line) + 1
@@ -47,7 +47,7 @@ def _lines(found: _Results, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _verdict(found: _Results) -> Iterator[str]:
-    """The targets, over the rows of this run."""
+    """Yields the targets, over the rows of this run."""
     from tvm_orient.bench.rows import Row, cells
 
     from ..report.targets import lines, report

@@ -36,7 +36,7 @@ class Running(Protocol):
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Returns the seconds until the deadline."""
 
     def say(self, text: str) -> None:
         """Says a line."""
@@ -118,6 +118,6 @@ def _name(tool: str, job: _Job) -> str:
 
 
 def _last(*paths: Path) -> str:
-    """The last line that one of these files has."""
+    """Returns the last line that one of these files has."""
     said = [line for path in paths if path.exists() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return said[-1].strip()[-200:] if said else "it said nothing"

@@ -19,7 +19,7 @@ _SERIES = (("tuned", "#0072b2"), ("untuned", "#8fc1e3"), ("fastest peer", "#b8b8
 
 
 def draw(rows: list[Row], path: Path) -> Path:
-    """A panel an op, a group of bars a cell: percent of the floor's speed, cold; of a large table the cells of several angles alone."""
+    """Draws a panel an op, a group of bars a cell: percent of the floor's speed, cold; of a large table the cells of several angles alone."""
     groups = [group for group in cells(rows).values() if pick(group, "cold", floor=True)]
     if len(groups) > _MAX_CELLS:
         groups = [group for group in groups if " " in group[0].angles] or groups[:_MAX_CELLS]

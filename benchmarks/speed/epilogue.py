@@ -46,7 +46,7 @@ def milliseconds(calls: dict[str, Callable[[], torch.Tensor]]) -> dict[str, floa
 
 
 def measured(plain: ConvSpec, activation: str) -> dict[str, str | int]:
-    """The row of one problem, its three results checked first."""
+    """Returns the row of one problem, its three results checked first."""
     spec = dataclasses.replace(plain, bias=True, activation=activation)
     for one in (plain, spec):
         serving.kernel(one, cpu_device())

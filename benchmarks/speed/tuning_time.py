@@ -39,7 +39,7 @@ WORDS = {
 
 
 def measured() -> tuple[Outcome, float]:
-    """The outcome of one fresh run, and its seconds from call to return."""
+    """Returns the outcome of one fresh run, and its seconds from call to return."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         (outcome,) = tune(SPEC, cpu_device(), trials=TRIALS, batch=BATCH, directory=Path(folder))
@@ -47,7 +47,7 @@ def measured() -> tuple[Outcome, float]:
 
 
 def rows(outcome: Outcome, seconds: float) -> list[dict[str, str | int]]:
-    """One row a stage and one for the total, in seconds."""
+    """Returns one row a stage and one for the total, in seconds."""
     stages = {"start": seconds - outcome.seconds, **outcome.stages, "total": seconds}
     same = {"spec": SPEC.key, "device": cpu_device().slug, "batch": BATCH, "trials": outcome.trials, "failed": outcome.failed}
     return [{**same, "stage": stage, "seconds": f"{value:.2f}", "share": f"{value / seconds:.3f}"} for stage, value in stages.items()]

@@ -27,7 +27,7 @@ def changes(part: Explained, device: Device, compared: dict[str, Any], layer: Co
 
 
 def _beside(part: Explained, compared: dict[str, Any], alone: bool) -> list[str]:
-    """The chosen template among the others."""
+    """Returns the chosen template among the others."""
     chosen = next((row for row in compared["candidates"] if row["chosen"]), None)
     others = [row for row in compared["candidates"] if not row["chosen"]]
     if chosen is None:

@@ -171,7 +171,7 @@ def _print(printer: Console, found: list[Checked], device: str) -> None:
 
 
 def _kernels(one: Checked) -> dict[str, list[str]]:
-    """The angles of each choice, which goes by its template and decisions."""
+    """Returns the angles of each choice, which goes by its template and decisions."""
     found: dict[str, list[str]] = {}
     for (_, _, part), choice in zip(one.spec.parts(), one.choices, strict=True):
         decided = " ".join(f"{name}={value}" for name, value in choice.decisions)
@@ -180,7 +180,7 @@ def _kernels(one: Checked) -> dict[str, list[str]]:
 
 
 def _rows(one: Checked) -> Table:
-    """One row a way."""
+    """Returns one row a way."""
     place = "at c, tap" if one.spec.op == "conv_dw" else "at n, c, h, w"
     rows = table(
         "way", "result", "error", place, "angle", "template", "got", "expected", "time", right=("error", "got", "expected", "time"), fold=("template",)

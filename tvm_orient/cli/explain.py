@@ -129,7 +129,7 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
 
 
 def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
-    """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
+    """Returns (step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
     from ..records.lookup import STEPS
     from ..schedules.choices import is_generic
 

@@ -79,7 +79,7 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
 
 
 def workspace_shape(spec: ConvSpec, funcs: Sequence[Any]) -> tuple[int, int] | None:
-    """(bands, taps) of the workspace per image and channel that kernels of conv_dw need: the largest of these; None for another op, which needs none.
+    """Return (bands, taps) of the workspace per image and channel that kernels of conv_dw need: the largest of these; None for another op, which needs none.
 
     Args:
         funcs: scheduled PrimFuncs of the spec or of its parts.

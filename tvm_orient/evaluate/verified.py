@@ -22,7 +22,7 @@ class Verdict:
 
     @property
     def relative(self) -> float:
-        """The difference over the largest value."""
+        """Returns the difference over the largest value."""
         return self.difference / self.largest
 
 

@@ -123,14 +123,14 @@ def _say(console: Console, step: str, text: str) -> None:
 
 
 def _photograph() -> NDArray[np.float32]:
-    """(H, W), 0..1."""
+    """Returns the photograph: (H, W), brightness from 0 to 1."""
     from skimage import data
 
     return np.asarray(data.camera(), dtype=np.float32) / np.float32(255)  # type: ignore[no-untyped-call]
 
 
 def _bands(photograph: NDArray[np.float32]) -> torch.Tensor:
-    """(scales, directions, H, W): what lies between two blurs, positive on dark lines; the same in each channel."""
+    """Returns (scales, directions, H, W): the difference of two blurs of the photograph, positive on dark lines; the same for each direction."""
     plane = torch.from_numpy(photograph)[None, None]
     bands = torch.cat([_blur(plane, 1.6 * scale) - _blur(plane, scale) for scale in _SCALES])
     bands = bands / bands.std((1, 2, 3), keepdim=True)
@@ -146,7 +146,7 @@ def _blur(plane: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _weights() -> torch.Tensor:
-    """(directions, taps): a bell along the line, of sum 1."""
+    """Returns (directions, taps): a bell along the line, of sum 1."""
     place = torch.arange(_TAPS) - _TAPS // 2
     bell = torch.exp(-((place / 7.0) ** 2) / 2)
     return (bell / bell.sum()).expand(_DIRECTIONS, -1).contiguous()
@@ -229,7 +229,7 @@ def _compiled(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: C
 
 
 def _words(row: Row, rows: Sequence[Row]) -> str:
-    """The name of a method for people."""
+    """Returns the name of a method for people."""
     tuned = any(other.method == TUNED and other.median_ms for other in rows)
     return "tvm_orient, tuning kept the default" if row.method == DEFAULT and not tuned else _WORDS[row.method]
 

@@ -24,7 +24,7 @@ PALE = "#e2e2e2"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches on an Agg canvas.
+    """Returns an empty figure of that size in inches on an Agg canvas.
 
     Raises:
         EnvironmentProblem: matplotlib is not installed.
