@@ -31,7 +31,7 @@ DW_FORMS = {
     "runs and ragged row lanes": DwStageConfig(vector=1, run=2, rows=5, row_lanes=2),
     "taps innermost": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1),
     "groups of lanes": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1, joins=3),
-    "slices of images": DwStageConfig(vector=2, rows=2, slices=2, ahead=2),
+    "slices of images": DwStageConfig(vector=2, rows=2, slices=2, images_in_flight=2),
     "whole planes": DwStageConfig(dy_quad=1, slices=3, whole=True),
 }
 CASES = [(op, name, config) for op in OPS for name, config in {**FORMS, **(DW_FORMS if op == "conv_dw" else {})}.items()]
