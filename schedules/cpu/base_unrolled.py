@@ -18,7 +18,8 @@ U = TypeVar("U", bound=Config)
 class BaseUnrolled(Template[U]):
     """A CPU template of unrolled taps."""
 
-    kind, sums = "cpu", ("float32", "float64")
+    kind = "cpu"
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > MAX_TAPS:

@@ -25,7 +25,9 @@ class CpuGeneric(Generic):
     a count (G,), the workspace of conv_dw, the result, and numbers.
     """
 
-    name, version, kind = "cpu_generic", 1, "cpu"
+    name = "cpu_generic"
+    version = 1
+    kind = "cpu"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()

@@ -72,7 +72,11 @@ class Pixels(BaseUnrolled[PixelsConfig]):
     are cut at compile time.
     """
 
-    name, version, ops, layouts, config_type = "cpu_pixels", 1, ("conv", "conv_dx"), ("nhwc",), PixelsConfig
+    name = "cpu_pixels"
+    version = 1
+    ops = ("conv", "conv_dx")
+    layouts = ("nhwc",)
+    config_type = PixelsConfig
 
     def _bands(self, spec: ConvSpec) -> tuple[int, ...]:
         """Returns the rows that a band may have, ascending."""
@@ -152,7 +156,11 @@ class PixelsDw(BaseUnrolled[PixelsDwConfig]):
     second pass adds bands and images in order.
     """
 
-    name, version, ops, layouts, config_type = "cpu_pixels_dw", 1, ("conv_dw",), ("nhwc",), PixelsDwConfig
+    name = "cpu_pixels_dw"
+    version = 1
+    ops = ("conv_dw",)
+    layouts = ("nhwc",)
+    config_type = PixelsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {"vector": vectors(spec, device), "rows": divisors(spec.out_height, MAX_DW_ROWS), "taps": _TAPS}

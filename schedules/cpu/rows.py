@@ -88,7 +88,10 @@ class Rows(BaseUnrolled[RowsConfig]):
     its result (`tvm_orient/codegen/tir/prefetch.py`). At most 256 taps.
     """
 
-    name, version, ops, config_type = "cpu_rows", 4, ("conv", "conv_dx"), RowsConfig
+    name = "cpu_rows"
+    version = 4
+    ops = ("conv", "conv_dx")
+    config_type = RowsConfig
 
     def _heights(self, spec: ConvSpec) -> tuple[int, ...]:
         """Returns the rows that a patch may have, ascending."""
@@ -203,7 +206,10 @@ class RowsDw(BaseUnrolled[RowsDwConfig]):
     (`tvm_orient/codegen/tir/confine_nonfinite.py`).
     """
 
-    name, version, ops, config_type = "cpu_rows_dw", 3, ("conv_dw",), RowsDwConfig
+    name = "cpu_rows_dw"
+    version = 3
+    ops = ("conv_dw",)
+    config_type = RowsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {"vector": vectors(spec, device), "taps": _TAPS, "prefetch_planes": _PREFETCH_PLANES}

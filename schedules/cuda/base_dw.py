@@ -32,7 +32,8 @@ D = TypeVar("D", bound=Config)
 class BaseDw(Template[D]):
     """conv_dw: a thread keeps one sum per distinct tap in registers; lanes, then images are summed in a fixed order, without atomics."""
 
-    kind, ops = "cuda", ("conv_dw",)
+    kind = "cuda"
+    ops = ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if (taps := len(stencil(spec).every)) > MAX_TAPS:

@@ -58,7 +58,11 @@ class Direct(Template[DirectConfig]):
     tested for. At most 64 live taps per output and 1024 multiply-adds a thread.
     """
 
-    name, version, kind, ops, config_type = "direct", 2, "cuda", ("conv", "conv_dx"), DirectConfig
+    name = "direct"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = DirectConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())

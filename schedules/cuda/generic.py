@@ -30,7 +30,9 @@ class CudaGeneric(Generic):
     stride (down, across).
     """
 
-    name, version, kind = "generic", 1, "cuda"
+    name = "generic"
+    version = 1
+    kind = "cuda"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()

@@ -83,7 +83,11 @@ class Lines(Template[LinesConfig]):
     may pass over several tiles with two `stages`, as in `shared_patch`. Up to 64 rows.
     """
 
-    name, version, kind, ops, config_type = "lines", 3, "cuda", ("conv", "conv_dx"), LinesConfig
+    name = "lines"
+    version = 3
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = LinesConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if line_slope(spec) is None:

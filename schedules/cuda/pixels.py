@@ -112,7 +112,12 @@ class Pixels(Template[PixelsConfig]):
     four times the wavefronts of a load of one angle alone.
     """
 
-    name, version, kind, ops, layouts, config_type = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",), PixelsConfig
+    name = "pixels"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    layouts = ("nhwc",)
+    config_type = PixelsConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())
@@ -212,7 +217,12 @@ class PixelsDw(Template[PixelsDwConfig]):
     and there are no atomics.
     """
 
-    name, version, kind, ops, layouts, config_type = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",), PixelsDwConfig
+    name = "pixels_dw"
+    version = 2
+    kind = "cuda"
+    ops = ("conv_dw",)
+    layouts = ("nhwc",)
+    config_type = PixelsDwConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         taps = len(stencil(spec).every)

@@ -92,7 +92,11 @@ class PlaneLanes(Template[PlaneLanesConfig]):
     the instruction cache makes of that the model does not know.
     """
 
-    name, version, kind, ops, config_type = "plane_lanes", 2, "cuda", ("conv", "conv_dx"), PlaneLanesConfig
+    name = "plane_lanes"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = PlaneLanesConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:

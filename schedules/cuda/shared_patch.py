@@ -69,7 +69,8 @@ class _Copies(NamedTuple):
 class Staged(BasePatch[P]):
     """The knobs, the reasons and the estimate that `shared_patch` and `strips` share, for blocks whose shape is known."""
 
-    kind, ops = "cuda", ("conv", "conv_dx")
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = _max_terms(spec)
@@ -246,7 +247,9 @@ class SharedPatch(Staged[SharedPatchConfig]):
     loads of a batch into it, one by one. Planes may be set a few floats apart where lanes of several planes meet in a bank.
     """
 
-    name, version, config_type = "shared_patch", 8, SharedPatchConfig
+    name = "shared_patch"
+    version = 8
+    config_type = SharedPatchConfig
 
     def _geometry(self, spec: ConvSpec, config: SharedPatchConfig) -> PatchGeometry:
         return shared_patch_geometry(spec, config)

@@ -46,7 +46,9 @@ class Strips(Staged[StripsConfig]):
     banks of its own; where lanes own columns a larger distance lets a warp go on in the next plane, in the banks after those of the last column.
     """
 
-    name, version, config_type = "strips", 4, StripsConfig
+    name = "strips"
+    version = 4
+    config_type = StripsConfig
 
     def _geometry(self, spec: ConvSpec, config: StripsConfig) -> PatchGeometry:
         return strips_geometry(spec, config)

@@ -47,7 +47,9 @@ class StripsDw(BaseDw[StripsDwConfig]):
     which has the least code.
     """
 
-    name, version, config_type = "strips_dw", 2, StripsDwConfig
+    name = "strips_dw"
+    version = 2
+    config_type = StripsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {

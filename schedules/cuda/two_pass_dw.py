@@ -62,7 +62,9 @@ class TwoPassDw(BaseDw[TwoPassDwConfig]):
     order. There are no atomics.
     """
 
-    name, version, config_type = "two_pass_dw", 4, TwoPassDwConfig
+    name = "two_pass_dw"
+    version = 4
+    config_type = TwoPassDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         cut = tiles(spec)

@@ -53,7 +53,11 @@ class WholePlane(Template[WholePlaneConfig]):
     block copies its planes to shared memory, and their results back, as they lie in memory. With `weights_shared` weights are copied so as well.
     """
 
-    name, version, kind, ops, config_type = "whole_plane", 2, "cuda", ("conv", "conv_dx"), WholePlaneConfig
+    name = "whole_plane"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = WholePlaneConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:
