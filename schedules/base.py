@@ -139,7 +139,7 @@ class Template(ABC, typing.Generic[C]):
         return channels
 
     @abstractmethod
-    def form(self, spec: ConvSpec, config: C) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: C) -> StageConfig:
         """Returns the layout of the TE stages that `apply` expects."""
 
     @abstractmethod

@@ -25,12 +25,12 @@ class Choice:
 
     @classmethod
     def of(cls, template: Template[Any], config: Config, step: str = "default") -> Choice:
-        """A choice from a template and a config of its decisions."""
+        """Returns a choice from a template and a config of its decisions."""
         return cls(template.name, template.version, tuple(sorted(config.decisions().items())), step)
 
     @property
     def config(self) -> Config:
-        """The decisions as the template's own dataclass.
+        """Returns the decisions as the template's own dataclass.
 
         Raises:
             InvalidArgument: there is no such template, or the decisions do not name its knobs.
@@ -40,18 +40,18 @@ class Choice:
 
     @property
     def plain(self) -> list[Any]:
-        """The choice as JSON can hold it; `of_plain` makes it again."""
+        """Returns the choice as JSON can hold it; `of_plain` makes it again."""
         return [self.template, self.version, [list(pair) for pair in self.decisions], self.step]
 
     @classmethod
     def of_plain(cls, plain: Sequence[Any]) -> Choice:
-        """The choice that `plain` was made of."""
+        """Returns the choice that `plain` was made of."""
         name, version, decisions, step = plain
         return cls(name, version, tuple((knob, value) for knob, value in decisions), step)
 
 
 def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
-    """The analytic choice for each part of a spec; the generic kernel for all where one part has no template."""
+    """Returns the analytic choice for each part of a spec; the generic kernel for all where one part has no template."""
     try:
         return tuple(Choice.of(*chosen) for chosen in registry.together([part for _, _, part in spec.parts()], device))
     except Unsupported:
@@ -59,11 +59,11 @@ def default_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
 
 
 def generic_choices(spec: ConvSpec, device: Device) -> tuple[Choice, ...]:
-    """The generic kernel, for every part of a spec: one kernel runs a whole layer."""
+    """Returns the generic kernel, for every part of a spec: one kernel runs a whole layer."""
     generic = registry.GENERIC[device.kind]
     return tuple(Choice(generic.name, generic.version, ()) for _ in spec.parts())
 
 
 def is_generic(choices: Sequence[Choice]) -> bool:
-    """Whether choices ask for the generic kernel."""
+    """Returns whether choices ask for the generic kernel."""
     return any(choice.template == generic.name for choice in choices for generic in registry.GENERIC.values())

@@ -83,7 +83,7 @@ def collect(folder: Path, results: Path, shipped: Path, any_source: bool = False
 
 
 def _device(found: Sequence[_Result], facts: dict[str, Any], folder: Path) -> str:
-    """The slug of the one card that the results are of."""
+    """Returns the slug of the one card that the results are of."""
     slugs = {row["device"] for result in found for row in result.get("rows", ())} | {result["device"] for result in found if "device" in result}
     slugs |= {facts["device"]["slug"]} if "device" in facts else set()
     if len(slugs) != 1:
@@ -93,7 +93,7 @@ def _device(found: Sequence[_Result], facts: dict[str, Any], folder: Path) -> st
 
 
 def _trial(result: _Result, device: str) -> dict[str, Any] | None:
-    """The row of a kernel that was timed by itself, or that was to be and failed; None for other results."""
+    """Returns the row of a kernel that was timed by itself, or that was to be and failed; None for other results."""
     if result.get("do", "time") != "time" or not ({"median", "error"} & set(result)) or len(result["choices"]) != 1:
         return None
     name, version, decisions, _ = result["choices"][0]
@@ -159,7 +159,7 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
 
 
 def _floor(spec: ConvSpec, batch: int, rows: Iterable[Row]) -> float | None:
-    """Seconds that a copy takes to move the problem's bytes, by the copy of the nearest size that was timed in the run."""
+    """Returns the seconds that a copy takes to move the problem's bytes, by the copy of the nearest size that was timed in the run."""
     speeds = [(abs(row.height * row.width - spec.height * spec.width), row.gbps) for row in rows if row.method == FLOORS[0] and row.gbps]
     return spec.bytes_moved(batch) / (1e9 * min(speeds)[1]) if speeds else None
 

@@ -37,7 +37,7 @@ COLUMNS = ("device", "part", "problem", "spec", "batch", "pass", *_NUMBERS, *(f"
 
 
 def rows(report: Path, profiled: Path) -> Iterator[dict[str, Any]]:
-    """A row for each launch in Nsight Compute's CSV file; profiled: the jobs that were launched, in order, a line of JSON each.
+    """Yields a row for each launch in Nsight Compute's CSV file; profiled: the jobs that were launched, in order, a line of JSON each.
 
     The first kernel of a job is called main_kernel, and the second pass of conv_dw main_kernel_1.
     """
@@ -62,7 +62,7 @@ def rows(report: Path, profiled: Path) -> Iterator[dict[str, Any]]:
 
 
 def _launches(report: Path) -> Iterator[dict[str, str]]:
-    """The lines of the report after what the profiler says of itself and after the line of units; one that was cut short is left out."""
+    """Yields the lines of the report after what the profiler says of itself and after the line of units; one that was cut short is left out."""
     with report.open(newline="", encoding="utf-8", errors="replace") as file:
         lines = list(csv.reader(file))
     start = next((at for at, line in enumerate(lines) if line and line[0] == "ID"), len(lines))

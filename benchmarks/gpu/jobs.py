@@ -71,11 +71,11 @@ class Job:
 
     @property
     def kernels(self) -> tuple[Choices, ...]:
-        """The choices of each kernel that it needs."""
+        """Return the choices of each kernel that it needs."""
         return tuple(dict.fromkeys(chosen for chosen in (self.choices, *(choices for _, choices in self.tuned)) if chosen))
 
     def line(self, entry_of: Callable[[Choices], str]) -> str:
-        """The job as one line of JSON; entry_of: the name of a kernel in the kit."""
+        """Return the job as one line of JSON; entry_of: the name of a kernel in the kit."""
         tuned = {slug: {"choices": _plain(chosen), "entry": entry_of(chosen)} for slug, chosen in self.tuned}
         entry = entry_of(self.choices) if self.choices else ""
         what = {"part": self.part, "do": self.do, "name": self.name, "spec": self.spec.key, "batch": self.batch}
@@ -83,13 +83,13 @@ class Job:
 
 
 def job_of(request: dict[str, Any]) -> Job:
-    """The job of a line that `Job.line` wrote."""
+    """Return the job of a line that `Job.line` wrote."""
     tuned = tuple((slug, choices_of(chosen)) for slug, chosen in request["tuned"].items())
     return Job(request["part"], request["do"], request["name"], ConvSpec.from_key(request["spec"]), choices_of(request), request["batch"], tuned)
 
 
 def choices_of(request: dict[str, Any]) -> Choices:
-    """The choices of a line that `Job.line` wrote, or of a card in it."""
+    """Return the choices of a line that `Job.line` wrote, or of a card in it."""
     return tuple(Choice.of_plain(choice) for choice in request["choices"])
 
 
@@ -98,7 +98,7 @@ def _plain(choices: Choices) -> list[Any]:
 
 
 def called(one: ConvSpec) -> str:
-    """A problem in a few characters: conv 56 k31 22.5 f32."""
+    """Return a problem in a few characters: conv 56 k31 22.5 f32."""
     degrees = one.taps.degrees
     angles = "free" if not degrees else f"x{len(degrees)}" if len(degrees) > 1 else degrees_text(degrees[0])
     short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(one.dtype, one.dtype)
@@ -110,7 +110,7 @@ def called(one: ConvSpec) -> str:
 
 
 def smoke(device: Device, size: Size) -> Iterator[Job]:
-    """A small problem for each template, op and dtype; the generic kernel, a stride, a circular plane, eight angles in one launch."""
+    """Yield a small problem for each template, op and dtype; the generic kernel, a stride, a circular plane, eight angles in one launch."""
     for template in (template for template in registry.TEMPLATES if template.kind == device.kind):
         for op, dtype, layout in itertools.product(template.ops, DTYPES if size is FULL else ("float32",), template.layouts):
             found = next((one for one in _small(op, dtype, layout) if template.declines(one, device) is None), None)
@@ -138,27 +138,27 @@ def _small(op: str, dtype: str, layout: str) -> Iterator[ConvSpec]:
 
 
 def floors(device: Device, size: Size) -> Iterator[Job]:
-    """The copy and the dot product of each plane, which move the bytes and compute nothing."""
+    """Yield the copy and the dot product of each plane, which move the bytes and compute nothing."""
     for side, op in itertools.product(size.sides, ("conv", "conv_dw")):
         one = spec(op, (size.channels, side, side), size.taps[-1], (0.0,))
         yield Job("floors", "floor", f"{'copy' if op == 'conv' else 'dot'} {side}", one, (), size.batch)
 
 
 def alone(device: Device, size: Size, dtype: str = "float32", mirrored: bool = False) -> Iterator[Job]:
-    """The table's cells of one angle; mirrored: of the angles that are mirror images of others."""
+    """Yield the table's cells of one angle; mirrored: of the angles that are mirror images of others."""
     angles = tuple(angle for angle in EIGHT if angle not in _UNIQUE) if mirrored else size.angles
     for taps, side, op, angle in itertools.product(size.taps, size.sides, OPS, angles):
         yield _cell(f"{'mirrored' if mirrored else 'alone'}-{dtype}", spec(op, (size.channels, side, side), taps, (angle,), dtype=dtype), device, size)
 
 
 def merged(device: Device, size: Size, dtype: str = "float32") -> Iterator[Job]:
-    """The table's cells of eight angles in one launch."""
+    """Yield the table's cells of eight angles in one launch."""
     for taps, side, op in itertools.product(size.taps, size.sides, OPS):
         yield _cell(f"merged-{dtype}", spec(op, (size.channels, side, side), taps, dtype=dtype), device, size)
 
 
 def apart(device: Device, size: Size) -> Iterator[Job]:
-    """The table's layers of eight angles, each chosen as if it were alone: what choosing them together gains, or loses."""
+    """Yield the table's layers of eight angles, each chosen as if it were alone: what choosing them together gains, or loses."""
     for taps, side, op in itertools.product(size.taps, size.sides, OPS):
         one = spec(op, (size.channels, side, side), taps)
         chosen = tuple(Choice.of(*registry.default(part, device)) for _, _, part in one.parts())
@@ -167,7 +167,7 @@ def apart(device: Device, size: Size) -> Iterator[Job]:
 
 
 def peers(device: Device, size: Size) -> Iterator[Job]:
-    """A few cells in which whatever PyTorch offers is timed too."""
+    """Yield a few cells in which whatever PyTorch offers is timed too."""
     for op, side, taps, degrees in _CONTESTED if size is FULL else ((OPS[0], size.sides[0], size.taps[0], EIGHT),):
         yield _cell("peers", spec(op, (size.channels, side, side), taps, degrees), device, size)
 
@@ -188,14 +188,14 @@ def _recorded(one: ConvSpec, device: Device) -> Choices:
 
 
 def counters(device: Device, size: Size) -> Iterator[Job]:
-    """The problems whose hardware counters are read; their kernels are those of the table."""
+    """Yield the problems whose hardware counters are read; their kernels are those of the table."""
     for op, side, taps, degrees in _COUNTED if size is FULL else ((op, size.sides[0], size.taps[0], (0.0,)) for op in ("conv", "conv_dw")):
         one = spec(op, (size.channels, side, side), taps, degrees)
         yield Job("counters", "counters", called(one), one, default_choices(one, device), size.batch)
 
 
 def sanitizer(device: Device, size: Size, more: bool = False) -> Iterator[Job]:
-    """The cases of `sanitize`: one for each template and op, with and without copying ahead; more: all others."""
+    """Yield the cases of `sanitize`: one for each template and op, with and without copying ahead; more: all others."""
     from .sanitize import PROBLEMS, cases
 
     seen = set()
@@ -217,7 +217,7 @@ def candidates(device: Device, size: Size) -> Iterator[Job]:
 
 
 def rivals(one: ConvSpec, device: Device, most: int) -> list[Choice]:
-    """The default of a problem of one angle; then by estimate every template's own choice, its next best, and neighbours of the best of all."""
+    """Return the default of a problem of one angle; then by estimate every template's own choice, its next best, and neighbours of the best of all."""
     found: dict[Choice, float] = {}
     best: list[tuple[float, Template[Any], dict[str, int]]] = []
     for template in registry.candidates(one, device)[0]:

@@ -45,8 +45,9 @@ from .jobs import FULL, PARTS, QUICK, Choices, Job, job_of
 from .results import write
 
 ROOT = Path(__file__).resolve().parents[2]
-KIT, START = "kit.tar.xz", "run.py"  # the archive, and the file in it that starts the run
-_MOST_MIB = 60  # of the archive, so that it fits a transfer of 64 with the checkout
+KIT = "kit.tar.xz"  # the archive
+START = "run.py"  # the file in it that starts the run
+_MAX_MIB = 60  # MiB of the archive, so that it fits a transfer of 64 with the checkout
 _MARGIN = 2 << 20  # bytes that the compressor may still hold when it is asked how much it wrote
 _COMPILE_S = 900.0  # most for one kernel; the slowest known takes two minutes
 _EVERY = 20  # kernels between two lines
@@ -89,7 +90,7 @@ class Kit:
         self.parts[name] = part
 
     def _planned(self, name: str) -> list[Job]:
-        """The jobs of a part. Choosing them by estimate takes minutes in all, so they are kept until what they follow from changes."""
+        """Return the jobs of a part. Choosing them by estimate takes minutes in all, so they are kept until what they follow from changes."""
         place = self.folder / f"plan-{name}.jsonl"
         if place.exists():
             head, *lines = place.read_text().splitlines()
@@ -101,7 +102,7 @@ class Kit:
 
     @functools.cached_property
     def follows_from(self) -> str:
-        """A checksum of what decides on jobs and choices: the schedules, the lists of problems, the shipped records, the device."""
+        """Return a checksum of what decides on jobs and choices: the schedules, the lists of problems, the shipped records, the device."""
         total = hashlib.sha256(f"{source_hash.source_hash()} {self.device} {self.size}".encode())
         lists = ("benchmarks/gpu/jobs.py", "benchmarks/gpu/sanitize.py", "tvm_orient/bench/grids.py")
         for path in (*(ROOT / name for name in lists), *sorted((ROOT / "tuning_logs").rglob("[!.]*.jsonl"))):
@@ -109,7 +110,7 @@ class Kit:
         return total.hexdigest()
 
     def entry(self, job: Job, choices: Choices) -> Path | None:
-        """The folder of a job's kernel; None where it is not compiled."""
+        """Return the folder of a job's kernel; None where it is not compiled."""
         found = self.store.find(build_key(job.spec, self.device, choices))
         return found.parent if found else None
 
@@ -227,7 +228,7 @@ class _Counted:
 
 
 def _code() -> Iterator[tuple[Path, str]]:
-    """(file, its name in the kit) of the sources that the kernels were made by and are run by, and of the records; as a wheel lays them out."""
+    """Yield (file, its name in the kit) of the sources that the kernels were made by and are run by, and of the records; as a wheel lays them out."""
     for folder, place in (("tvm_orient", ""), ("schedules", "tvm_orient/"), ("tuning_logs", "tvm_orient/"), ("benchmarks", "")):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".jsonl") and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
@@ -255,7 +256,7 @@ def runtime(site: Path, python: str) -> None:
 
 
 def _pinned(names: Sequence[str]) -> list[str]:
-    """Requirements with the versions of constraints.txt, or else those of this environment: some need each other exactly."""
+    """Return the requirements with the versions of constraints.txt, or else those of this environment: some need each other exactly."""
     lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     versions = {name.lower().replace("_", "-"): number for name, _, number in lines}
     return [f"{name}=={versions.get(name) or version(name)}" for name in names]
@@ -270,7 +271,7 @@ def main(
     bare: Annotated[bool, typer.Option("--bare", help="Leave the runtime out: everything is installed there.")] = False,
     target: Annotated[str, typer.Option(help="An arch such as sm_90a, or cpu to rehearse.")] = "sm_90a",
     quick: Annotated[bool, typer.Option("--quick", help="A few small problems of each part, to rehearse.")] = False,
-    mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MOST_MIB,
+    mib: Annotated[float, typer.Option(help="Most MiB of the archive; what does not fit is left out from the end.")] = _MAX_MIB,
 ) -> None:
     """Compile what a GPU machine is to run, and pack it into one archive with the little that running needs."""
     try:

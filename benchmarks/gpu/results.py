@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-RESULTS, FACTS = "results.jsonl", "facts.json"
+RESULTS = "results.jsonl"  # one result a line
+FACTS = "facts.json"  # the machine and the kit of the run
 
 
 def read(folder: Path) -> dict[str, Result]:
-    """The results in a folder by their id, the newest of each; a line that a crash cut short is left out."""
+    """Returns the results in a folder by their id, the newest of each; a line that a crash cut short is left out."""
     found: dict[str, Result] = {}
     path = folder / RESULTS
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -60,7 +61,7 @@ class Results:
             write(folder / RESULTS, "".join(json.dumps(result) + "\n" for result in read(folder).values() if result["id"] not in names))
 
     def place(self, name: str) -> Path:
-        """A file of the folder that lasts."""
+        """Returns a file of the folder that lasts."""
         return self.folders[0] / name
 
     def share(self) -> None:

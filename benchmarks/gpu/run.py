@@ -45,7 +45,7 @@ STEPS = {
 # by their name in tvm_orient.bench.peers.registry; those that take a hundred times our time are not among them
 PEERS = ("compiled_shift", "compiled_shift_padded", "native", "native_channels_last", "native_cudnn")
 _START_S = 120.0  # seconds in which a process must have imported torch and seen the device
-_LEAST_S = 3.0  # with less left no job is begun
+_MIN_LEFT_S = 3.0  # seconds: with less left no job is begun
 _ALIKE = 3  # first jobs of a step that fail alike: no kernel's fault
 _SURROUNDINGS = ("EnvironmentProblem", "ImportError", "ModuleNotFoundError", "FileNotFoundError", "OSError")  # that a step lacks, whatever worked before it
 _EVERY = 8  # right kernels of smoke between two lines
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return self.deadline - time.monotonic()
 
     def say(self, text: str) -> None:
@@ -124,7 +124,7 @@ class Run:
         first_errors: dict[str, str] = {}  # of the first jobs of this step, by key
         for number, job in enumerate(jobs):
             if _key(job) not in self.results.found:
-                if self.left < _LEAST_S:
+                if self.left < _MIN_LEFT_S:
                     break
                 answer = self._done(job)
                 if answer is None:
@@ -144,11 +144,11 @@ class Run:
         self.say(f"{name}: {right} right, {bad} bad" + (f", {lacking} left: the time is over" if lacking else ""))
 
     def _done(self, job: _Job) -> dict[str, Any] | None:
-        """The answer to a job, recorded; None where the run's own end cut it."""
+        """Return the answer to a job, recorded; None where the run's own end cut it."""
         with_peers = {"peers": self.peers, "patience": self.patience} if job["part"] == "peers" else {}
         wanted = self.patience * (1 + len(self.peers) * bool(with_peers))
         answer = self._asked({**job, **with_peers}, wanted)
-        if answer.get("fault") == "hung" and self.left < _LEAST_S:
+        if answer.get("fault") == "hung" and self.left < _MIN_LEFT_S:
             return None
         self.record(_key(job), job, answer)
         return answer
@@ -170,7 +170,7 @@ class Run:
         return True
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer of the process that runs kernels; {"error", "fault"} where the job fails, is wrong, hangs or kills it."""
+        """Return the answer of the process that runs kernels; {"error", "fault"} where the job fails, is wrong, hangs or kills it."""
         if not self.worker.running:
             self._started()
         seconds = max(0.1, min(seconds, self.left))
@@ -193,7 +193,7 @@ class Run:
             if "error" not in answer:
                 return answer
             why = answer["error"]
-        raise Stopped("the time is over" if self.left < _LEAST_S else f"no kernel can run here: {why}: {self._last_words()}")
+        raise Stopped("the time is over" if self.left < _MIN_LEFT_S else f"no kernel can run here: {why}: {self._last_words()}")
 
     def _final(self, job: _Job, jobs: list[_Job]) -> None:
         """Times the best candidate of a problem in turn with the default, which is the first of them, where it was faster."""
@@ -201,14 +201,14 @@ class Run:
         timed = [(found["median"], one) for one in mine if "median" in (found := self.results.found.get(_key(one), {}))]
         name = f"final/{job['part']}/{job['name']}"
         default = mine[0]
-        if not timed or name in self.results.found or self.left < _LEAST_S:
+        if not timed or name in self.results.found or self.left < _MIN_LEFT_S:
             return
         best = min(timed, key=lambda pair: pair[0])[1]
         if best["entry"] == default["entry"] or "median" not in self.results.found.get(_key(default), {}):
             return
         request = {**best, "do": "final", "default_entry": default["entry"], "trials": len(timed)}
         answer = self._asked(request, 2 * self.patience)
-        if answer.get("fault") == "hung" and self.left < _LEAST_S:
+        if answer.get("fault") == "hung" and self.left < _MIN_LEFT_S:
             return
         self.record(name, request, answer)
         self.say(f"  best of {len(timed)}: {best['choices'][0][0]:14} {answer.get('line') or answer['error'][:200]}")

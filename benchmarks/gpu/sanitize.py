@@ -50,7 +50,7 @@ Case = tuple[str, ConvSpec, tuple[Choice, ...]]
 
 
 def cases(device: Device, deep: bool, only: Collection[str] = PROBLEMS.keys()) -> Iterator[Case]:
-    """(what, spec, choices) of every template of the device on every problem that it takes; deep: also each knob at each of its values."""
+    """Yields (what, spec, choices) of every template of the device on every problem that it takes; deep: also each knob at each of its values."""
     for op, layout in itertools.product(OPS, LAYOUTS):
         for name in only:
             channels, height, width, lines, taps, stride, padding, dtype = PROBLEMS[name]
@@ -105,7 +105,7 @@ def plainly(device: Device, deep: bool, only: Collection[str], check: bool = Tru
 
 
 def under(program: str, tool: str, device: Device, deep: bool, only: Collection[str], folder: Path, seconds: float) -> tuple[bool | None, str]:
-    """(clean, what the tool came to) of all cases under one tool; None where it could not run."""
+    """Returns (clean, what the tool came to) of all cases under one tool; None where it could not run."""
     cases_of = [*(["--deep"] if deep else []), *(f"--only={name}" for name in only)]
     command = [sys.executable, "-P", "-m", "benchmarks.gpu.sanitize", "--target", device.kind, "--inside", *cases_of]
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

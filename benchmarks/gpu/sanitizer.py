@@ -18,12 +18,12 @@ _HELP_S = 60.0  # seconds that it may take to say its options
 
 
 def find(named: Path | None) -> str | None:
-    """The sanitizer: the one that is named, or on PATH, or in a folder of CUDA; None where there is none."""
+    """Returns the sanitizer: the one that is named, or on PATH, or in a folder of CUDA; None where there is none."""
     return str(named) if named is not None else program("compute-sanitizer", ("bin", "compute-sanitizer"))
 
 
 def program(name: str, inside: Sequence[str] = ("bin",)) -> str | None:
-    """A program of CUDA: on PATH, or in these folders of an installation; None where there is none."""
+    """Returns a program of CUDA: on PATH, or in these folders of an installation; None where there is none."""
     folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", *map(str, sorted(Path("/usr/local").glob("cuda-*"), reverse=True))]
     places = [f"{folder}/{place}" for folder in folders if folder for place in inside]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
@@ -42,7 +42,7 @@ def only_ours(sanitizer: str) -> list[str]:
 def limited(
     command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None, prepare: Callable[[], None] | None = None
 ) -> int | None:
-    """The exit status of a command whose output goes to log; None where it did not end in time, and was killed with all that it started.
+    """Returns the exit status of a command whose output goes to log; None where it did not end in time, and was killed with all that it started.
 
     Raises:
         OSError: it does not start.
@@ -70,7 +70,7 @@ def under(
     given: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> tuple[bool | None, str]:
-    """(clean, what the tool came to) of a command that says "cases: ..." at its end; None where that could not be told.
+    """Returns (clean, what the tool came to) of a command that says "cases: ..." at its end; None where that could not be told.
 
     Args:
         log: takes the output.

@@ -21,9 +21,9 @@ SECTIONS = (
     "InstructionStats", "ComputeWorkloadAnalysis",
 )  # fmt: skip
 _AT_ONCE = {"counters": 6, "sanitizer": 40}  # jobs of one process
-_MOST_S = {"counters": 90.0, "sanitizer": 150.0}  # seconds of one process
-_LEAST_S = 20.0  # with less left no process is begun
-_SPARE_S = 5.0  # that a process must leave to the run for its end
+_MAX_S = {"counters": 90.0, "sanitizer": 150.0}  # seconds of one process
+_MIN_LEFT_S = 20.0  # seconds: with less left no process is begun
+_SPARE_S = 5.0  # seconds that a process must leave to the run for its end
 _Job = dict[str, Any]
 _Begin = Callable[[int, list[str], float], tuple[str, str]]  # (number, command, seconds) -> (what the tool found, why it did not end as it should)
 
@@ -36,7 +36,7 @@ class Running(Protocol):
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Returns the seconds until the deadline."""
 
     def say(self, text: str) -> None:
         """Says a line."""
@@ -84,7 +84,7 @@ def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: _
     blamed: list[str] = []  # jobs with which a process ended that had launched nothing
     run.say(f"--- {step}: {len(waiting)} of {len(jobs)} jobs under {tool}")
     while waiting:
-        if run.left < _LEAST_S:
+        if run.left < _MIN_LEFT_S:
             run.say(f"{step}: {len(waiting)} jobs left under {tool}: the time is over")
             return
         some = waiting[: _AT_ONCE[step]]
@@ -93,13 +93,13 @@ def _in_turns(run: Running, step: str, jobs: Sequence[_Job], tool: str, begin: _
         done.unlink(missing_ok=True)
         write(listed, json.dumps(some))
         once = [sys.executable, "-P", "-m", "benchmarks.gpu.work", "--once", str(listed), str(done)]
-        found, problem = begin(number, once, min(_MOST_S[step], run.left - _SPARE_S))
+        found, problem = begin(number, once, min(_MAX_S[step], run.left - _SPARE_S))
         launched = len(done.read_text().splitlines()) if done.exists() else 0
         whole = {"found": found} if found else {"error": problem} if problem and launched == len(some) else {}
         for job in some[:launched]:
             run.record(_name(tool, job), job, {"tool": tool, "file": number, **whole})
         if launched < len(some):
-            if problem.startswith("no end") and run.left < _LEAST_S:
+            if problem.startswith("no end") and run.left < _MIN_LEFT_S:
                 continue  # the run's own end, not the job's
             job = some[launched]
             run.record(_name(tool, job), job, {"tool": tool, "file": number, "error": found or problem or "its process ended"})
@@ -118,6 +118,6 @@ def _name(tool: str, job: _Job) -> str:
 
 
 def _last(*paths: Path) -> str:
-    """The last line that one of these files has."""
+    """Returns the last line that one of these files has."""
     said = [line for path in paths if path.exists() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return said[-1].strip()[-200:] if said else "it said nothing"

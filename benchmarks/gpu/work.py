@@ -55,7 +55,7 @@ _kept = runner.Kept()  # operands of the problem that was timed last
 
 @functools.cache
 def device() -> Device:
-    """The device of this run."""
+    """Return the device of this run."""
     return device_for(os.environ.get(TARGET, "cuda"))
 
 
@@ -68,7 +68,7 @@ def _entry(name: str) -> Path:
 
 
 def _kernel(request: _Request) -> runtime_kernel.Kernel | runtime_kernel.GenericAdapter:
-    """The first kernel of a job, from the kit."""
+    """Return the first kernel of a job, from the kit."""
     path = _entry(request["entry"]) / manifest.KERNEL
     return runtime_kernel.opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
 
@@ -102,7 +102,7 @@ def smoke(request: _Request) -> dict[str, Any]:
 
 
 def floor(request: _Request) -> dict[str, Any]:
-    """The time of whatever moves a problem's bytes and computes nothing."""
+    """Return the time of whatever moves a problem's bytes and computes nothing."""
     spec, batch = ConvSpec.from_key(request["spec"]), request["batch"]
     (one,) = (peer for peer in floors.FLOORS if peer.applies(spec) is None)
     sets = [(one.make(spec, _where()), *_operands(spec, batch)) for _ in range(timing.sets_in_turn(spec.bytes_moved(batch), device()))]
@@ -116,7 +116,7 @@ def _spoken(times: dict[str, Any], spec: ConvSpec, batch: int) -> dict[str, Any]
 
 
 def _measured(request: _Request, entry: str, batch: int) -> dict[str, Any]:
-    """The request of tuning's own measuring process for a kernel of the kit."""
+    """Return the request of tuning's own measuring process for a kernel of the kit."""
     workspace = manifest.read(_entry(entry)).workspace
     loader.load_runtime(device().kind)
     kernel = str(_entry(entry) / manifest.KERNEL)
@@ -124,7 +124,7 @@ def _measured(request: _Request, entry: str, batch: int) -> dict[str, Any]:
 
 
 def timed(request: _Request) -> dict[str, Any]:
-    """A candidate's time, measured as tuning measures, once it is known to be right."""
+    """Return a candidate's time, measured as tuning measures, once it is known to be right."""
     verdict = runner.checked(_measured(request, request["entry"], 2))
     if "error" in verdict:
         return {"error": f"wrong: {verdict['error']}"}
@@ -133,7 +133,7 @@ def timed(request: _Request) -> dict[str, Any]:
 
 
 def final(request: _Request) -> dict[str, Any]:
-    """The best candidate against the default, in turn, as tuning ends; and the copy, by which a record says its floor."""
+    """Return the best candidate against the default, in turn, as tuning ends; and the copy, by which a record says its floor."""
     verdict = runner.checked(_measured(request, request["entry"], 2))
     if "error" in verdict:
         return {"error": f"wrong: {verdict['error']}"}
@@ -150,7 +150,7 @@ def final(request: _Request) -> dict[str, Any]:
 
 
 def cell(request: _Request) -> dict[str, Any]:
-    """Rows of the table for a problem: ours, the floor, the peers that are asked for."""
+    """Return the rows of the table for a problem: ours, the floor, the peers that are asked for."""
     spec, card = ConvSpec.from_key(request["spec"]), request["tuned"].get(device().slug)
     for kernel in (request, *([card] if card else [])):
         _adopt(spec, kernel)

@@ -32,7 +32,7 @@ def path(name: str, kind: str = "") -> Path:
 
 
 def read(name: str, kind: str = "") -> list[Row]:
-    """Rows of that file."""
+    """Returns the rows of that file."""
     with path(name, kind).open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -44,7 +44,7 @@ def _head(first: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def table(rows: Sequence[Row], op: str, kernel_size: str) -> Iterator[str]:
-    """Lines of a table of one op and K: a row a plane; a cell is the bound in clocks, its resource, and registers."""
+    """Yields the lines of a table of one op and K: a row a plane; a cell is the bound in clocks, its resource, and registers."""
     here = [row for row in rows if (row["op"], row["kernel_size"]) == (op, kernel_size)]
     yield from _head("plane", here)
     for height, plane in itertools.groupby(here, key=lambda row: row["height"]):
@@ -53,7 +53,7 @@ def table(rows: Sequence[Row], op: str, kernel_size: str) -> Iterator[str]:
 
 
 def stem_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of the table of the stems: a cell is the clocks of all passes, and the resource that needs longest in the first."""
+    """Yields the lines of the table of the stems: a cell is the clocks of all passes, and the resource that needs longest in the first."""
     yield from _head("problem", rows)
     for (layout, op, k, height), problem in itertools.groupby(rows, key=lambda row: (row["layout"], row["op"], row["kernel_size"], row["height"])):
         cells = [f"{float(row['clocks_' + row['bound']]) + float(row['clocks_second']):.1f} {row['bound']}" for row in problem]
@@ -61,7 +61,7 @@ def stem_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def layer_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of the table of merged angles: clocks of all passes and the resource that needs longest in the first, and the same over one angle's mean."""
+    """Yields the table of merged angles: clocks of all passes and the resource that needs longest in the first, and the same over one angle's mean."""
     yield "| plane | op, K | all angles | over one angle | KB of code | registers | spills | shared bytes | blocks of an SM |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for row in rows:
@@ -72,7 +72,7 @@ def layer_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def stage_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of the table of copies ahead: one tile a block, and beside it two in turn."""
+    """Yields the lines of the table of copies ahead: one tile a block, and beside it two in turn."""
     yield "| problem | template | stages | planes | registers | blocks of an SM | latency | bound |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for row in rows:
@@ -86,7 +86,7 @@ TABLES = {"stems": stem_table, "layers": layer_table, "stages": stage_table}
 
 
 def documented(page: str) -> str:
-    """The page with every marked table as its CSV file has it."""
+    """Returns the page with every marked table as its CSV file has it."""
 
     def made(match: re.Match[str]) -> str:
         marker, kind, name, op, kernel_size, _ = match.groups()

@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from tvm_orient.bench.rows import DEFAULT, TUNED, Row, cells, pick, read_csv
 from tvm_orient.bench.tables import markdown
 
-_MOST = 60  # cells of one picture, unless more are of several angles
+_MAX_CELLS = 60  # cells of one picture, unless more are of several angles
 _SERIES = (("tuned", "#0072b2"), ("untuned", "#8fc1e3"), ("fastest peer", "#b8b8b8"))
 
 
 def draw(rows: list[Row], path: Path) -> Path:
-    """A panel an op, a group of bars a cell: percent of the floor's speed, cold; of a large table the cells of several angles alone."""
+    """Draws a panel an op, a group of bars a cell: percent of the floor's speed, cold; of a large table the cells of several angles alone."""
     groups = [group for group in cells(rows).values() if pick(group, "cold", floor=True)]
-    if len(groups) > _MOST:
-        groups = [group for group in groups if " " in group[0].angles] or groups[:_MOST]
+    if len(groups) > _MAX_CELLS:
+        groups = [group for group in groups if " " in group[0].angles] or groups[:_MAX_CELLS]
     ops = list(dict.fromkeys(group[0].op for group in groups))
     most = max(sum(group[0].op == op for group in groups) for op in ops)
     figure = Figure(figsize=(9, 0.5 * most * len(ops) + 1.0 * len(ops)), layout="constrained", facecolor="white")

@@ -56,7 +56,7 @@ def peak(rows: Sequence[Row]) -> float | None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path | None:
-    """The picture of the cold times; None where nothing was timed."""
+    """Return the picture of the cold times; None where nothing was timed."""
     found = list(points(rows))
     if not found:
         return None

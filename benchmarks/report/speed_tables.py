@@ -12,7 +12,7 @@ Problem = tuple[str, int, int, int]  # op, K, channels, height
 
 
 def speed_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of the table, cold: all eight angles in one call, and each alone. Of a floor: its time over ours."""
+    """Yields the lines of the table, cold: all eight angles in one call, and each alone. Of a floor: its time over ours."""
     head = ("problem", "eight angles ms", "of floor", "each alone, of floor", "slowest over fastest", "eight over mean alone", "fastest peer over ours")
     yield f"| {' | '.join(head)} |"
     yield "| --- |" + " ---: |" * (len(head) - 1)
@@ -25,7 +25,7 @@ def speed_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def summary_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines of the table that opens a page, cold, all eight angles in one call: a line a plane and K, a column an op, and the fastest peer of any op."""
+    """Yields the table that opens a page, cold, all eight angles in one call: a line a plane and K, a column an op, and the fastest peer of any op."""
     found: dict[tuple[int, int, int], dict[str, list[Row]]] = {}
     for cell in cells(rows).values():
         row = cell[0]

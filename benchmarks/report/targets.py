@@ -23,8 +23,12 @@ from tvm_orient.errors import OrientError
 
 from .terminal import say
 
-SIDES, CHANNELS, BATCH, KERNEL_SIZES = (14, 28, 56), 512, 64, (7, 31)
-OPS, DTYPES = ("conv", "conv_dx", "conv_dw"), ("float32", "bfloat16", "float16")
+SIDES = (14, 28, 56)  # pixels of a square plane
+CHANNELS = 512
+BATCH = 64  # images
+KERNEL_SIZES = (7, 31)  # taps
+OPS = ("conv", "conv_dx", "conv_dw")
+DTYPES = ("float32", "bfloat16", "float16")
 ALL = " ".join(f"{angle:g}" for angle in EIGHT)
 ALONE = tuple(f"{angle:g}" for angle in EIGHT)
 # by K; the floor over ours: y.copy_(x) for conv and conv_dx, torch.dot(x, dy) for conv_dw
@@ -55,7 +59,7 @@ class Line:
 
     @property
     def worst(self) -> tuple[float, str] | None:
-        """(value, cell) that decides; None where nothing was measured."""
+        """Return (value, cell) that decides; None where nothing was measured."""
         return (min if self.least else max)(self.values, default=None)
 
     @property
@@ -73,7 +77,7 @@ def served(cell: Cell) -> Row | None:
 
 
 def lines(rows: Iterable[Row], anywhere: bool = False) -> list[Line]:
-    """Every target, in the order of its tables; anywhere: also on planes, channels and batches that the targets do not name."""
+    """Return every target, in the order of its tables; anywhere: also on planes, channels and batches that the targets do not name."""
     found: list[Line] = []
     groups = [cell for cell in cells(rows).values() if belongs(cell[0], anywhere)]
     for dtype in DTYPES:
@@ -91,7 +95,7 @@ def belongs(row: Row, anywhere: bool) -> bool:
 
 
 def of_one(group: Sequence[Cell], op: str, dtype: str, kernel_size: int) -> Iterator[Line]:
-    """The targets of one op, dtype and K."""
+    """Yield the targets of one op, dtype and K."""
     ours = {cell[0].cell: row for cell in group if (row := served(cell)) is not None}
     wrong = tuple(f"{row.problem}: {row.note}" for cell in group for row in cell if row.ours and row.note.startswith(("wrong", "failed")))
     each = len(SIDES) * (1 + len(ALONE))
@@ -113,7 +117,7 @@ def of_one(group: Sequence[Cell], op: str, dtype: str, kernel_size: int) -> Iter
 
 
 def ratio(row: Row, other: Row) -> float:
-    """A time over another."""
+    """Return a time over another."""
     return (row.median_ms or 0.0) / (other.median_ms or 1.0)
 
 
@@ -126,7 +130,7 @@ def by_plane(ours: Iterable[Row]) -> dict[tuple[int, int, int, int], dict[str, R
 
 
 def alone_of(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows of each angle alone, of a plane's by angles; an angle that was not measured is stood for by its mirror image, which has the same work."""
+    """Return the rows of each angle alone, of a plane's by angles; an angle that was not measured is stood for by its mirror image, which has the same work."""
     found = {angle: rows.get(angle) or rows.get(f"{(180 - float(angle)) % 180:g}") for angle in ALONE}
     return {angle: row for angle, row in found.items() if row is not None}
 
@@ -151,7 +155,7 @@ def merging(ours: Iterable[Row]) -> Iterator[tuple[float, str]]:
 
 
 def report(found: Sequence[Line]) -> list[str]:
-    """A Markdown table of the lines that have something to say, and what they come to."""
+    """Return a Markdown table of the lines that have something to say, and what they come to."""
     text = ["| op | dtype | K | measure | target | worst | where | cells | verdict |", "| --- | --- | ---: | --- | ---: | ---: | --- | ---: | --- |"]
     for line in found:
         if line.worst is None and not line.broken:
@@ -188,7 +192,7 @@ def notes(rows: Sequence[Row], anywhere: bool) -> list[str]:
 
 
 def joined(paths: Iterable[Path]) -> list[Row]:
-    """The rows of several files; a cell of a later one replaces that of an earlier one."""
+    """Return the rows of several files; a cell of a later one replaces that of an earlier one."""
     found: dict[tuple[str, int], Cell] = {}
     for path in paths:
         found |= cells(read_csv(path))

@@ -29,13 +29,15 @@ from tvm_orient.bench.methods import public_op
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.runtime import serving
 
-CALLS, ROUNDS = 300, 40
+CALLS = 300  # calls of one function in a round
+ROUNDS = 40
 FORMS = ("", ", channels_last", ", epilogue", ", epilogue and channels_last")
+# microseconds of a call
 LIMITS = {f"op{form}": 12.0 for form in FORMS} | {f"op{form}, gradients recorded": 25.0 for form in FORMS}
 
 
 def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """(least, median) over rounds of the mean time of a call; the calls take turns."""
+    """Returns (least, median) over rounds of the mean time of a call; the calls take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
@@ -49,7 +51,7 @@ def microseconds(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[floa
 
 
 def methods() -> dict[str, Callable[[], object]]:
-    """The ways to call one tiny kernel, and two ATen ops for scale."""
+    """Returns the ways to call one tiny kernel, and two ATen ops for scale."""
     torch.set_num_threads(1)  # waking other threads is part of a kernel, not of a call
     spec = grids.spec("conv", (8, 4, 4), 3)
     x, w, bias, out = torch.randn(1, 8, 4, 4), torch.randn(8, 3), torch.randn(8), torch.empty(1, 8, 4, 4)

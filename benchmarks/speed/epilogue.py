@@ -27,7 +27,8 @@ from tvm_orient.runtime import serving
 from ..report.sheets import RESULTS
 from ..report.terminal import console, say
 
-ROUNDS, BATCH = 30, 8
+ROUNDS = 30  # timed calls of each
+BATCH = 8  # images
 RESULT = RESULTS / "epilogue-cpu.csv"
 COLUMNS = ("layout", "channels", "height", "kernel_size", "activation", "fused_ms", "separate_ms", "compiled_ms")
 
@@ -45,7 +46,7 @@ def milliseconds(calls: dict[str, Callable[[], torch.Tensor]]) -> dict[str, floa
 
 
 def measured(plain: ConvSpec, activation: str) -> dict[str, str | int]:
-    """The row of one problem, its three results checked first."""
+    """Returns the row of one problem, its three results checked first."""
     spec = dataclasses.replace(plain, bias=True, activation=activation)
     for one in (plain, spec):
         serving.kernel(one, cpu_device())

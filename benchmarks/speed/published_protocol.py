@@ -35,8 +35,11 @@ from ..report.sheets import RESULTS
 from ..report.terminal import say
 
 MODULE = "dwoconv1d_specialized"  # where the published module stands, beside its kernel
-OURS, THEIRS, HORIZONTAL = "tvm_orient", "published_specialized", "PyTorch (1, K)"
-PUBLISHED_MS = {  # of an RTX 3090, by (side, K): PyTorch's horizontal convolution, the published kernel at any angle
+# methods, by the names that the table has for them
+OURS = "tvm_orient"
+THEIRS = "published_specialized"
+HORIZONTAL = "PyTorch (1, K)"
+PUBLISHED_MS = {  # milliseconds of an RTX 3090, by (side, K): PyTorch's horizontal convolution, the published kernel at any angle
     (14, 7): (0.4, 0.3), (14, 31): (1.1, 0.8), (28, 7): (1.4, 0.9), (28, 31): (3.8, 2.6), (56, 7): (5.5, 3.2), (56, 31): (15.0, 9.9),
 }  # fmt: skip
 COLUMNS = (
@@ -47,7 +50,7 @@ Problem = tuple[bool, int, int, float, str]  # as it stands?, side, K, angle as 
 
 
 def problems(quick: bool) -> Iterator[Problem]:
-    """Every row: as it stands first, the largest plane first; the horizontal convolution has no angle, so it stands once."""
+    """Yields every row: as it stands first, the largest plane first; the horizontal convolution has no angle, so it stands once."""
     sides, sizes, angles = ((14,), (7,), grids.WRITTEN[:2]) if quick else ((56, 28, 14), (31, 7), grids.WRITTEN)
     for stands in (True, False):
         for side in sides:
@@ -58,7 +61,7 @@ def problems(quick: bool) -> Iterator[Problem]:
 
 
 def model(problem: Problem, channels: int) -> torch.nn.Module:
-    """The module of a row, on the CPU."""
+    """Returns the module of a row, on the CPU."""
     stands, _, kernel_size, angle, method = problem
     if method == HORIZONTAL:
         return torch.nn.Conv2d(channels, channels, (1, kernel_size), padding=(0, kernel_size // 2), bias=False, groups=channels)
@@ -69,7 +72,7 @@ def model(problem: Problem, channels: int) -> torch.nn.Module:
 
 
 def timed(module: torch.nn.Module, x: torch.Tensor, device: Device, rounds: int, warmup: int) -> np.ndarray:
-    """(rounds, 3) milliseconds by the host's clock: forward, backward of the mean, both again in one."""
+    """Returns (rounds, 3) milliseconds by the host's clock: forward, backward of the mean, both again in one."""
 
     def backward(y: torch.Tensor) -> None:
         (y.mean() * 1024).backward()
@@ -93,7 +96,7 @@ def timed(module: torch.nn.Module, x: torch.Tensor, device: Device, rounds: int,
 
 
 def measured(problem: Problem, device: Device, channels: int, batch: int, rounds: int, warmup: int) -> dict[str, Any]:
-    """The row of one problem."""
+    """Returns the row of one problem."""
     stands, side, kernel_size, angle, method = problem
     where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
     torch.manual_seed(0)
@@ -111,7 +114,7 @@ def measured(problem: Problem, device: Device, channels: int, batch: int, rounds
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table: the mean over angles of both passes, and its multiple of ours."""
+    """Returns a Markdown table: the mean over angles of both passes, and its multiple of ours."""
     text = ["| protocol | plane | K | method | angles | forward + backward ms | over ours |", "| --- | --- | ---: | --- | ---: | ---: | ---: |"]
     groups: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:

@@ -108,13 +108,13 @@ def main(
 
 
 def rivals(spec: ConvSpec, peers: Among, without: Sequence[str]) -> list[str]:
-    """The names of the peers that a cell is to have."""
+    """Returns the names of the peers that a cell is to have."""
     wanted = peers is Among.ALL or (peers is Among.SOME and angles_text(spec) in (_EIGHT, "0"))
     return [peer.name for peer in registry.PEERS if peer.name not in without] if wanted else []
 
 
 def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repeats: int, cold: bool, place: str, patience: float | None) -> list[Row]:
-    """One cell, with what is being done shown in a terminal."""
+    """Measures one cell, while a terminal shows what is being done; returns its rows."""
     with console.status(place) as status:
         return bench(
             [spec],

@@ -27,7 +27,8 @@ from ..report.sheets import RESULTS
 RESULT = RESULTS / "tuning-time-cpu.csv"
 COLUMNS = ("spec", "device", "batch", "trials", "failed", "stage", "seconds", "share")
 SPEC = ConvSpec("conv", 128, 56, 56, Taps.oriented(math.radians(22.5), 31))
-TRIALS, BATCH = 32, 8
+TRIALS = 32
+BATCH = 8  # images
 WORDS = {
     "start": "start: wait until no other run holds the device",
     "build": "build: import the compiler, then schedule and compile every candidate",
@@ -38,7 +39,7 @@ WORDS = {
 
 
 def measured() -> tuple[Outcome, float]:
-    """The outcome of one fresh run, and its seconds from call to return."""
+    """Returns the outcome of one fresh run, and its seconds from call to return."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         (outcome,) = tune(SPEC, cpu_device(), trials=TRIALS, batch=BATCH, directory=Path(folder))
@@ -46,7 +47,7 @@ def measured() -> tuple[Outcome, float]:
 
 
 def rows(outcome: Outcome, seconds: float) -> list[dict[str, str | int]]:
-    """One row a stage and one for the total, in seconds."""
+    """Returns one row a stage and one for the total, in seconds."""
     stages = {"start": seconds - outcome.seconds, **outcome.stages, "total": seconds}
     same = {"spec": SPEC.key, "device": cpu_device().slug, "batch": BATCH, "trials": outcome.trials, "failed": outcome.failed}
     return [{**same, "stage": stage, "seconds": f"{value:.2f}", "share": f"{value / seconds:.3f}"} for stage, value in stages.items()]

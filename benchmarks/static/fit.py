@@ -54,7 +54,7 @@ class Trial:
 
 
 def trials(path: Path) -> list[Trial]:
-    """The timed candidates of conv and conv_dx in a file of trials; conv_dw's second pass is not in its estimate."""
+    """Return the timed candidates of conv and conv_dx in a file of trials; conv_dw's second pass is not in its estimate."""
     found = []
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -65,7 +65,7 @@ def trials(path: Path) -> list[Trial]:
 
 
 def estimated(trial: Trial, device: Device) -> float:
-    """Microseconds that the estimate of a trial comes to."""
+    """Return the microseconds that the estimate of a trial comes to."""
     template, figure = registry.find(trial.template), gpu_spec(device.arch)
     clocks = template.estimate(trial.spec, device, template.config(trial.decisions))
     units = trial.spec.outputs * trial.batch / WARP / figure.sms
@@ -80,7 +80,7 @@ def distance(every: Sequence[Trial], device: Device) -> float:
 
 
 def report(every: Sequence[Trial], device: Device) -> list[str]:
-    """Lines on how far the estimates are, and for each problem what the choice of the least estimate loses against the best that was timed."""
+    """Return lines on how far the estimates are, and for each problem what the choice of the least estimate loses against the best that was timed."""
     ratios = [estimated(trial, device) / trial.microseconds for trial in every]
     low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
     lines = [f"{len(every)} kernels: estimated over measured {middle:.2f}, {low:.2f} to {high:.2f} in the middle eight tenths"]
@@ -93,7 +93,7 @@ def report(every: Sequence[Trial], device: Device) -> list[str]:
 
 
 def fitted(every: Sequence[Trial], device: Device) -> dict[str, float]:
-    """The constants that bring the estimates nearest, one moved at a time until none helps."""
+    """Return the constants that bring the estimates nearest, one moved at a time until none helps."""
     best = distance(every, device)
     improved = True
     while improved:

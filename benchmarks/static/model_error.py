@@ -41,7 +41,7 @@ def wanted(rows: list[Row]) -> list[Row]:
 
 
 def compared(rows: list[Row], arch: str) -> list[dict[str, str | int]]:
-    """A line a row: the prediction for its spec by the choice that is the default now, beside what was measured."""
+    """Returns a line a row: the prediction for its spec by the choice that is the default now, beside what was measured."""
     device, lines = arch_device(arch), []
     for first in range(0, len(rows), _AT_ONCE):
         some = rows[first : first + _AT_ONCE]

@@ -29,9 +29,15 @@ from tvm_orient.schedules import choices, registry
 
 from ..report import page_tables
 
-ARCHS, CHANNELS = ("sm_80", "sm_89", "sm_90a"), 512
-OPS, KERNEL_SIZES, HEIGHTS = ("conv", "conv_dw"), (31, 7), (56, 28, 14, 7)
-STEMS, STEM_OPS, STEM_SIZES = (31, 15), ("conv", "conv_dx", "conv_dw"), (224, 112)  # kernel sizes, ops, heights: 64 channels, stride 2, both layouts
+ARCHS = ("sm_80", "sm_89", "sm_90a")
+CHANNELS = 512
+OPS = ("conv", "conv_dw")
+KERNEL_SIZES = (31, 7)  # taps
+HEIGHTS = (56, 28, 14, 7)  # pixels of a square plane
+# stems have 64 channels and stride 2, and are tabulated in both layouts
+STEMS = (31, 15)  # kernel sizes, in taps
+STEM_OPS = ("conv", "conv_dx", "conv_dw")
+STEM_SIZES = (224, 112)  # heights, in pixels
 STAGE_COLUMNS = ("height", "kernel_size", "angle", "template", "stages", "planes", "registers", "spills", "blocks", "bound", "clocks_bound", "clocks_latency")
 ANGLES = (0.0, 22.5, 45.0, 67.5, 90.0)  # the other three of eight are their mirror images
 

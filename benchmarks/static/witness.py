@@ -113,7 +113,10 @@ sm_90a    direct        conv-c8h12w13-s1-zeros-float64-nchw-k5a45
 sm_75     default       conv-c8h14w14-s1-zeros-float32-nchw-k7a45
 sm_120    default       conv-c16h28w28-s1-zeros-float32-nchw-k15a45_112.5
 """
-_DEFAULT, _GENERIC, _CUBIN = "default", "generic", "cubin"  # words of the table
+# words of the table
+_DEFAULT = "default"  # the choice that is made without a record
+_GENERIC = "generic"  # the generic kernel
+_CUBIN = "cubin"  # the machine code is hashed too
 _QUICK = 3  # one pair of so many is left in a quick run
 _LONGEST = 160  # characters of a value that a difference shows
 _ABSENT = "absent"
@@ -138,7 +141,7 @@ class Pair:
         return " ".join((self.arch, self.template, self.spec.key, *(f"{knob}={value}" for knob, value in self.decisions)))
 
     def choices(self, device: Device) -> tuple[Choice, ...]:
-        """The choices for the angles, in order.
+        """Return the choices for the angles, in order.
 
         Raises:
             Unsupported: the template declines an angle, or the decisions make no valid kernel of it.
@@ -160,7 +163,7 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """Every pair of the table, in its order."""
+    """Return every pair of the table, in its order."""
     found = []
     for arch, template, key, *rest in (line.split() for line in _TABLE.strip().splitlines()):
         given = [word.partition("=") for word in rest if word != _CUBIN]
@@ -196,7 +199,7 @@ def entry(pair: Pair) -> Entry:
 
 
 def _cubin(source: str, arch: str) -> str | None:
-    """The hash of what NVRTC makes of a source; None where it is not installed."""
+    """Return the hash of what NVRTC makes of a source; None where it is not installed."""
     try:
         return hashlib.sha256(compile_cubin(source, arch)).hexdigest()
     except EnvironmentProblem:
@@ -223,7 +226,7 @@ def _explained(key: str, arch: str) -> Any:
 
 
 def witness(chosen: Sequence[Pair]) -> dict[str, Entry]:
-    """The entries of pairs by name; says each as it is done. The user's own logs and settings count for nothing."""
+    """Return the entries of pairs by name; says each as it is done. The user's own logs and settings count for nothing."""
     found: dict[str, Entry] = {}
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         for variable in [name for name in os.environ if name.startswith(_SETTINGS)]:
@@ -239,7 +242,7 @@ def witness(chosen: Sequence[Pair]) -> dict[str, Entry]:
 
 
 def differences(before: Mapping[str, Entry], now: Mapping[str, Entry], whole: bool = True) -> list[str]:
-    """Every difference between two witnesses in words, by entry.
+    """Return every difference between two witnesses in words, by entry.
 
     Args:
         whole: whether an entry of `before` that is not among those of now is a difference.
@@ -260,7 +263,7 @@ def differences(before: Mapping[str, Entry], now: Mapping[str, Entry], whole: bo
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value in nested JSON with where it stands, such as choices[0].decisions.planes; an empty list or object is a value."""
+    """Yield every plain value in nested JSON with where it stands, such as choices[0].decisions.planes; an empty list or object is a value."""
     if isinstance(value, dict) and value:
         for name in value:
             yield from _leaves(value[name], f"{place}.{name}" if place else name)

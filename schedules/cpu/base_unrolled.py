@@ -15,10 +15,11 @@ MAX_TAPS = 256  # taps of a channel
 U = TypeVar("U", bound=Config)
 
 
-class Unrolled(Template[U]):
+class BaseUnrolled(Template[U]):
     """A CPU template of unrolled taps."""
 
-    kind, sums = "cpu", ("float32", "float64")
+    kind = "cpu"
+    sums = ("float32", "float64")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if spec.kernel_size > MAX_TAPS:

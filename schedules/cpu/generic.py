@@ -25,14 +25,16 @@ class CpuGeneric(Generic):
     a count (G,), the workspace of conv_dw, the result, and numbers.
     """
 
-    name, version, kind = "cpu_generic", 1, "cpu"
+    name = "cpu_generic"
+    version = 1
+    kind = "cpu"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
         sums, circular = sums_of(dtype), padding_mode == "circular"
         lanes = device.vector_bytes // DTYPES[sums]
         if op != "conv_dw":
-            return _gather(dtype, sums, lanes, circular, op == "conv_dx")
+            return _conv(dtype, sums, lanes, circular, op == "conv_dx")
         from tvm_orient.codegen.tir.confine_nonfinite import confined_generic  # which needs the compiler
 
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
@@ -69,7 +71,7 @@ def _stage(sums: str, circular: bool) -> Any:
     return fill
 
 
-def _gather(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
+def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
     """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
     from tvm.script import tirx as T
 

@@ -18,7 +18,7 @@ from tvm_orient.problem.stencil import stencil
 
 from ..base import Config
 from ..tiling import divisors
-from .base_unrolled import MAX_UNROLLED, Unrolled, vectors
+from .base_unrolled import MAX_UNROLLED, BaseUnrolled, vectors
 
 MAX_BAND = 1 << 18  # bytes of a staged band that stay near
 MAX_DEFAULT_PIXELS = 8  # pixels of an untuned patch
@@ -64,7 +64,7 @@ def _staged_row(spec: ConvSpec, vector: int) -> int:
     return (g.low(1) + g.source[1] + g.high(1)) * vector * DTYPES[spec.sums]
 
 
-class Pixels(Unrolled[PixelsConfig]):
+class Pixels(BaseUnrolled[PixelsConfig]):
     """Computes conv and conv_dx of channels_last images on a CPU, any stride.
 
     The lanes of a vector are channels, which all have the same offsets, so every load of a tap is an aligned vector. A task is a band of rows of
@@ -72,7 +72,11 @@ class Pixels(Unrolled[PixelsConfig]):
     are cut at compile time.
     """
 
-    name, version, ops, layouts, config_type = "cpu_pixels", 1, ("conv", "conv_dx"), ("nhwc",), PixelsConfig
+    name = "cpu_pixels"
+    version = 1
+    ops = ("conv", "conv_dx")
+    layouts = ("nhwc",)
+    config_type = PixelsConfig
 
     def _bands(self, spec: ConvSpec) -> tuple[int, ...]:
         """Returns the rows that a band may have, ascending."""
@@ -102,7 +106,7 @@ class Pixels(Unrolled[PixelsConfig]):
             return f"{config.pixels} pixels unroll to {work} multiply-adds, at most {MAX_UNROLLED}"
         return None
 
-    def form(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
         return StageConfig(vector=config.vector, vector_math=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsConfig) -> None:
@@ -145,14 +149,18 @@ class Pixels(Unrolled[PixelsConfig]):
         return cut(func, names.Y, 3, (0, channels), vector) if channels % vector else func
 
 
-class PixelsDw(Unrolled[PixelsDwConfig]):
+class PixelsDw(BaseUnrolled[PixelsDwConfig]):
     """Computes conv_dw of channels_last images on a CPU, any stride.
 
     A task is a band of rows of one vector of channels, as in `cpu_pixels`. The sums of a block of taps stay in registers while the band passes; a
     second pass adds bands and images in order.
     """
 
-    name, version, ops, layouts, config_type = "cpu_pixels_dw", 1, ("conv_dw",), ("nhwc",), PixelsDwConfig
+    name = "cpu_pixels_dw"
+    version = 1
+    ops = ("conv_dw",)
+    layouts = ("nhwc",)
+    config_type = PixelsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {"vector": vectors(spec, device), "rows": divisors(spec.out_height, MAX_DW_ROWS), "taps": _TAPS}
@@ -163,7 +171,7 @@ class PixelsDw(Unrolled[PixelsDwConfig]):
         rows = max((r for r in bands if ((r - 1) * g.step[0] + g.span()) * row <= MAX_BAND), default=1)
         return PixelsDwConfig(vector, rows, _DEFAULT_TAPS)
 
-    def form(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
         return DwStageConfig(vector=config.vector, rows=config.rows)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> None:
@@ -201,4 +209,5 @@ class PixelsDw(Unrolled[PixelsDwConfig]):
         return confined(func, spec)
 
 
-TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()
+TEMPLATE = Pixels()
+DW_TEMPLATE = PixelsDw()

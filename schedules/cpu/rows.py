@@ -12,14 +12,14 @@ from typing import Any
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import DwStageConfig, StageConfig
-from tvm_orient.codegen.tir.prefetch import ahead
+from tvm_orient.codegen.tir.prefetch import prefetched
 from tvm_orient.codegen.tir.vectorize_pieces import cut
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.stencil import round_up, stencil
 
 from ..base import Config
-from .base_unrolled import MAX_UNROLLED, Unrolled, vectors
+from .base_unrolled import MAX_UNROLLED, BaseUnrolled, vectors
 
 FEW_TAPS = 12  # taps up to which the cost is in moving rows, not in multiply-adds
 MAX_DEFAULT_SUMS = 8  # vectors of sums of an untuned patch of many taps
@@ -73,7 +73,7 @@ def _prefetched(spec: ConvSpec) -> int:
     return int(spec.height * spec.width * spec.itemsize >= MIN_FETCHED)
 
 
-class Rows(Unrolled[RowsConfig]):
+class Rows(BaseUnrolled[RowsConfig]):
     """Computes conv and conv_dx of contiguous images on a CPU, any stride.
 
     A task is one plane of one channel; tasks run in parallel. Bands of the plane are staged with their halo. A patch of `patch_h` rows and
@@ -88,7 +88,10 @@ class Rows(Unrolled[RowsConfig]):
     its result (`tvm_orient/codegen/tir/prefetch.py`). At most 256 taps.
     """
 
-    name, version, ops, config_type = "cpu_rows", 4, ("conv", "conv_dx"), RowsConfig
+    name = "cpu_rows"
+    version = 4
+    ops = ("conv", "conv_dx")
+    config_type = RowsConfig
 
     def _heights(self, spec: ConvSpec) -> tuple[int, ...]:
         """Returns the rows that a patch may have, ascending."""
@@ -128,7 +131,7 @@ class Rows(Unrolled[RowsConfig]):
             return f"a patch of {config.patch_h} x {config.patch_v} vectors unrolls to {work} multiply-adds, at most {MAX_UNROLLED}"
         return None
 
-    def form(self, spec: ConvSpec, config: RowsConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: RowsConfig) -> StageConfig:
         return StageConfig(vector=config.vector, halo=config.vector, pitch=config.vector, reduce=bool(config.tap_outer), vector_math=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: RowsConfig) -> None:
@@ -181,7 +184,7 @@ class Rows(Unrolled[RowsConfig]):
             count = -(-rows * g.step[0] // g.phases[0])
             return [(source[n, c, first, 0], count * g.source[1], False), (y[n, c, row, 0], rows * g.output[1], True)]
 
-        return ahead(func, spec.itemsize, fetched)
+        return prefetched(func, spec.itemsize, fetched)
 
 
 def _cut_stage(func: Any, spec: ConvSpec, vector: int) -> Any:
@@ -195,7 +198,7 @@ def _cut_stage(func: Any, spec: ConvSpec, vector: int) -> Any:
     return cut(func, names.STAGE, 4, (0, *(e for e in ends if 0 < e < stage.columns), stage.columns), vector)
 
 
-class RowsDw(Unrolled[RowsDwConfig]):
+class RowsDw(BaseUnrolled[RowsDwConfig]):
     """Computes conv_dw of contiguous images on a CPU, any stride.
 
     A task is one plane. The sums of a block of taps stay in vector registers while the plane passes; a second pass adds the images in order. Rows
@@ -203,7 +206,10 @@ class RowsDw(Unrolled[RowsDwConfig]):
     (`tvm_orient/codegen/tir/confine_nonfinite.py`).
     """
 
-    name, version, ops, config_type = "cpu_rows_dw", 3, ("conv_dw",), RowsDwConfig
+    name = "cpu_rows_dw"
+    version = 3
+    ops = ("conv_dw",)
+    config_type = RowsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {"vector": vectors(spec, device), "taps": _TAPS, "prefetch_planes": _PREFETCH_PLANES}
@@ -212,7 +218,7 @@ class RowsDw(Unrolled[RowsDwConfig]):
         taps = 8 if device.arch == "avx2" else 16  # it has 16 vector registers; AVX-512 and NEON have 32
         return RowsDwConfig(_narrow(vectors(spec, device), spec), taps, _prefetched(spec))
 
-    def form(self, spec: ConvSpec, config: RowsDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: RowsDwConfig) -> DwStageConfig:
         return DwStageConfig(vector=config.vector, halo=config.vector, pitch=config.vector)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: RowsDwConfig) -> None:
@@ -248,7 +254,8 @@ class RowsDw(Unrolled[RowsDwConfig]):
             n, c = task // dy.shape[1], task % dy.shape[1] + config.prefetch_planes
             return [(x[n, c, row * g.step[0], 0], g.step[0] * spec.width, False), (dy[n, c, row, 0], spec.out_width, False)]
 
-        return confined(ahead(func, spec.itemsize, fetched), spec)
+        return confined(prefetched(func, spec.itemsize, fetched), spec)
 
 
-TEMPLATE, DW_TEMPLATE = Rows(), RowsDw()
+TEMPLATE = Rows()
+DW_TEMPLATE = RowsDw()

@@ -21,7 +21,7 @@ MAX_SUMS = 2048  # bytes of sums of lanes that may lie where neither x nor dy di
 MAX_UNROLLED = 4096  # multiply-adds of one thread
 MAX_TAPS = 64  # sums of one thread, all in registers
 SLICES = 16  # threads of a weight in the second pass
-AHEAD = 4  # images that a thread of the second pass loads at once
+IMAGES_IN_FLIGHT = 4  # images that a thread of the second pass loads at once
 _UNROLLED_SUM = 16  # terms of a sum of sums that are loaded at once
 _WEIGHTS = 32  # weights of a block of the second pass
 _MAX_SECOND_THREADS = 512  # threads of a block of the second pass
@@ -29,10 +29,11 @@ _MAX_SECOND_THREADS = 512  # threads of a block of the second pass
 D = TypeVar("D", bound=Config)
 
 
-class TwoPass(Template[D]):
+class BaseDw(Template[D]):
     """conv_dw: a thread keeps one sum per distinct tap in registers; lanes, then images are summed in a fixed order, without atomics."""
 
-    kind, ops = "cuda", ("conv_dw",)
+    kind = "cuda"
+    ops = ("conv_dw",)
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if (taps := len(stencil(spec).every)) > MAX_TAPS:

@@ -18,7 +18,7 @@ from .patch_geometry import PatchGeometry, SharedPatchConfig
 P = TypeVar("P", bound=SharedPatchConfig)
 
 
-class Patches(Template[P]):
+class BasePatch(Template[P]):
     """The schedule of a template whose threads own patches of outputs, `patch_h` x `patch_w` each, `patches_h` of them one below the other."""
 
     @abstractmethod

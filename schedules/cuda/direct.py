@@ -16,7 +16,7 @@ import numpy as np
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, passes, soft_maximum
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, global_wavefronts, soft_maximum
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
@@ -58,7 +58,11 @@ class Direct(Template[DirectConfig]):
     tested for. At most 64 live taps per output and 1024 multiply-adds a thread.
     """
 
-    name, version, kind, ops, config_type = "direct", 2, "cuda", ("conv", "conv_dx"), DirectConfig
+    name = "direct"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = DirectConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())
@@ -115,7 +119,7 @@ class Direct(Template[DirectConfig]):
         read, weights = len(pixels_read(spec, config.patch_h, config.patch_w)), sum(len(t.taps) for t in g.every)
         band = min(height, config.patches_h * config.patch_h)
         outputs, warps = planes * band * width, -(-threads // WARP)
-        memory = warps * (read * passes(first, 1, lines=True) + area * passes(stored, 1, lines=True) + weights * max(1.0, WARP * planes / threads))
+        memory = warps * (read * global_wavefronts(first, 1) + area * global_wavefronts(stored, 1) + weights * max(1.0, WARP * planes / threads))
         work = ThreadWork(area * sum(map(len, g.terms.values())) / len(g.terms), read * _TEST + 2 * weights + 2 * area)
         fetched = planes * min((band - 1) * g.step[0] // g.phases[0] + g.span(), g.source[0]) * g.source[1]
         dram = spec.itemsize * outputs * (1 + math.prod(g.source) / (height * width))
@@ -125,7 +129,7 @@ class Direct(Template[DirectConfig]):
     def channel_blocks(self, channels: int, config: DirectConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: DirectConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: DirectConfig) -> StageConfig:
         return StageConfig(sweep=True, narrow=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: DirectConfig) -> None:

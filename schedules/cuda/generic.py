@@ -30,12 +30,14 @@ class CudaGeneric(Generic):
     stride (down, across).
     """
 
-    name, version, kind = "generic", 1, "cuda"
+    name = "generic"
+    version = 1
+    kind = "cuda"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
         sums, circular = sums_of(dtype), padding_mode == "circular"
-        return _dw(dtype, sums, circular) if op == "conv_dw" else _gather(dtype, sums, circular, op == "conv_dx")
+        return _dw(dtype, sums, circular) if op == "conv_dw" else _conv(dtype, sums, circular, op == "conv_dx")
 
 
 def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -47,7 +49,7 @@ def _inside(circular: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return lambda i, size: i, lambda i, size: tirx.all(i >= 0, i < size)
 
 
-def _gather(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
+def _conv(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
     """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride."""
     from tvm import tirx
     from tvm.script import tirx as T

@@ -17,7 +17,7 @@ import numpy as np
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, passes, soft_maximum
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, global_wavefronts, shared_wavefronts, soft_maximum
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.shear import line_slope
@@ -37,7 +37,7 @@ CHANNELS_PER_BLOCK = (1, 2, 4, 8, 16, 32)  # channels of a block, or of each of 
 _HELD = 16  # registers beside the pixels of a line and its results, as nvcc takes them
 _PIXEL = 6  # instructions of a pixel beside its multiply-adds: address, load, store and the side that it is on
 _PIXEL_OF_HALF = 12  # the same with conversions
-_ALIGNED = 1.2  # passes of a warp for a row of a line: now and then it goes on in the next row
+_ALIGNED = 1.2  # wavefronts of a warp for a row of a line: now and then it goes on in the next row
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ class Lines(Template[LinesConfig]):
     may pass over several tiles with two `stages`, as in `shared_patch`. Up to 64 rows.
     """
 
-    name, version, kind, ops, config_type = "lines", 3, "cuda", ("conv", "conv_dx"), LinesConfig
+    name = "lines"
+    version = 3
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = LinesConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if line_slope(spec) is None:
@@ -134,15 +138,15 @@ class Lines(Template[LinesConfig]):
         pixels, threads = spec.height * spec.width, block.threads
         plane, column = np.indices((planes, spec.width)).reshape(2, -1)
         warps, live = -(-threads // WARP), len([s for t in g.every for s in t.taps])
-        row = passes(plane * pixels + column, 1, lines=True)
+        row = global_wavefronts(plane * pixels + column, 1)
         if config.staged:
             loads, copies = spec.height * _ALIGNED + STAGED * planes * pixels / threads, pixels / spec.width / VECTOR
         else:
             loads, copies = spec.height * row, 0.0
         if config.weights_shared:
-            loads += live * passes(plane * spec.kernel_size, 1) + 2 * spec.kernel_size * planes / threads
+            loads += live * shared_wavefronts(plane * spec.kernel_size, 1) + 2 * spec.kernel_size * planes / threads
         else:
-            loads += live * passes(plane * WARP, 1, lines=True)
+            loads += live * global_wavefronts(plane * WARP, 1)
         memory = warps * (loads + _ALIGNED * spec.height * row)
         moved = spec.itemsize * planes * 2 * pixels
         others = 2 * live + (_PIXEL_OF_HALF if spec.is_half else _PIXEL) * spec.height
@@ -157,7 +161,7 @@ class Lines(Template[LinesConfig]):
     def channel_blocks(self, channels: int, config: LinesConfig) -> int:
         return channels // math.prod(parted(channels, config.channels_per_block, config.tiles_per_block))
 
-    def form(self, spec: ConvSpec, config: LinesConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: LinesConfig) -> StageConfig:
         return StageConfig(line=True, narrow=True, bare=not config.staged)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: LinesConfig) -> None:

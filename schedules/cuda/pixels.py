@@ -42,7 +42,7 @@ _L2 = 2.3  # bytes that L2 moves for each that DRAM does
 _SLOPE = 0.2  # part by which a load costs more for each doubling of a patch's longer side over the other, on a slope
 _LANES = 32  # channels of a block of the second pass
 _SLICES = 16  # threads of a channel in the second pass
-_AHEAD = 8  # sums that a thread of the second pass loads at once
+_SUMS_IN_FLIGHT = 8  # sums that a thread of the second pass loads at once
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,15 @@ class Pixels(Template[PixelsConfig]):
 
     nvcc loads most of a patch first; the default keeps to 230 values a patch, beyond which it spills. Where an angle has fewer than 32 channels a
     warp is several patches, and each of its loads touches a line for each of them: with 8 channels an angle (64 channels, eight angles) that is
-    four times the passes of a load of one angle alone.
+    four times the wavefronts of a load of one angle alone.
     """
 
-    name, version, kind, ops, layouts, config_type = "pixels", 2, "cuda", ("conv", "conv_dx"), ("nhwc",), PixelsConfig
+    name = "pixels"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    layouts = ("nhwc",)
+    config_type = PixelsConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = max(len(t) for t in stencil(spec).terms.values())
@@ -166,7 +171,7 @@ class Pixels(Template[PixelsConfig]):
     def channel_blocks(self, channels: int, config: PixelsConfig) -> int:
         return -(-channels // min(channels, config.lanes))
 
-    def form(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: PixelsConfig) -> StageConfig:
         return StageConfig()
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsConfig) -> None:
@@ -212,7 +217,12 @@ class PixelsDw(Template[PixelsDwConfig]):
     and there are no atomics.
     """
 
-    name, version, kind, ops, layouts, config_type = "pixels_dw", 2, "cuda", ("conv_dw",), ("nhwc",), PixelsDwConfig
+    name = "pixels_dw"
+    version = 2
+    kind = "cuda"
+    ops = ("conv_dw",)
+    layouts = ("nhwc",)
+    config_type = PixelsDwConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         taps = len(stencil(spec).every)
@@ -254,8 +264,8 @@ class PixelsDw(Template[PixelsDwConfig]):
     def channel_blocks(self, channels: int, config: PixelsDwConfig) -> int:
         return -(-channels // min(channels, config.lanes))
 
-    def form(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
-        return DwStageConfig(rows=config.rows, tile=config.columns, slices=_SLICES, ahead=_AHEAD)
+    def stage_config(self, spec: ConvSpec, config: PixelsDwConfig) -> DwStageConfig:
+        return DwStageConfig(rows=config.rows, tile=config.columns, slices=_SLICES, images_in_flight=_SUMS_IN_FLIGHT)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PixelsDwConfig) -> None:
         part, acc, stage, dys = (sch.get_sblock(name) for name in (names.PART, names.ACC, names.STAGE, names.DYS))
@@ -307,4 +317,5 @@ class PixelsDw(Template[PixelsDwConfig]):
         sch.decompose_reduction(y, join)
 
 
-TEMPLATE, DW_TEMPLATE = Pixels(), PixelsDw()
+TEMPLATE = Pixels()
+DW_TEMPLATE = PixelsDw()

@@ -45,7 +45,7 @@ def _pitch(pixels: int) -> int:
     return pixels | 1 if pixels % 4 else 4 * (pixels // 4 | 1)
 
 
-def estimate(spec: ConvSpec, figure: GpuSpec, planes: int) -> Clocks:
+def estimate(spec: ConvSpec, gpu: GpuSpec, planes: int) -> Clocks:
     """Returns the clocks of an SM for 32 pixels of dy by resource; a block has as many threads as planes."""
     (x, dy), taps = _pixels(spec), max(1, len(stencil(spec).every))
     pixels, moved = x + dy, spec.itemsize * planes * (x + dy) + 4 * planes * taps
@@ -56,7 +56,7 @@ def estimate(spec: ConvSpec, figure: GpuSpec, planes: int) -> Clocks:
     others = pixels / (4 if x % 4 == 0 == dy % 4 else 1) + copies + 6 * taps
     held, shared, sums = min(_held(spec)) + taps, sum(staged(spec, planes)), 4 * planes * taps
     work = ThreadWork(products(spec), others)
-    return clocks(figure, BlockLoad(planes, planes * dy, shared, held, memory, moved, moved + sums, work), least=ALONE)
+    return clocks(gpu, BlockLoad(planes, planes * dy, shared, held, memory, moved, moved + sums, work), least=ALONE)
 
 
 def _pixels(spec: ConvSpec) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """CUDA: the lanes of a warp are planes, and a warp owns some columns of them that lean along the taps, so that all its taps are known at compile time.
 
 `whole_plane` for planes that are too large for one thread. No halo: planes are copied as they lie in memory, and taps that land outside are
-not computed at all. A value in shared memory is one pass for the planes of a warp, which begin in banks of their own, and serves
+not computed at all. A value in shared memory is one wavefront for the planes of a warp, which begin in banks of their own, and serves
 outputs that lie along the line in one thread.
 """
 
@@ -39,7 +39,7 @@ MAX_SHARED = MAX_USE.staged + MAX_USE.weights  # bytes of a block: merged angles
 CHANNELS_PER_BLOCK = (16, 32, 64)  # channels of a block
 _BANK = 4  # bytes of a bank of shared memory
 _COPY = 4  # instructions of a copy: addresses only grow
-_UNALIGNED = 1.9  # passes of a warp's copy where planes are no whole lines, so that it begins anywhere
+_UNALIGNED = 1.9  # wavefronts of a warp's copy where planes are no whole lines, so that it begins anywhere
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,18 @@ class PlaneLanes(Template[PlaneLanesConfig]):
     shallow), which lean along the line of the taps and leave the plane at one side to come back at the other. Each warp takes a branch of its own
     (`tvm_orient/codegen/tir/warp_specialize.py`), so that all its taps are known: none outside the plane is computed, and there is no halo. What
     neighbouring outputs along a line read is what the thread has already, so that two columns of 14x14 need 1 to 1.5 values from shared memory
-    for each output, at any angle. Planes lie an odd number of words apart, so that a load of 32 planes is one pass.
+    for each output, at any angle. Planes lie an odd number of words apart, so that a load of 32 planes is one wavefront.
 
     Images and results are staged as they lie in memory, which is why it is for half precision above all: in float32 a 14x14 plane takes twice the
     room, and half the lanes would idle. The code of a block is that of a whole plane, a few thousand multiply-adds, parted among its warps; what
     the instruction cache makes of that the model does not know.
     """
 
-    name, version, kind, ops, config_type = "plane_lanes", 2, "cuda", ("conv", "conv_dx"), PlaneLanesConfig
+    name = "plane_lanes"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = PlaneLanesConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:
@@ -150,7 +154,7 @@ class PlaneLanes(Template[PlaneLanesConfig]):
         planes, threads, size, live = block.planes, block.threads, math.prod(g.output), len({s for t in g.every for s in t.taps})
         warps, pixels = threads // parts // WARP, math.prod(g.source) + math.prod(g.output)
         weights = live * (1 if config.weights_shared else min(WARP, planes))
-        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else _UNALIGNED  # passes of a warp's copy
+        each = 1.0 if size * spec.itemsize % (WARP * _BANK) == 0 else _UNALIGNED  # wavefronts of a warp's copy
         memory = warps * (own.loads + size + parts * weights) + 2 * each * planes * pixels / config.vector / WARP
         turns = sum(by_rows(planes, height, width // config.vector, threads)[2] for height, width in (g.source, g.output))
         halves = own.loads + live * parts + size if spec.is_half else 0  # values that are converted
@@ -162,11 +166,11 @@ class PlaneLanes(Template[PlaneLanesConfig]):
     def channel_blocks(self, channels: int, config: PlaneLanesConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: PlaneLanesConfig) -> StageConfig:
-        return StageConfig(bare=True, lean=shear_of(spec))
+    def stage_config(self, spec: ConvSpec, config: PlaneLanesConfig) -> StageConfig:
+        return StageConfig(bare=True, shear=shear_of(spec))
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: PlaneLanesConfig) -> None:
-        own, y, lean, vector = sch.get_sblock(names.OWN), sch.get_sblock(names.Y), shear_of(spec), config.vector
+        own, y, shear, vector = sch.get_sblock(names.OWN), sch.get_sblock(names.Y), shear_of(spec), config.vector
         reads = [region.source.name for region in sch.get(own).reads]
         images, weights = sch.cache_read(own, reads.index(names.X), "shared"), None
         if config.weights_shared and names.W in reads:
@@ -180,8 +184,8 @@ class PlaneLanes(Template[PlaneLanesConfig]):
         sch.compute_at(own, block, preserve_unit_loops=True)
         *_, own_plane, row, column = sch.get_loops(own)
         _, lane = sch.split(own_plane, [None, round_up(int(sch.get(own_plane).extent), WARP)])
-        part, inner = sch.split((row, column)[lean.axis], [config.warps_per_plane, None])
-        pixels = (column, inner) if lean.axis == 0 else (row, inner)
+        part, inner = sch.split((row, column)[shear.axis], [config.warps_per_plane, None])
+        pixels = (column, inner) if shear.axis == 0 else (row, inner)
         sch.reorder(part, lane, *pixels)
         thread = sch.fuse(part, lane)
         threads = int(sch.get(thread).extent)
@@ -202,9 +206,9 @@ class PlaneLanes(Template[PlaneLanesConfig]):
 
     def finish(self, func: Any, spec: ConvSpec, config: PlaneLanesConfig) -> Any:
         from tvm_orient.codegen.tir.restore_layout import in_place
-        from tvm_orient.codegen.tir.warp_specialize import by_warp
+        from tvm_orient.codegen.tir.warp_specialize import warp_specialized
 
-        return by_warp(in_place(func, shear_of(spec), stencil(spec).output), config.warps_per_plane)
+        return warp_specialized(in_place(func, shear_of(spec), stencil(spec).output), config.warps_per_plane)
 
 
 def _apart(spec: ConvSpec) -> tuple[int, int]:
@@ -219,13 +223,13 @@ def _pitch(spec: ConvSpec, plane: tuple[int, int]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _work(spec: ConvSpec, parts: int) -> _Work:
-    g, lean = stencil(spec), shear_of(spec)
-    along, across = g.output[1 - lean.axis], g.output[lean.axis] // parts
+    g, shear = stencil(spec), shear_of(spec)
+    along, across = g.output[1 - shear.axis], g.output[shear.axis] // parts
     own = []
     for part in range(parts):
         where = []
         for i, v in itertools.product(range(along), range(part * across, (part + 1) * across)):
-            row, column = lean.place(g.output, *((i, v) if lean.axis else (v, i)))
+            row, column = shear.place(g.output, *((i, v) if shear.axis else (v, i)))
             where.append(np.array([(y, 0, x) for y, x in g.reads(row, column)], np.int64).reshape(-1, 3))
         own.append(held(where, 1))
     return _Work(sum(o.products for o in own), sum(o.loads[1] for o in own), max(o.alive for o in own))

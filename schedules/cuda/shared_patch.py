@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tvm_orient.codegen.te.config import StageConfig
-from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, passes
+from tvm_orient.perf_model.block_cost import BlockLoad, ThreadWork, clocks, global_wavefronts, shared_wavefronts
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, cells, patch
 from tvm_orient.problem.device import Device
@@ -28,7 +28,7 @@ from ..base import MAX_SHARED, MAX_THREADS, MAX_USE, ONE_OFFSET
 from ..default import least_estimate
 from ..staging import by_rows, copied_by_rows
 from ..tiling import idle_stages, quads, tiles, too_many_threads
-from .base_patch import Patches
+from .base_patch import BasePatch
 from .costs import FETCHED, MISALIGNED, SECTOR, STAGED, UNALIGNED, VECTOR
 from .patch_geometry import PatchGeometry, SharedPatchConfig, by_words, patch_step, shared_patch_geometry, stores_vectors, unpadded_stage
 
@@ -50,7 +50,7 @@ _BANDS = (1, 2, 4)  # parts of a plane that a block may own
 _SHORT = (28, 16)  # outputs of a patch whose code is short
 _NVCC_REGISTERS = 16  # registers that nvcc takes beyond the larger of values and results
 _SCATTERED = 1.1  # times the time of DRAM where a block owns parts of several planes: measured on an H200 at 56x56
-_WIDE_STORE = 1.25  # passes of a warp for each value that it stores by vectors
+_WIDE_STORE = 1.25  # wavefronts of a warp for each value that it stores by vectors
 _COLLECTED = 15  # instructions of a store of collected results of half precision
 _NATIVE_COPY = 5  # instructions of a copy of half precision that is asynchronous
 
@@ -63,13 +63,14 @@ class _Copies(NamedTuple):
     work: ThreadWork  # with its copies
     waits: float  # for memory
     tiles: int  # whose copies overlap
-    memory: float  # passes of a block beside those of every kernel
+    memory: float  # wavefronts of a block beside those of every kernel
 
 
-class Staged(Patches[P]):
+class Staged(BasePatch[P]):
     """The knobs, the reasons and the estimate that `shared_patch` and `strips` share, for blocks whose shape is known."""
 
-    kind, ops = "cuda", ("conv", "conv_dx")
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         terms = _max_terms(spec)
@@ -117,11 +118,11 @@ class Staged(Patches[P]):
         return patch(_cells(block.spec, pitch, config.tile), config.patch_h, config.patch_w, math.gcd(pitch, block.step, VECTOR), whole)
 
     def _weights(self, block: PatchGeometry) -> float:
-        """Returns the passes of a warp that load weights: those of several channels lie in a line each."""
+        """Returns the wavefronts of a warp that load weights: those of several channels lie in a line each."""
         return _live_taps(block.spec) * max(1.0, min(WARP, block.threads) * block.config.channels_per_block / block.threads)
 
     def _stores(self, block: PatchGeometry) -> tuple[float, float]:
-        """Returns the passes of a warp that store its patches, and how often each sector is written."""
+        """Returns the wavefronts of a warp that store its patches, and how often each sector is written."""
         spec, config = block.spec, block.config
         if block.vector_store and not spec.is_half:
             return block.area * _WIDE_STORE, 1.0
@@ -129,8 +130,10 @@ class Staged(Patches[P]):
         if spec.is_half:
             base = block.first_results(block.band * block.g.output[1]) // spec.values_per_word
         if block.vector_store:
-            return config.patch_h * passes(base, config.patch_w // spec.values_per_word, lines=True), 1.0
-        return block.area * passes(base, 1, lines=not collected), 1.0 if collected else min(float(SECTOR), config.patch_w)
+            return config.patch_h * global_wavefronts(base, config.patch_w // spec.values_per_word), 1.0
+        if collected:
+            return block.area * shared_wavefronts(base, 1), 1.0
+        return block.area * global_wavefronts(base, 1), min(float(SECTOR), config.patch_w)
 
     def estimate(self, spec: ConvSpec, device: Device, config: P) -> Mapping[str, float]:
         block = self._geometry(spec, config)
@@ -142,7 +145,7 @@ class Staged(Patches[P]):
         outputs: float = config.channels_per_block * band * block.across
         if part < 1:  # the last band may have fewer rows
             outputs = config.channels_per_block * height * block.across / -(-height // block.band)
-        loads = sum(count * _load_passes(block, lanes, values) for values, count in own.loads.items() if count)
+        loads = sum(count * _load_wavefronts(block, lanes, values) for values, count in own.loads.items() if count)
         staged = config.channels_per_block * block.rows * block.row
         fetched = config.channels_per_block * min(block.rows, g.source[0]) * min(block.stage.columns if config.tile else g.source[1], g.source[1])
         stores, again = self._stores(block)
@@ -203,10 +206,10 @@ class Staged(Patches[P]):
             return f"a thread would unroll {work} multiply-adds, at most {MAX_UNROLLED}"
         return idle_stages(config.tiles_per_block, config.stages)
 
-    def form(self, spec: ConvSpec, config: P) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: P) -> StageConfig:
         block = self._geometry(spec, config)
         return StageConfig(
-            halo=VECTOR, pitch=block.stage.columns, quad=config.vector, raw=bool(config.smem_native_dtype), sweep=True, pruned=block.pruned,
+            halo=VECTOR, pitch=block.stage.columns, quad=config.vector, smem_native_dtype=bool(config.smem_native_dtype), sweep=True, pruned=block.pruned,
             tile=config.tile // block.g.phases[1], rows=block.band,
         )  # fmt: skip
 
@@ -236,7 +239,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
 
     With half precision there are two ways. Images may be staged as they lie in memory: copies of whole words are asynchronous, and a value is
     converted by the thread that uses it. As TVM prints it such a value is a load of 16 bits, of which nvcc joins none;
-    `tvm_orient/codegen/cuda/packed_reads.py` reads four at a time, where all patches begin at multiples of four. That halves the passes of shared
+    `tvm_orient/codegen/cuda/packed_reads.py` reads four at a time, where all patches begin at multiples of four. That halves the wavefronts of shared
     memory and costs a conversion for each value that a patch reads. Else values are staged as float32, so a copy converts and cannot be
     asynchronous. A thread loads a batch of up to 32 turns into registers before it converts the first
     (`tvm_orient/codegen/cuda/batched_loads.py`), and keeps its place in a staged row, so that a turn only adds constants to an address. What it
@@ -244,7 +247,9 @@ class SharedPatch(Staged[SharedPatchConfig]):
     loads of a batch into it, one by one. Planes may be set a few floats apart where lanes of several planes meet in a bank.
     """
 
-    name, version, config_type = "shared_patch", 8, SharedPatchConfig
+    name = "shared_patch"
+    version = 8
+    config_type = SharedPatchConfig
 
     def _geometry(self, spec: ConvSpec, config: SharedPatchConfig) -> PatchGeometry:
         return shared_patch_geometry(spec, config)
@@ -255,7 +260,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
         return SharedPatchConfig(self._heights(spec)[0], narrow, patches_h=1, channels_per_block=1, vector=quads(spec)[0])
 
     def _patches(self, spec: ConvSpec, tile: int) -> list[tuple[float, int, int]]:
-        """Returns (passes of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
+        """Returns (wavefronts of an output, height, width) of those patches that load least, without regard to the block that they are part of."""
         g, ranked = stencil(spec), []
         height, width = g.output
         sloped = len({t.row for t in g.every}) > 1 and len({t.col for t in g.every}) > 1
@@ -274,7 +279,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
         return list(dict.fromkeys([*ranked[: 2 * MAX_PATCHES if spec.is_half else MAX_PATCHES], *short]))
 
     def _cost(self, spec: ConvSpec, patch_h: int, patch_w: int, tile: int) -> float | None:
-        """Returns the passes of an output of such a patch; None where its values do not fit the registers."""
+        """Returns the wavefronts of an output of such a patch; None where its values do not fit the registers."""
         g, area, pitch, step = stencil(spec), patch_h * patch_w, unpadded_stage(spec, tile).columns, patch_step(stencil(spec), patch_w, tile)
         height, width = g.output
         own = patch(_cells(spec, pitch, tile), patch_h, patch_w, math.gcd(pitch, step, VECTOR), height % patch_h == 0 and width % patch_w == 0)
@@ -282,7 +287,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
             return None
         covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
         if tile:
-            loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+            loads = sum(count * shared_wavefronts(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
         else:
             loads = sum(count * (4 if step == VECTOR else words) for words, count in own.loads.items())
         if spec.is_half and by_words(spec, patch_w, tile):
@@ -333,7 +338,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
         return block.threads <= MAX_DEFAULT_THREADS and block.staged_bytes <= MAX_USE.staged
 
     def _staging(self, spec: ConvSpec, config: SharedPatchConfig) -> float:
-        """Returns the passes of an output that is wanted for its share of the stage."""
+        """Returns the wavefronts of an output that is wanted for its share of the stage."""
         block = self._geometry(spec, config)
         height = block.g.output[0]
         return STAGED * (block.rows * block.row) * -(-height // block.band) / (height * block.across)
@@ -351,7 +356,7 @@ class SharedPatch(Staged[SharedPatchConfig]):
         for plane_skew, row_pad in itertools.product(skews, pads) if several and stencil(spec).phases == (1, 1) else ():
             trial = replace(config, row_pad=row_pad, plane_skew=plane_skew)
             block = self._geometry(spec, trial)
-            count = _load_passes(block, block.first_values()[: 2 * WARP], words)
+            count = _load_wavefronts(block, block.first_values()[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
             if count <= (max(1, words // spec.values_per_word) if trial.smem_native_dtype else words):
@@ -359,12 +364,12 @@ class SharedPatch(Staged[SharedPatchConfig]):
         return best
 
 
-def _load_passes(block: PatchGeometry, lanes: Any, values: int) -> float:
-    """Returns the passes of a warp whose lanes load so many values from these places of the stage."""
+def _load_wavefronts(block: PatchGeometry, lanes: Any, values: int) -> float:
+    """Returns the wavefronts of a warp whose lanes load so many values from these places of the stage."""
     if not block.config.smem_native_dtype:
-        return passes(lanes, values)
+        return shared_wavefronts(lanes, values)
     packed = block.spec.values_per_word
-    return passes(lanes // packed, max(1, values // packed))
+    return shared_wavefronts(lanes // packed, max(1, values // packed))
 
 
 def _natives(spec: ConvSpec) -> tuple[int, ...]:

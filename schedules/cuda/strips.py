@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_orient.perf_model.block_cost import passes
+from tvm_orient.perf_model.block_cost import global_wavefronts, shared_wavefronts
 from tvm_orient.perf_model.patch_cost import Patch, held
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.shear import line_slope
@@ -46,7 +46,9 @@ class Strips(Staged[StripsConfig]):
     banks of its own; where lanes own columns a larger distance lets a warp go on in the next plane, in the banks after those of the last column.
     """
 
-    name, version, config_type = "strips", 4, StripsConfig
+    name = "strips"
+    version = 4
+    config_type = StripsConfig
 
     def _geometry(self, spec: ConvSpec, config: StripsConfig) -> PatchGeometry:
         return strips_geometry(spec, config)
@@ -127,18 +129,18 @@ class Strips(Staged[StripsConfig]):
         spec, plane = block.spec, block.places()[0]
         live = len([s for t in block.g.every for s in t.taps])
         if not block.config.weights_shared:
-            return live * passes(plane * WARP, 1, lines=True)
+            return live * global_wavefronts(plane * WARP, 1)
         copied = 2 * spec.kernel_size * block.config.channels_per_block / WARP
-        return live * passes(plane * spec.kernel_size, 1) + copied / -(-len(plane) // WARP)
+        return live * shared_wavefronts(plane * spec.kernel_size, 1) + copied / -(-len(plane) // WARP)
 
     def _stores(self, block: PatchGeometry) -> tuple[float, float]:
         config, (height, width) = block.config, block.g.output
         if not config.store_via_smem:
             words = config.patch_w if block.vector_store else 1
             again = 1.0 if words == config.patch_w and not block.lanes_across_channels else SECTOR / words
-            return block.area / words * passes(block.first_results(height * width), words, lines=True), again
+            return block.area / words * global_wavefronts(block.first_results(height * width), words), again
         words = math.gcd(config.patch_w, width, config.plane_skew or VECTOR, VECTOR)
-        return block.area / words * passes(block.first_results(block.results), words), 1.0
+        return block.area / words * shared_wavefronts(block.first_results(block.results), words), 1.0
 
 
 def _on(spec: ConvSpec) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import DwStageConfig
-from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, passes
+from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, shared_wavefronts
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, held
 from tvm_orient.problem.device import Device
@@ -26,7 +26,7 @@ from tvm_orient.sass.bank_conflicts import WARP
 from ..default import CLOSE, least_estimate
 from ..staging import cooperate, cooperate_by_rows
 from ..tiling import divisors, most_dividing, quads
-from .base_dw import AHEAD, SLICES, TwoPass
+from .base_dw import IMAGES_IN_FLIGHT, SLICES, BaseDw
 from .costs import FETCHED, VECTOR
 from .dw_geometry import StripsDwConfig, strips_dw_geometry
 
@@ -38,7 +38,7 @@ CHANNELS_PER_BLOCK = (1, 2, 4, 8, 16, 32)  # channels of a block
 _SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
-class StripsDw(TwoPass[StripsDwConfig]):
+class StripsDw(BaseDw[StripsDwConfig]):
     """Computes conv_dw as `two_pass_dw` does, by threads that own whole rows of dy, or whole columns.
 
     As in `strips`, products with what lies outside the plane along them are left out, and x has no halo there. Pixels are taken along the strip,
@@ -47,7 +47,9 @@ class StripsDw(TwoPass[StripsDwConfig]):
     which has the least code.
     """
 
-    name, version, config_type = "strips_dw", 2, StripsDwConfig
+    name = "strips_dw"
+    version = 2
+    config_type = StripsDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         return {
@@ -98,9 +100,9 @@ class StripsDw(TwoPass[StripsDwConfig]):
         warps, pixels, area = -(-threads // WARP), height * width, run * g.output[pruned]
         plane, lane = block.places()
         across, down = lane * run * (row * g.step[0] if pruned else 1), lane * run * (width if pruned else 1)
-        loads = sum(count * passes(plane * block.x + across, words) for words, count in own.loads.items() if count)
+        loads = sum(count * shared_wavefronts(plane * block.x + across, words) for words, count in own.loads.items() if count)
         quad = math.gcd(width if pruned else run, VECTOR)
-        loads += area / quad * passes(plane * block.dy + down, quad)
+        loads += area / quad * shared_wavefronts(plane * block.dy + down, quad)
         staged = planes * (stage.rows * row + pixels)
         part = spec.itemsize / DTYPES[spec.sums]
         fetched = planes * (g.source[0] * g.source[1] + pixels)
@@ -115,11 +117,11 @@ class StripsDw(TwoPass[StripsDwConfig]):
     def channel_blocks(self, channels: int, config: StripsDwConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: StripsDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: StripsDwConfig) -> DwStageConfig:
         block = strips_dw_geometry(spec, config)
         return DwStageConfig(
             pruned=block.pruned, run=block.run, halo=VECTOR, pitch=VECTOR, quad=config.vector, joins=self._joins(spec, block.lanes), slices=SLICES,
-            ahead=AHEAD,
+            images_in_flight=IMAGES_IN_FLIGHT,
         )  # fmt: skip
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: StripsDwConfig) -> None:

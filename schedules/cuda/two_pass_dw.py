@@ -16,7 +16,7 @@ import numpy as np
 
 from tvm_orient.codegen import names
 from tvm_orient.codegen.te.config import DwStageConfig
-from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, passes
+from tvm_orient.perf_model.block_cost import ALONE, BlockLoad, ThreadWork, clocks, global_wavefronts, shared_wavefronts
 from tvm_orient.perf_model.gpu_specs import nearest
 from tvm_orient.perf_model.patch_cost import Patch, cells, patch
 from tvm_orient.problem.device import Device
@@ -28,7 +28,7 @@ from ..default import least_estimate
 from ..staging import by_rows, cooperate_by_rows, copied_by_rows
 from ..tiling import most_dividing, quads, tiles
 from . import plane_dw_cost
-from .base_dw import AHEAD, MAX_UNROLLED, SLICES, TwoPass
+from .base_dw import IMAGES_IN_FLIGHT, MAX_UNROLLED, SLICES, BaseDw
 from .costs import FETCHED, MISALIGNED, STAGED, UNALIGNED, VECTOR
 from .dw_geometry import TwoPassDwConfig, TwoPassDwGeometry, two_pass_dw_geometry
 
@@ -48,7 +48,7 @@ _WIDE = 7  # columns of a patch of a tile from which dy passes through shared me
 _SUM_BYTES = 4  # bytes of a partial sum, which is written once and read once
 
 
-class ConvDw(TwoPass[TwoPassDwConfig]):
+class TwoPassDw(BaseDw[TwoPassDwConfig]):
     """Computes conv_dw of contiguous images on a GPU, any stride, in two passes.
 
     First pass: a block stages a band of x of several channels as `shared_patch` does, most often the whole plane, or a tile of a strided or wide
@@ -62,7 +62,9 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
     order. There are no atomics.
     """
 
-    name, version, config_type = "two_pass_dw", 4, TwoPassDwConfig
+    name = "two_pass_dw"
+    version = 4
+    config_type = TwoPassDwConfig
 
     def knobs(self, spec: ConvSpec, device: Device) -> dict[str, tuple[int, ...]]:
         cut = tiles(spec)
@@ -89,7 +91,7 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
         )  # fmt: skip
 
     def _patches(self, spec: ConvSpec, tile: int) -> list[tuple[float, int, int]]:
-        """Returns (passes of a pixel, height, width) of those patches that load least, whose values fit the registers."""
+        """Returns (wavefronts of a pixel, height, width) of those patches that load least, whose values fit the registers."""
         g, taps, ranked = stencil(spec), len(stencil(spec).every), []
         height, width = g.output
         for patch_h, patch_w in itertools.product(_HEIGHTS, _WIDTHS):
@@ -101,7 +103,7 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
                 covered = -(-height // patch_h) * -(-width // patch_w) * area / (height * width)
                 if tile:
                     step = patch_w * g.step[1]
-                    loads = sum(count * passes(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
+                    loads = sum(count * shared_wavefronts(np.arange(WARP) * step, words) for words, count in own.loads.items() if count)
                 else:
                     loads = sum(count * (4 if patch_w % 4 == 0 else words) for words, count in own.loads.items()) + 2 * taps
                 ranked.append((loads / area * covered, patch_h, patch_w))
@@ -151,7 +153,7 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
         best, fewest = config, math.inf
         for row_pad in _PADS:
             trial = replace(config, row_pad=row_pad)
-            count = passes(two_pass_dw_geometry(spec, trial).first_x()[: 2 * WARP], words)
+            count = shared_wavefronts(two_pass_dw_geometry(spec, trial).first_x()[: 2 * WARP], words)
             if count < fewest:
                 best, fewest = trial, count
             if count <= words:
@@ -171,8 +173,8 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
         fetched = planes * min(block.rows, g.source[0]) * min(block.stage.columns if config.tile else g.source[1], g.source[1])
         part = spec.itemsize / DTYPES[spec.sums]  # of a word that a value takes in memory
         place = block.first_x()
-        loads = sum(count * passes(place, words) for words, count in own.loads.items() if count)
-        memory = warps * (block.patches * (loads + _dy_passes(block, part)) + taps) + (staged + FETCHED * part * fetched + threads * taps) / WARP
+        loads = sum(count * shared_wavefronts(place, words) for words, count in own.loads.items() if count)
+        memory = warps * (block.patches * (loads + _dy_wavefronts(block, part)) + taps) + (staged + FETCHED * part * fetched + threads * taps) / WARP
         memory += (1 + FETCHED * part) * padded / WARP
         others = block.patches * (sum(own.loads.values()) + area / block.dy_quad) + 3 * taps
         dram = spec.itemsize * outputs * (1 + g.source[0] * g.source[1] / (height * width)) + _SUM_BYTES * planes * taps
@@ -203,13 +205,14 @@ class ConvDw(TwoPass[TwoPassDwConfig]):
     def channel_blocks(self, channels: int, config: TwoPassDwConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: TwoPassDwConfig) -> DwStageConfig:
+    def stage_config(self, spec: ConvSpec, config: TwoPassDwConfig) -> DwStageConfig:
         if config.whole:
-            return DwStageConfig(dy_quad=1, slices=SLICES, ahead=AHEAD, whole=True)
+            return DwStageConfig(dy_quad=1, slices=SLICES, images_in_flight=IMAGES_IN_FLIGHT, whole=True)
         block = two_pass_dw_geometry(spec, config)
         return DwStageConfig(
             vector=config.lanes_w, halo=VECTOR, pitch=block.stage.columns, quad=config.vector, rows=block.band, run=config.patch_w,
-            row_lanes=config.lanes_h, dy_quad=block.dy_quad, joins=self._joins(spec, block.lanes), slices=SLICES, ahead=AHEAD, tile=config.tile,
+            row_lanes=config.lanes_h, dy_quad=block.dy_quad, joins=self._joins(spec, block.lanes), slices=SLICES, images_in_flight=IMAGES_IN_FLIGHT,
+            tile=config.tile,
         )  # fmt: skip
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: TwoPassDwConfig) -> None:
@@ -271,13 +274,13 @@ def _patch(spec: ConvSpec, patch_h: int, patch_w: int, tile: int) -> Patch:
     return patch(key, patch_h, patch_w, math.gcd(patch_w * (g.step[1] if tile else 1), VECTOR), True)
 
 
-def _dy_passes(block: TwoPassDwGeometry, part: float) -> float:
-    """Returns the passes of a warp that load the dy of a patch; part: of a word that a value takes in memory."""
+def _dy_wavefronts(block: TwoPassDwGeometry, part: float) -> float:
+    """Returns the wavefronts of a warp that load the dy of a patch; part: of a word that a value takes in memory."""
     area = block.config.patch_h * block.config.patch_w
     if block.config.dy_shared:
-        return area * passes(block.first_dy(staged=True), 1)
-    across = passes((block.first_dy(staged=False) * part).astype(int), max(1, int(block.dy_quad * part)), lines=True)
+        return area * shared_wavefronts(block.first_dy(staged=True), 1)
+    across = global_wavefronts((block.first_dy(staged=False) * part).astype(int), max(1, int(block.dy_quad * part)))
     return area / block.dy_quad * across
 
 
-TEMPLATE = ConvDw()
+TEMPLATE = TwoPassDw()

@@ -53,7 +53,11 @@ class WholePlane(Template[WholePlaneConfig]):
     block copies its planes to shared memory, and their results back, as they lie in memory. With `weights_shared` weights are copied so as well.
     """
 
-    name, version, kind, ops, config_type = "whole_plane", 2, "cuda", ("conv", "conv_dx"), WholePlaneConfig
+    name = "whole_plane"
+    version = 2
+    kind = "cuda"
+    ops = ("conv", "conv_dx")
+    config_type = WholePlaneConfig
 
     def _declines(self, spec: ConvSpec, device: Device) -> str | None:
         if len(stencil(spec).every) == 1:
@@ -113,7 +117,7 @@ class WholePlane(Template[WholePlaneConfig]):
     def channel_blocks(self, channels: int, config: WholePlaneConfig) -> int:
         return channels // most_dividing(channels, config.channels_per_block)
 
-    def form(self, spec: ConvSpec, config: WholePlaneConfig) -> StageConfig:
+    def stage_config(self, spec: ConvSpec, config: WholePlaneConfig) -> StageConfig:
         return StageConfig(bare=True)
 
     def apply(self, sch: Any, spec: ConvSpec, device: Device, config: WholePlaneConfig) -> None:

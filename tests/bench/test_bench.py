@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tvm_orient import ConvSpec, Taps, angles_between
 from tvm_orient.bench import cell as bench_cell
-from tvm_orient.bench import methods
+from tvm_orient.bench import methods, turns
 from tvm_orient.bench import rows as bench_rows
 from tvm_orient.bench.bench import bench
 from tvm_orient.bench.peers import registry
@@ -72,7 +72,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made = [("right", right), ("slightly_wrong", slightly_wrong), ("broken", broken), ("flaky", flaky), ("idle", idle)]
     found = [Peer(name, name, lambda spec: None, make) for name, make in made] + [Peer("elsewhere", "elsewhere", never, right)]
     monkeypatch.setattr(registry, "PEERS", tuple(found))
-    monkeypatch.setattr(bench_cell, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(turns, "_SETTLE_S", 0.0)
     yield
     serving.forget()
 
@@ -161,7 +161,7 @@ def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.Monkey
 def test_cold_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(cache: int) -> int:
         monkeypatch.setattr(timing, "last_level_cache", lambda device: cache)
-        return bench_cell.Cell(TINY, CPU, 1, print, "").count
+        return bench_cell.Cell(TINY, CPU, 1, print, "").sets.count
 
     held = TINY.bytes_moved(1)
     assert count(100 * held) == 201
@@ -326,7 +326,7 @@ def test_an_epilogue_is_refused() -> None:
 
 def test_calls_that_a_method_gets() -> None:
     """Few where they are long, or where a peer is over three times as slow as we are."""
-    cell = bench_cell.Cell(TINY, CPU, 1, print, "a cell")
+    timer = turns.Turns(CPU, turns.OperandSets(methods.sample(TINY, 1, torch.device("cpu")), 2), print)
     runs = [
         methods.Method("ours", ours=True),
         methods.Method("near"),
@@ -336,8 +336,8 @@ def test_calls_that_a_method_gets() -> None:
     ]
     for run, seconds in zip(runs, (0.01, 0.02, 0.04, 0.05, 2.0), strict=True):
         run.seconds = seconds
-    assert [cell._share(run, runs, 30) for run in runs] == [30, 30, 5, 29, 5]
-    assert cell._share(runs[0], runs, 4) == 4
+    assert [timer.share(run, runs, 30) for run in runs] == [30, 30, 5, 29, 5]
+    assert timer.share(runs[0], runs, 4) == 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

@@ -26,7 +26,7 @@ def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
     """The one of the page, last in the list."""
     found = re.search(r"<!-- template -->\n\n```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert found
-    names = {"Template": Template, "Config": Config, "Form": StageConfig, "dataclass": dataclass}
+    names = {"Template": Template, "Config": Config, "StageConfig": StageConfig, "dataclass": dataclass}
     exec(compile(found[1], str(PAGE), "exec"), names)
     added = names["TEMPLATE"]
     assert isinstance(added, Template)

@@ -32,7 +32,7 @@ def bench(
     states: Sequence[str] = STATES,
     patience: float | None = None,
 ) -> list[Row]:
-    """Rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
+    """Returns rows of every method for every spec at N = batch, in the order: ours, the floor, the peers.
 
     On CUDA the times are those of the device: the launch is queued behind a pause. On a CPU results lie in memory that was used before:
     glibc keeps what this process frees from then on.

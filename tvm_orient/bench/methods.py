@@ -36,12 +36,12 @@ class Method:
 
 
 def angles_text(spec: ConvSpec) -> str:
-    """The angles of a spec in degrees, such as "0 22.5 45"; "free" where the offsets are no lines."""
+    """Returns the angles of a spec in degrees, such as "0 22.5 45"; "free" where the offsets are no lines."""
     return " ".join(map(degrees_text, spec.taps.degrees)) or "free"
 
 
 def public_op(spec: ConvSpec) -> Call:
-    """The torch op of a spec as a function of its operands: what a caller gets, with dispatch and checks."""
+    """Returns the torch op of a spec as a function of its operands: what a caller gets, with dispatch and checks."""
     taps, stride, mode = spec.taps.key, list(spec.stride), spec.padding_mode
     if spec.op == "conv":
         return lambda x, weight: ops.conv(x, weight, taps, stride, mode)
@@ -65,14 +65,14 @@ torch.library.register_autograd("tvm_orient_bench::twin", lambda ctx, grad: (Non
 
 
 def twin_op(kernel: Call) -> Call:
-    """A kernel called through an op like ours, so that two kernels differ in nothing but themselves."""
+    """Returns a kernel called through an op like ours, so that two kernels differ in nothing but themselves."""
     _twins.append(kernel)
     number = len(_twins) - 1
     return lambda first, second: torch.ops.tvm_orient_bench.twin.default(first, second, number)
 
 
 def sample(spec: ConvSpec, batch: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normal random operands of spec.op, the same in every run."""
+    """Returns normal random operands of spec.op, the same in every run."""
     first, second = (operand.torch_shape for operand in spec.operands(batch)[:2])
     source, dtype = torch.Generator(where).manual_seed(0), getattr(torch, spec.dtype)
     return torch.randn(first, generator=source, dtype=dtype, device=where), torch.randn(second, generator=source, dtype=dtype, device=where)

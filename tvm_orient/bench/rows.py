@@ -9,17 +9,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from ..errors import InvalidArgument
 from ..problem.spec import ConvSpec
 
-if TYPE_CHECKING:
-    pass
-
-TUNED, DEFAULT = "tvm_orient (tuned)", "tvm_orient (default)"
-FLOORS = ("copy", "dot")
-STATES = ("cold", "warm")
+TUNED = "tvm_orient (tuned)"  # method: our kernel as a record chose it
+DEFAULT = "tvm_orient (default)"  # method: our kernel without a record
+FLOORS = ("copy", "dot")  # methods that only move the bytes
+STATES = ("cold", "warm")  # of the cache
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,12 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        """Whether the method is one of this package's."""
+        """Returns whether the method is one of this package's."""
         return self.method in (TUNED, DEFAULT)
 
     @property
     def floor(self) -> bool:
-        """Whether the method only moves the bytes."""
+        """Returns whether the method only moves the bytes."""
         return self.method in FLOORS
 
     @property
@@ -75,7 +73,7 @@ class Row:
 
     @property
     def problem(self) -> str:
-        """The cell for people: conv 128x56x56 K=31 8 angles N=8."""
+        """Returns the cell for people: conv 128x56x56 K=31 8 angles N=8."""
         count = len(self.angles.split())
         angles = "free taps" if self.angles == "free" else f"{count} angles" if count > 2 else " and ".join(f"{a}°" for a in self.angles.split())
         stride = "" if self.stride == "1" else f" stride {self.stride}"
@@ -85,7 +83,7 @@ class Row:
 
 
 def cells(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The rows by cell, in the order in which they came."""
+    """Returns the rows by cell, in the order in which they came."""
     found: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         found.setdefault(row.cell, []).append(row)
@@ -93,13 +91,13 @@ def cells(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
 
 
 def pick(rows: Iterable[Row], state: str, *, ours: bool = False, floor: bool = False) -> Row | None:
-    """The fastest row of a state of the cache among ours, floors, or else peers; None where there is none."""
+    """Returns the fastest row of a state of the cache among ours, floors, or else peers; None where there is none."""
     timed = [row for row in rows if row.cache == state and (row.ours, row.floor) == (ours, floor)]
     return min(timed, key=lambda row: row.median_ms or 0.0, default=None)
 
 
 def losses(rows: Iterable[Row], state: str = "cold") -> list[Row]:
-    """The fastest peer of each cell where it is faster than our best (vs_ours < 1), worst first."""
+    """Returns the fastest peer of each cell where it is faster than our best (vs_ours < 1), worst first."""
     fastest = [pick(group, state) for group in cells(rows).values()]
     lost = [row for row in fastest if row is not None and row.vs_ours is not None and row.vs_ours < 1]
     return sorted(lost, key=lambda row: row.vs_ours or 0.0)
@@ -131,7 +129,7 @@ def write_csv(rows: Iterable[Row], path: str | Path) -> None:
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """The rows of a file that write_csv wrote.
+    """Returns the rows of a file that write_csv wrote.
 
     Raises:
         InvalidArgument: the file cannot be read, or is no such table (the line is named).

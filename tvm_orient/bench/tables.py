@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For a terminal: one block a cell, one line a method; cold times with their spread, what they mean, and warm times."""
+    """Returns a table for a terminal: one block a cell, one line a method; cold times with their spread, what they mean, and warm times."""
     from rich.table import Table
 
     sheet = Table.grid(padding=(0, 0, 1, 0))
@@ -74,7 +74,7 @@ def _times(value: float | None) -> str:
 
 
 def markdown(rows: Sequence[Row], state: str = "cold") -> str:
-    """For a page: one line a cell with our times, what they are of the floor's speed, and the fastest peer."""
+    """Returns a table for a page, in Markdown: one line a cell with our times, what they are of the floor's speed, and the fastest peer."""
     head = ("problem", "tuned ms", "of floor", "untuned ms", "floor ms", "fastest peer", "its ms", "peer / ours")
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" + " ---: |" * 4 + " --- | ---: | ---: |"]
     for group in cells(rows).values():

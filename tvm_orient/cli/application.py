@@ -64,12 +64,12 @@ def stopped(message: str, code: int) -> typer.Exit:
 
 
 def complain(message: str) -> None:
-    """One error on standard error, on one line however long, so that it can be searched for."""
+    """Prints one error on standard error, on one line however long, so that it can be searched for."""
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
 
 
 def examples(*commands: str) -> str:
-    """The end of a verb's help."""
+    """Returns the end of a verb's help."""
     title = "Example" if len(commands) == 1 else "Examples"
     return "\n\n".join([f"[bold]{title}[/bold]", *(f"[cyan]$ tvm-orient {command}[/cyan]" for command in commands)])
 

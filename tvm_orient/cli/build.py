@@ -52,7 +52,7 @@ def build(
 
 
 def _one(spec: ConvSpec, device: Device, out: Path | None) -> dict[str, Any]:
-    """One row of the table; a kernel that cannot be built does not stop the others."""
+    """Returns one row of the table; a kernel that cannot be built does not stop the others."""
     start = time.perf_counter()
     try:
         if out is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compared(spec: ConvSpec, parts: list[Explained], device: Device) -> list[dict[str, Any]]:
-    """Of each angle: its candidates, best first, the default, and the templates of this kind of device that decline, with their reasons.
+    """Returns for each angle its candidates, best first, the default, and the templates of this kind of device that decline, with their reasons.
 
     candidates: the least choice of each template, and the chosen one in the place of its template's; `chosen` says which it is.
     default: what is taken where no record answers, in this layer; its template is the generic kernel where no other serves one of the angles.
@@ -41,7 +41,7 @@ def compared(spec: ConvSpec, parts: list[Explained], device: Device) -> list[dic
 
 
 def _plain(rival: Rival) -> dict[str, Any]:
-    """As JSON can hold it."""
+    """Returns the same in types that JSON has."""
     return {"template": rival.template.name, "decisions": rival.config.decisions(), "clocks": dict(rival.clocks), "total": rival.total}
 
 

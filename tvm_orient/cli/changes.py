@@ -27,7 +27,7 @@ def changes(part: Explained, device: Device, compared: dict[str, Any], layer: Co
 
 
 def _beside(part: Explained, compared: dict[str, Any], alone: bool) -> list[str]:
-    """The chosen template among the others."""
+    """Returns the chosen template among the others."""
     chosen = next((row for row in compared["candidates"] if row["chosen"]), None)
     others = [row for row in compared["candidates"] if not row["chosen"]]
     if chosen is None:
@@ -63,7 +63,7 @@ def _limit(row: dict[str, Any]) -> str:
 
 
 def _by_records(part: Explained, device: Device, default: dict[str, Any], layer: ConvSpec) -> list[str]:
-    """What the record that answered says, or one would do."""
+    """Returns what the record that answered says, or what one would do."""
     key, record = layer.plain.key, part.record
     where = "on this machine" if device.kind == "cpu" else f"on a machine with {device.slug}"
     if record is None:

@@ -77,12 +77,12 @@ def check(
 
 
 def _told(report: Callable[[str], None], spec: ConvSpec, number: int, count: int) -> Callable[[str], None]:
-    """What the progress line says when a way begins."""
+    """Returns what the progress line says when a way begins."""
     return lambda way: report(f"checking {number} of {count}: {spec.op}, {spec.taps.groups} angles, {way}: {_SAID[way]}")
 
 
 def _choices(spec: ConvSpec, device: Device, template: str | None, decisions: str | None) -> Sequence[Choice]:
-    """What would be built, or what the options force.
+    """Returns what would be built, or what the options force.
 
     Raises:
         InvalidArgument: decisions without a template or of another form, or as `check.forced`.
@@ -100,7 +100,7 @@ def _choices(spec: ConvSpec, device: Device, template: str | None, decisions: st
 
 
 def _decided(text: str | None) -> dict[str, int]:
-    """The decisions that K=V,K=V means.
+    """Returns the decisions that K=V,K=V means.
 
     Raises:
         InvalidArgument: another form.
@@ -117,7 +117,7 @@ def _decided(text: str | None) -> dict[str, int]:
 
 
 def _verdict(one: Checked) -> str:
-    """In a few words, what is not right."""
+    """Returns in a few words what is not right."""
     wrong = [outcome.way for outcome in one.outcomes if outcome.status == "wrong"]
     if wrong:
         return f"wrong by {', '.join(wrong)}"
@@ -137,7 +137,7 @@ def _plain(one: Checked) -> dict[str, Any]:
 
 
 def _plain_outcome(one: Checked, outcome: Outcome) -> dict[str, Any]:
-    """As JSON can hold it: what is not a finite number is told by its name."""
+    """Returns an outcome in types that JSON has: what is not a finite number is told by its name."""
     plain = dataclasses.asdict(outcome)
     plain["error"] = _number(outcome.error)
     if outcome.worst is not None:
@@ -171,7 +171,7 @@ def _print(printer: Console, found: list[Checked], device: str) -> None:
 
 
 def _kernels(one: Checked) -> dict[str, list[str]]:
-    """The angles of each choice, which goes by its template and decisions."""
+    """Returns the angles of each choice, which goes by its template and decisions."""
     found: dict[str, list[str]] = {}
     for (_, _, part), choice in zip(one.spec.parts(), one.choices, strict=True):
         decided = " ".join(f"{name}={value}" for name, value in choice.decisions)
@@ -180,7 +180,7 @@ def _kernels(one: Checked) -> dict[str, list[str]]:
 
 
 def _rows(one: Checked) -> Table:
-    """One row a way."""
+    """Returns one row a way."""
     place = "at c, tap" if one.spec.op == "conv_dw" else "at n, c, h, w"
     rows = table(
         "way", "result", "error", place, "angle", "template", "got", "expected", "time", right=("error", "got", "expected", "time"), fold=("template",)

@@ -100,7 +100,7 @@ def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]
 
 
 def _names(parts: list[Explained], asked: Sequence[float]) -> list[str]:
-    """What each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
+    """Returns what each part's angle is called: as it was asked for, with the round angle that has the same taps where that is another."""
     if len(asked) != len(parts):
         return [angle(part.part.taps) for part in parts]
     return [asked_text([one], part.part.taps.degrees[0], "°") for one, part in zip(asked, parts, strict=True)]
@@ -129,7 +129,7 @@ def _print(printer: Console, spec: ConvSpec, parts: list[Explained], device: str
 
 
 def _story(parts: list[Explained]) -> list[tuple[str, list[str], str]]:
-    """(step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
+    """Returns (step, angles, what it said) in the order of the lookup; angles that heard the same stand together."""
     from ..records.lookup import STEPS
     from ..schedules.choices import is_generic
 

@@ -41,7 +41,7 @@ def where(as_json: Json = False) -> None:
 
 
 def _folders() -> dict[str, Path]:
-    """By what they are called; a user without a home has none."""
+    """Returns the folders of logs by what they are called; a user without a home has none of their own."""
     return dict(zip(["user"], env.user_log_dirs(), strict=False)) | {"shipped": env.shipped_log_dir()}
 
 
@@ -89,7 +89,7 @@ _FLAWS = {"bad": "bad", "blank": "blank", "foreign": "schema", "old": "old", "sl
 
 
 def _expanded(files: list[Path]) -> list[Path]:
-    """The files themselves, and the log files under each folder.
+    """Returns the files themselves, and the log files under each folder.
 
     Raises:
         InvalidArgument: a folder without log files.
@@ -106,7 +106,7 @@ def _expanded(files: list[Path]) -> list[Path]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What a file holds, counted; error says why where it cannot be read as a whole."""
+    """Returns what a file holds, counted; error says why where it cannot be read as a whole."""
     from ..records import store
 
     try:
@@ -120,12 +120,12 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _doubt(record: Record) -> str | None:
-    """Why the times of a record cannot be believed."""
+    """Returns why the times of a record cannot be believed."""
     return doubtful(record.spec, record.median_us, record.spread_us, record.floor_us, record.provenance)
 
 
 def _old(records: Iterable[Record]) -> int:
-    """How many records lookup passes over, whatever their times: their template is gone or has another version now, or does not take them."""
+    """Returns how many records lookup passes over, whatever their times: their template is gone or has another version now, or does not take them."""
     from ..kernels.resolve import outdated
 
     return sum((why := outdated(record)) is not None and why != _doubt(record) for record in records)
@@ -167,7 +167,7 @@ def show_records(
 
 
 def _facts(record: Record, file: Path) -> dict[str, str]:
-    """A record in words."""
+    """Returns a record in words."""
     times = f"{microseconds(record.median_us)} (spread {microseconds(record.spread_us)})"
     facts = {
         "kernel": f"{record.template} v{record.template_version}: {' '.join(f'{name}={value}' for name, value in record.decisions.items())}",

@@ -1,4 +1,4 @@
-"""What verbs print: tables and units for people, pure JSON for machines."""
+"""Output of the verbs: tables and units for people, pure JSON for machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 
 def console(*, err: bool = False) -> Console:
-    """Text is printed as it is: a path or a key with brackets is never taken for markup."""
+    """Returns a console that prints text as it is: a path or a key with brackets is never taken for markup."""
     made = Console(stderr=err, markup=False, emoji=False, highlight=False)
     if not made.is_terminal:
         made.width = max(made.width, _PIPE_WIDTH)
@@ -34,7 +34,7 @@ def console(*, err: bool = False) -> Console:
 
 @contextlib.contextmanager
 def progress(printer: Console) -> Iterator[Callable[[str], None]]:
-    """One line that changes in a terminal, now and then a line elsewhere; always on standard error, apart from the results."""
+    """Shows one line that changes in a terminal, now and then a line elsewhere; always on standard error, apart from the results."""
     if printer.is_terminal:
         with printer.status("starting") as status:
             yield status.update
@@ -61,12 +61,12 @@ def plain_file(path: Path | None) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on standard output."""
+    """Prints one JSON value on standard output."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
-    """An empty table; columns named in right hold numbers, those in fold are the ones to break where the terminal is narrow."""
+    """Returns an empty table; columns named in right hold numbers, those in fold are the ones to break where the terminal is narrow."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=bool(fold) and column not in fold)
@@ -74,19 +74,19 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
 
 
 def angle(taps: Taps) -> str:
-    """The angles for people: 22.5°, or free where the offsets are no lines."""
+    """Returns the angles for people: 22.5°, or free where the offsets are no lines."""
     return " ".join(f"{value:g}°" for value in taps.degrees) or "free"
 
 
 def layer(spec: ConvSpec, device: str) -> str:
-    """A spec in one line without its angles."""
+    """Returns a spec in one line without its angles."""
     stride = "x".join(map(str, dict.fromkeys(spec.stride)))
     kind = f"{spec.padding_mode}  {spec.dtype}" + ("" if spec.layout == "nchw" else f"  {spec.layout}")
     return f"{spec.op_with_epilogue}  {spec.channels} x {spec.height} x {spec.width}  K={spec.kernel_size}  stride {stride}  {kind}  on {device}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as 8.3 s, 1 min 05 s or 2 h 03 min."""
+    """Returns seconds in words, as 8.3 s, 1 min 05 s or 2 h 03 min."""
     if seconds is None:
         return "-"
     if seconds < 59.95:
@@ -96,7 +96,7 @@ def duration(seconds: float | None) -> str:
 
 
 def microseconds(value: float | None) -> str:
-    """A time as 8.31 us, 831 us or 8.31 ms, three digits."""
+    """Returns a time in words, as 8.31 us, 831 us or 8.31 ms, three digits."""
     if value is None:
         return "-"
     number, unit = (value, "us") if value < 1000 else (value / 1000, "ms")
@@ -104,12 +104,12 @@ def microseconds(value: float | None) -> str:
 
 
 def speedup(default_us: float | None, best_us: float | None) -> str:
-    """How many times as fast as the default."""
+    """Returns how many times as fast as the default."""
     return f"{default_us / best_us:.2f}x" if default_us and best_us else "-"
 
 
 def size(count: int) -> str:
-    """Bytes as 831 B, 8.3 kB or 8.3 MB."""
+    """Returns bytes in words, as 831 B, 8.3 kB or 8.3 MB."""
     for unit, scale in (("B", 1), ("kB", 10**3), ("MB", 10**6)):
         if count < 1000 * scale:
             return f"{count} B" if scale == 1 else f"{count / scale:.1f} {unit}"

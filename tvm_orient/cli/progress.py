@@ -74,7 +74,7 @@ class Board:
             raise KeyboardInterrupt
 
     def table(self) -> Table:
-        """One row per angle."""
+        """Returns one row per angle."""
         numbers = ("trials", "failed", "best so far", "default", "vs default", "time")
         rows = table("angle", "", *numbers, right=numbers)
         for part in self.parts:

@@ -56,7 +56,7 @@ def _bound(one: SpeedOfLight) -> dict[str, Any]:
 
 
 def absent(parts: list[Explained], device: Device) -> str:
-    """Why some of these kernels have no prediction; empty where all have one."""
+    """Return why some of these kernels have no prediction; empty where all have one."""
     from ..perf_model.gpu_specs import GPU_SPECS, has_gpu_spec
     from ..schedules.choices import is_generic
 
@@ -68,7 +68,7 @@ def absent(parts: list[Explained], device: Device) -> str:
 
 
 def shown(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table:
-    """One row per kernel: resources and occupancy, then counts per output."""
+    """Return one row per kernel: resources and occupancy, then counts per output."""
     numbers = ("registers", "spills", "shared", "occupancy", *_COUNTS.values())
     rows = table("angle", "kernel", *numbers, right=numbers)
     for part, kernels in zip(parts, facts, strict=True):
@@ -81,7 +81,7 @@ def shown(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table:
 
 
 def predicted(parts: list[Explained], facts: list[list[dict[str, Any]]]) -> Table | None:
-    """One row per kernel: the resource that needs longest, then clocks of an SM for 32 outputs by resource; None where nothing is predicted."""
+    """Return one row per kernel: the resource that needs longest, then clocks of an SM for 32 outputs by resource; None where nothing is predicted."""
     resources = list(next((kernel["bound"]["clocks"] for kernels in facts for kernel in kernels if kernel["bound"]), {}))
     rows = table("angle", "kernel", "bound by", *resources, right=tuple(resources))
     for part, kernels in zip(parts, facts, strict=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,11 +19,16 @@ from ..problem.line_offsets import Anchor, from_degrees
 from ..problem.spec import ACTIVATIONS, DTYPES, LAYOUTS, OPS, PADDING_MODES, ConvSpec
 from ..problem.taps import Taps
 
-EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"
+EIGHT = "0,22.5,45,67.5,90,112.5,135,157.5"  # degrees: the angles where --angles is left out
+_WHOLE_PROBLEMS = ("keys", "specs")  # fields of ProblemOptions that give whole problems, so that they stand alone
 
 
 def whole(text: Any) -> int:
-    """A count on the command line; typer adds the name of the option."""
+    """Returns the count that an option was given.
+
+    Raises:
+        typer.BadParameter: not a whole number >= 1; typer adds the name of the option.
+    """
     if not (str(text).isascii() and str(text).isdigit() and int(text) >= 1):
         raise typer.BadParameter(f"must be a whole number >= 1, got {str(text)!r}")
     return int(text)
@@ -43,50 +50,74 @@ Target = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="auto 
 Arch = Annotated[str | None, typer.Option(metavar="ARCH", help="A GPU that need not be here, such as sm_90a, or a level of x86-64, such as x86-64-v3.")]
 
 
-def problem_specs(
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Spec keys, instead of the options.", show_default=False)] = None,
-    op: Annotated[str | None, _option("|".join((*OPS, "all")), "Forward, or a gradient; all is the three.", "conv")] = None,
-    channels: Annotated[int | None, _count("Channels of x.")] = None,
-    height: Annotated[int | None, _count("Rows of x.")] = None,
-    width: Annotated[int | None, _count("Columns of x.")] = None,
-    kernel_size: KernelSize = None,
-    angles: Angles = None,
-    stride: Annotated[str | None, _option("S", "2, or 2x1 for vertical x horizontal.", "1")] = None,
-    dilation: Dilation = None,
-    padding_mode: Annotated[str | None, _option("|".join(PADDING_MODES), "What lies beyond the edges.", "zeros")] = None,
-    dtype: Annotated[str | None, _option("|".join(DTYPES), "Element type.", "float32")] = None,
-    layout: Annotated[str | None, _option("|".join(LAYOUTS), "How images lie in memory; nhwc is torch's channels_last.", "nchw")] = None,
-    epilogue: Annotated[str | None, _option("bias+" + "|".join(ACTIVATIONS[1:]), "What conv does to a sum before it stores it, such as bias+gelu.")] = None,
-    specs: Annotated[Path | None, _option("FILE", "Spec keys instead, one a line; # begins a comment.")] = None,
-) -> list[ConvSpec]:
-    """The specs that the options mean, each once.
+@dataclass(frozen=True)
+class ProblemOptions:
+    """The options of a problem as they were given: None for one that was not. The verbs have one parameter for each field."""
+
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Spec keys, instead of the options.", show_default=False)] = None
+    op: Annotated[str | None, _option("|".join((*OPS, "all")), "Forward, or a gradient; all is the three.", "conv")] = None
+    channels: Annotated[int | None, _count("Channels of x.")] = None
+    height: Annotated[int | None, _count("Rows of x.")] = None
+    width: Annotated[int | None, _count("Columns of x.")] = None
+    kernel_size: KernelSize = None
+    angles: Angles = None
+    stride: Annotated[str | None, _option("S", "2, or 2x1 for vertical x horizontal.", "1")] = None
+    dilation: Dilation = None
+    padding_mode: Annotated[str | None, _option("|".join(PADDING_MODES), "What lies beyond the edges.", "zeros")] = None
+    dtype: Annotated[str | None, _option("|".join(DTYPES), "Element type.", "float32")] = None
+    layout: Annotated[str | None, _option("|".join(LAYOUTS), "How images lie in memory; nhwc is torch's channels_last.", "nchw")] = None
+    epilogue: Annotated[str | None, _option("bias+" + "|".join(ACTIVATIONS[1:]), "What conv does to a sum before it stores it, such as bias+gelu.")] = None
+    specs: Annotated[Path | None, _option("FILE", "Spec keys instead, one a line; # begins a comment.")] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Returns the options that tell of one problem and were given, by their names; neither the keys nor the file, which give whole problems."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None and name not in _WHOLE_PROBLEMS}
+
+
+def problem_specs(options: ProblemOptions) -> list[ConvSpec]:
+    """Returns the specs that the options mean, each once.
 
     Raises:
         InvalidArgument: an option is missing, at odds with a key or --specs, or breaks a rule of the operator.
     """
-    given = {name: value for name, value in locals().items() if value is not None and name not in ("specs", "keys")}
-    if keys:
-        beside = [*map(_flag, given), *(["--specs"] if specs is not None else [])]
+    given = options.given
+    if options.keys:
+        beside = [*map(_flag, given), *(["--specs"] if options.specs is not None else [])]
         if beside:
             raise InvalidArgument(f"a spec key gives the whole problem, so it stands alone, got {', '.join(beside)} too: drop one or the other")
-        return list(dict.fromkeys(map(ConvSpec.from_key, keys)))
-    if specs is not None:
+        return list(dict.fromkeys(map(ConvSpec.from_key, options.keys)))
+    if options.specs is not None:
         if given:
             raise InvalidArgument(f"--specs gives whole problems, so it stands alone, got {', '.join(map(_flag, given))} too: drop one or the other")
-        return read_specs(specs)
-    absent = [_flag(name) for name in ("channels", "height", "width", "kernel_size") if name not in given]
+        return read_specs(options.specs)
+    return _specs_of_one_problem(options)
+
+
+def _specs_of_one_problem(options: ProblemOptions) -> list[ConvSpec]:
+    """Returns a spec for each op of the problem that the options tell of.
+
+    Raises:
+        InvalidArgument: an option is missing, or breaks a rule of the operator.
+    """
+    channels, height, width, kernel_size = options.channels, options.height, options.width, options.kernel_size
     if channels is None or height is None or width is None or kernel_size is None:
+        absent = [_flag(name) for name in ("channels", "height", "width", "kernel_size") if name not in options.given]
         raise InvalidArgument(f"a problem needs --channels, --height, --width and --kernel-size, a spec key, or --specs FILE, got no {', '.join(absent)}")
-    taps = line_taps(angles, kernel_size, dilation)
+    taps = line_taps(options.angles, kernel_size, options.dilation)
     if taps.groups > channels:
         raise InvalidArgument(f"every angle needs a channel, got {taps.groups} angles for {channels} channels: give fewer with --angles")
-    ops = OPS if op == "all" else (op or "conv",)
-    bias, activation = _epilogue(epilogue)
+    ops = OPS if options.op == "all" else (options.op or "conv",)
+    bias, activation = _epilogue(options.epilogue)
     like: dict[str, Any] = {
-        "stride": _stride(stride or "1"), "padding_mode": padding_mode or "zeros", "dtype": dtype or "float32", "layout": layout or "nchw",
-    }  # fmt: skip
+        "stride": _stride(options.stride or "1"),
+        "padding_mode": options.padding_mode or "zeros",
+        "dtype": options.dtype or "float32",
+        "layout": options.layout or "nchw",
+    }
     ending: dict[str, Any] = {"bias": bias, "activation": activation}
-    return [ConvSpec(name, channels, height, width, taps, **like, **(ending if name == "conv" or op != "all" else {})) for name in ops]
+    return [ConvSpec(name, channels, height, width, taps, **like, **(ending if name == "conv" or options.op != "all" else {})) for name in ops]
 
 
 def _flag(name: str) -> str:
@@ -94,7 +125,7 @@ def _flag(name: str) -> str:
 
 
 def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None, anchor: Anchor = "center") -> Taps:
-    """Taps of lines at angles in degrees, separated by commas.
+    """Returns the taps of lines at angles in degrees, separated by commas.
 
     Raises:
         InvalidArgument: not finite numbers, or a rule of Taps.oriented is broken.
@@ -103,7 +134,7 @@ def line_taps(angles: str | None, kernel_size: int, dilation: int | None = None,
 
 
 def asked_degrees(angles: str | None) -> list[float]:
-    """The numbers of --angles, in degrees.
+    """Returns the numbers of --angles, in degrees.
 
     Raises:
         InvalidArgument: not finite numbers.
@@ -136,7 +167,7 @@ def _stride(text: str) -> tuple[int, int]:
 
 
 def read_specs(path: Path) -> list[ConvSpec]:
-    """The specs of a file of keys, in order, each once; # begins a comment.
+    """Returns the specs of a file of keys, in order, each once; # begins a comment.
 
     Raises:
         InvalidArgument: the file cannot be read or holds no key, or a line is not a key (the line is named).
@@ -164,16 +195,20 @@ def takes_problem(verb: Callable[..., None]) -> Callable[..., None]:
 
     A verb that has a parameter `asked` is told the angles in degrees that the options ask for, one for each group; none where a file has the specs.
     """
-    shared = inspect.signature(problem_specs, eval_str=True).parameters
+    types = get_type_hints(ProblemOptions, include_extras=True)
+    shared = {
+        field.name: inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=types[field.name])
+        for field in dataclasses.fields(ProblemOptions)
+    }
     own = [one for one in list(inspect.signature(verb, eval_str=True).parameters.values())[1:] if one.name != "asked"]
     tells = "asked" in inspect.signature(verb).parameters
 
     @functools.wraps(verb)
     def with_problem(**given: Any) -> None:
-        problem = {name: given.pop(name) for name in shared}
-        specs = problem_specs(**problem)
+        options = ProblemOptions(**{name: given.pop(name) for name in shared})
+        specs = problem_specs(options)
         if tells:
-            given["asked"] = asked_degrees(problem["angles"]) if problem["specs"] is None else []
+            given["asked"] = asked_degrees(options.angles) if options.specs is None else []
         verb(specs, **given)
 
     with_problem.__signature__ = inspect.Signature([*shared.values(), *own])  # type: ignore[attr-defined]
@@ -181,7 +216,7 @@ def takes_problem(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def chosen_device(target: str | None, arch: str | None = None) -> Device:
-    """The device that --target or --arch means.
+    """Returns the device that --target or --arch means.
 
     Raises:
         InvalidArgument: both, or an unknown one. EnvironmentProblem: cuda was asked for and there is none.

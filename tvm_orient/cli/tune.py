@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +22,7 @@ from .progress import Board
 from .spec_options import Target, chosen_device, takes_problem, whole
 
 if TYPE_CHECKING:
+    from ..problem.device import Device
     from ..tuning.result import Outcome
 
 
@@ -42,67 +46,94 @@ def tune(
     from .. import env
     from ..records.store import log_path
     from ..tuning.journal import journals
-    from ..tuning.result import Interrupted, TooBusy
-    from ..tuning.tune import distinct_parts
     from ..tuning.tune import tune as search
 
     device = chosen_device(target)
     printer = console(err=as_json)
-    outcomes: list[Outcome] = []
-    failures: dict[str, str] = {}
-    interrupted, busy = False, ""
+    how: dict[str, Any] = {"trials": trials, "batch": batch, "seed": seed, "directory": log_dir, "restart": restart, "wait": wait}
+    found = _Found()
     for spec in specs:
-        printer.print(layer(spec, device.slug), style="bold")
-        board = Board(distinct_parts(spec), printer)
-        try:
-            with board:
-                found = search(spec, device, trials=trials, batch=batch, seed=seed, report=board.report, directory=log_dir, restart=restart, wait=wait)
-        except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
-            failures[spec.key] = str(problem)
-            complain(str(problem))
-        except TooBusy as problem:  # which goes for every op
-            busy = str(problem)
-            outcomes += problem.outcomes
-            if problem.outcomes:
-                printer.print(_table(problem.outcomes))
+        if not _search(found, spec, device, printer, functools.partial(search, spec, device, **how)):
             break
-        except BaseException as problem:
-            if not board.stopping and not isinstance(problem, KeyboardInterrupt):
-                raise
-            interrupted = True
-            outcomes += problem.outcomes if isinstance(problem, Interrupted) else []
-            reached = board.table()
-            reached.caption = None
-            printer.print(reached)
-            printer.print()
-            break
-        else:
-            printer.print(_table(found))
-            outcomes += found
-            if mirrored := _mirrored(spec, found):
-                printer.print(f"{mirrored} use the records of their mirror images", style="dim")
         printer.print()
     directory = env.user_log_dir() if log_dir is None else log_dir
     folder, journal = log_path(directory, device.slug, specs[0].op).parent, journals(directory, device)
-    doubtful = sum(bool(outcome.doubt) for outcome in outcomes)
     if as_json:
-        plain = [_plain(outcome) for outcome in outcomes]
         where = {"device": device.slug, "folder": str(folder), "journal": str(journal)}
-        print_json({**where, "interrupted": interrupted, "busy": busy, "outcomes": plain, "failures": failures})
-    elif not interrupted:
-        _print_end(printer, outcomes, folder)
-    if interrupted:
-        complain(_interrupted(outcomes, folder, journal))
-    if busy:
-        complain(f"{busy}; the trials until then are kept in {journal}" if journal.is_dir() else busy)
-    elif doubtful:
-        complain(f"{doubtful} of {len(outcomes)} angles are not recorded: what was measured contradicts itself (see above); tune again on a quiet machine")
-    if interrupted or failures or busy or doubtful:
+        outcomes = [_plain(outcome) for outcome in found.outcomes]
+        print_json({**where, "interrupted": found.interrupted, "busy": found.busy, "outcomes": outcomes, "failures": found.failures})
+    elif not found.interrupted:
+        _print_end(printer, found.outcomes, folder)
+    if _complain_of(found, folder, journal):
         raise typer.Exit(1)
 
 
+@dataclass
+class _Found:
+    """The results of a run over several specs so far, and what ended it before the last of them."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)  #: by the key of a spec, why it was not tuned
+    interrupted: bool = False  #: by Ctrl-C
+    busy: str = ""  #: why the machine was too busy to tune on; empty where it was not
+
+
+def _search(found: _Found, spec: ConvSpec, device: Device, printer: Console, search: Callable[..., list[Outcome]]) -> bool:
+    """Tunes one spec, shows it on a board and adds what it came to; returns whether the next spec is to be tuned.
+
+    Args:
+        search: tunes the spec; told a report.
+    """
+    from ..tuning.result import Interrupted, TooBusy
+    from ..tuning.tune import distinct_parts
+
+    printer.print(layer(spec, device.slug), style="bold")
+    board = Board(distinct_parts(spec), printer)
+    try:
+        with board:
+            outcomes = search(report=board.report)
+    except (TuningFailed, Unsupported, BuildFailed) as problem:  # of one op: the others may do better
+        found.failures[spec.key] = str(problem)
+        complain(str(problem))
+        return True
+    except TooBusy as problem:  # which goes for every op
+        found.busy = str(problem)
+        found.outcomes += problem.outcomes
+        if problem.outcomes:
+            printer.print(_table(problem.outcomes))
+        return False
+    except BaseException as problem:
+        if not board.stopping and not isinstance(problem, KeyboardInterrupt):
+            raise
+        found.interrupted = True
+        found.outcomes += problem.outcomes if isinstance(problem, Interrupted) else []
+        reached = board.table()
+        reached.caption = None
+        printer.print(reached)
+        printer.print()
+        return False
+    printer.print(_table(outcomes))
+    found.outcomes += outcomes
+    if mirrored := _mirrored(spec, outcomes):
+        printer.print(f"{mirrored} use the records of their mirror images", style="dim")
+    return True
+
+
+def _complain_of(found: _Found, folder: Path, journal: Path) -> bool:
+    """Says on standard error what ended a run early or kept angles from being recorded; returns whether anything did."""
+    doubtful = sum(bool(outcome.doubt) for outcome in found.outcomes)
+    if found.interrupted:
+        complain(_interrupted(found.outcomes, folder, journal))
+    if found.busy:
+        complain(f"{found.busy}; the trials until then are kept in {journal}" if journal.is_dir() else found.busy)
+    elif doubtful:
+        of = f"{doubtful} of {len(found.outcomes)} angles are not recorded"
+        complain(f"{of}: what was measured contradicts itself (see above); tune again on a quiet machine")
+    return bool(found.interrupted or found.failures or found.busy or doubtful)
+
+
 def _interrupted(outcomes: list[Outcome], folder: Path, journal: Path) -> str:
-    """Where what was found until Ctrl-C is, of the places that exist."""
+    """Returns where what was found until Ctrl-C is, of the places that exist."""
     written = sum(outcome.written is not None for outcome in outcomes)
     kept = [f"{written} {'record' if written == 1 else 'records'} in {folder}"] if written else []
     if journal.is_dir():
@@ -120,7 +151,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    """One row per angle: what a run came to."""
+    """Returns a table of what a run came to, a row an angle."""
     numbers = ("trials", "failed", "resumed", "best", "default", "vs default", "time")
     rows = table("angle", *numbers, "result", right=numbers, fold=("result",))
     for outcome in outcomes:
@@ -140,13 +171,13 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 
 def _mirrored(spec: ConvSpec, outcomes: list[Outcome]) -> str:
-    """The angles that were not tuned, because another angle's record serves them."""
+    """Returns the angles that were not tuned, because another angle's record serves them."""
     tuned = {outcome.part for outcome in outcomes}
     return " ".join(dict.fromkeys(angle(part.taps) for _, _, part in spec.parts() if part not in tuned))
 
 
 def _print_end(printer: Console, outcomes: list[Outcome], folder: Path) -> None:
-    """How the time was spent, and where the records are."""
+    """Prints how the time was spent, and where the records are."""
     stages: dict[str, float] = {}
     for outcome in outcomes:
         for name, seconds in outcome.stages.items():

@@ -52,7 +52,7 @@ THREAD = "((int)threadIdx.x)"  # index of a thread in its block
 
 # ---- keys of annotations and attributes, names of loops ----------------------------------------
 
-PREFETCH = "tvm_orient.ahead"  # annotation of a loop every turn of which fetches a piece of a later task (`prefetch.ahead`)
+PREFETCH = "tvm_orient.ahead"  # annotation of a loop every turn of which fetches a piece of a later task (`prefetch.prefetched`)
 DOUBLE_BUFFER = "tvm_orient_ahead"  # annotation of a loop over tiles, its value the channels of a tile (`double_buffer`); also that loop's name in the source
 SKIP_RENORMALIZE = "tvm_orient.settled"  # attribute of a function one of whose groups has long code where every index is known (`lower`)
 BRANCH = "tvm_orient_branch"  # loop that runs once or not at all: `group_branches.branches` makes it an if

@@ -37,8 +37,8 @@ def schedule_part(part: ConvSpec, channels: int, device: Device, choice: Choice,
     from ..toolchain.tvm import load_tvm
 
     template, config = registry.find(choice.template), choice.config
-    form = dataclasses.replace(template.form(part, config), batch=batch)
-    sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, form)}))
+    stages = dataclasses.replace(template.stage_config(part, config), batch=batch)
+    sch = Schedule(load_tvm().IRModule({"main": part_func(part, channels, stages)}))
     template.apply(sch, part, device, config)
     func = template.finish(sch.mod["main"], part, config)
     if left := annotated(func, ANNOTATIONS):
@@ -79,7 +79,7 @@ def scheduled(spec: ConvSpec, device: Device, choices: Sequence[Choice], batch: 
 
 
 def workspace_shape(spec: ConvSpec, funcs: Sequence[Any]) -> tuple[int, int] | None:
-    """(bands, taps) of the workspace per image and channel that kernels of conv_dw need: the largest of these; None for another op, which needs none.
+    """Return (bands, taps) of the workspace per image and channel that kernels of conv_dw need: the largest of these; None for another op, which needs none.
 
     Args:
         funcs: scheduled PrimFuncs of the spec or of its parts.

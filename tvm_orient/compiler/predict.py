@@ -111,7 +111,7 @@ def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> 
 
 
 def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch, int]]:
-    """(launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
+    """Return (launch, least bytes of DRAM) of each kernel for BATCH images; blocks of one group of channels stand for the first's."""
     nests, blocks = grids(module["main"]), registry.find(choice.template).channel_blocks(spec.channels, choice.config)
     grid, threads = nests[0]
     # channels are innermost in a grid for channels_last
@@ -124,7 +124,7 @@ def _launches(module: Any, spec: ConvSpec, choice: Choice) -> list[tuple[Launch,
 
 
 def grids(func: Any, numbers: Mapping[str, int] | None = None) -> list[tuple[int, int]]:
-    """(blocks, threads of a block along x) of each nest of a scheduled function.
+    """Return (blocks, threads of a block along x) of each nest of a scheduled function.
 
     Args:
         numbers: values of the run-time numbers that blocks depend on, by name; None makes every one BATCH, which is right where it is the batch.

@@ -1,1 +1,1 @@
-"""Whether a kernel is right, and then how fast it is: the reference, its tolerance, the emulators, and timing."""
+"""Evaluation of kernels, whether one is right and then how fast it is: the reference, its tolerance, the emulators, and timing."""

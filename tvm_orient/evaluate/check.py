@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way found."""
+    """The findings of one way."""
 
     way: str  #: one of WAYS
     status: str  #: "right", "wrong" or "left out"
@@ -78,7 +78,7 @@ class Checked:
 
     @property
     def right(self) -> bool:
-        """Whether no way found anything wrong, and one of them at least was gone."""
+        """Returns whether no way found anything wrong, and one of them at least was gone."""
         return any(one.status == "right" for one in self.outcomes) and all(one.status != "wrong" for one in self.outcomes)
 
 
@@ -92,7 +92,7 @@ def check(
     ways: Sequence[str] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Checked:
-    """The kernel of a spec on a device held to the float64 reference, one way after the other; a GPU need not be here.
+    """Holds the kernel of a spec on a device to the float64 reference, one way after the other; a GPU need not be here.
 
     Args:
         choices: one for each part of the spec; None takes the analytic ones, whatever the logs hold.
@@ -125,7 +125,7 @@ def check(
 
 
 def forced(spec: ConvSpec, device: Device, name: str, decisions: Mapping[str, int]) -> tuple[Choice, ...]:
-    """A choice of one template for every part of a spec: its default with these decisions in the place of its own.
+    """Returns a choice of one template for every part of a spec: its default with these decisions in the place of its own.
 
     Raises:
         InvalidArgument: no such template, a decision that it does not have, or decisions that it cannot take together.
@@ -170,18 +170,18 @@ class _Case:
 
     @property
     def plan(self) -> generic_args.GenericArgs | None:
-        """What the generic kernel is told; None for others."""
+        """Returns what the generic kernel is told; None for others."""
         lanes = self.device.vector_bytes // DTYPES[self.spec.sums]
         return generic_args.generic_args(self.spec, self.device.kind, lanes) if schedules_choices.is_generic(self.choices) else None
 
     def called(self, function: Callable[..., object], module: Any) -> Called:
-        """The result of a function that was made of a scheduled module."""
+        """Returns the result of a function that was made of a scheduled module."""
         plan = self.plan
         return walled.call(self.spec, function, self.given, plan.workspace if plan else workspace_of(self.spec, module), plan)
 
 
 def _outcome(case: _Case, way: str) -> Outcome:
-    """What a way finds; never raises what a user can mend: that is why it was left out."""
+    """Returns what a way finds. It never raises what a user can mend: that becomes the reason why the way was left out."""
     start = time.perf_counter()
     try:
         found, broken = _GONE[way](case), []
@@ -204,7 +204,7 @@ def _outcome(case: _Case, way: str) -> Outcome:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two results agree to the last bit, NaN with NaN."""
+    """Returns whether two results agree to the last bit, NaN with NaN."""
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
@@ -219,7 +219,7 @@ def _wrong_by_group(case: _Case, error: Tensor) -> tuple[int, ...]:
 
 
 def _place(case: _Case, result: Tensor, error: Tensor) -> Place:
-    """Where the error is largest."""
+    """Returns where the error is largest."""
     flat = int(error.argmax())
     index = tuple(int(i) for i in np.unravel_index(flat, result.shape))
     channel = index[_channel_axis(case.spec)]
@@ -232,7 +232,7 @@ def _place(case: _Case, result: Tensor, error: Tensor) -> Place:
 
 
 def _compiled(case: _Case) -> list[Called]:
-    """By the CPU's own kernel, as it is shipped: a library that is loaded."""
+    """Returns the results of the CPU's own kernel, as it is shipped: a library that is loaded."""
     import tvm_ffi
 
     lacking = sorted(set(case.device.features.split()).difference(own_cpu().features))
@@ -251,7 +251,7 @@ def _compiled(case: _Case) -> list[Called]:
 
 
 def _serial(case: _Case) -> list[Called]:
-    """By the loops, buffers, indices and predicates of the schedule, on the CPU; the number of images is a run-time number."""
+    """Returns the results of the loops, buffers, indices and predicates of the schedule, on the CPU; the number of images is a run-time number."""
     from .serial import serial_form
 
     module = lower.scheduled(case.spec, case.device, case.choices)
@@ -259,7 +259,7 @@ def _serial(case: _Case) -> list[Called]:
 
 
 def _blocks(case: _Case) -> list[Called]:
-    """By the CUDA source with its barriers, in two orders of threads."""
+    """Returns the results of the CUDA source with its barriers, in two orders of threads."""
     from ..codegen.cuda.cuda_text import divergent
     from .cuda_emulator import Blocks
 
@@ -276,7 +276,7 @@ def _blocks(case: _Case) -> list[Called]:
 
 
 def _machine(case: _Case) -> list[Called]:
-    """By the machine code, its warps in two orders."""
+    """Returns the results of the machine code, its warps in two orders."""
     (machine,) = cubin_executor.machines({"checked": (case.spec, case.choices)}, case.device).values()
     return [cubin_executor.run(machine, case.given, order) for order in _ORDERS]
 

@@ -28,7 +28,9 @@ from . import walled
 from .walled import Called, workspace_of
 
 Case = tuple[ConvSpec, Sequence[Choice]]
-FIRST, LAST = (8, 0), (9, 0)  # compute capabilities whose machine code is followed: others lay constants and addresses out differently
+# compute capabilities whose machine code is followed: others lay constants and addresses out differently
+FIRST = (8, 0)
+LAST = (9, 0)
 _STARTS = 'extern "C"'
 # names of the generic kernels' buffers by op, in the order in which the host passes them
 _GENERIC = {"conv": ("source", "w", "table", "out"), "conv_dx": ("source", "w", "table", "out"), "conv_dw": ("x", "dy", "table", "part", "dw")}
@@ -57,14 +59,14 @@ class Machine:
     plan: GenericArgs | None = None
 
     def with_code(self, index: int, code: str) -> Machine:
-        """The same with other code in one of its kernels."""
+        """Returns the same with other code in one of its kernels."""
         launches = list(self.launches)
         launches[index] = dataclasses.replace(launches[index], kernel=dataclasses.replace(launches[index].kernel, code=code))
         return dataclasses.replace(self, launches=tuple(launches))
 
 
 def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
-    """The cases compiled for a GPU that need not be here, those with the same helpers in one source: half of NVRTC's time is headers.
+    """Returns the cases compiled for a GPU that need not be here, those with the same helpers in one source: half of NVRTC's time is headers.
 
     Raises:
         BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin` and `cubin.kernels`.
@@ -95,7 +97,7 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
 
 
 def run(machine: Machine, given: Sequence[Tensor], order: str = "ascending", seed: int = 0) -> Called:
-    """What the machine code computes of operands as of `walled.operands`.
+    """Returns what the machine code computes of operands as of `walled.operands`.
 
     Args:
         order: in which the warps of a block run between two barriers, one of `executor.ORDERS`.
@@ -118,14 +120,14 @@ def run(machine: Machine, given: Sequence[Tensor], order: str = "ascending", see
 
 
 def _source(module: Any, device: Device, generic: bool) -> str:
-    """CUDA source; a generic kernel without what TVM moves out of it to the host, whose values only the host's code knows."""
+    """Returns CUDA source; a generic kernel without what TVM moves out of it to the host, whose values only the host's code knows."""
     tvm = load_tvm()
     with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"] if generic else []):
         return library.cuda_source(module, device)
 
 
 def _numbers(machine: Machine, batch: int) -> dict[str, int]:
-    """Whole numbers that kernels are given, by name."""
+    """Returns whole numbers that kernels are given, by name."""
     spec, plan = machine.spec, machine.plan
     if plan is None:
         return {"n": batch}
@@ -136,5 +138,5 @@ def _numbers(machine: Machine, batch: int) -> dict[str, int]:
 
 
 def _array(tensor: Tensor) -> Any:
-    """The memory of a tensor."""
+    """Returns the memory of a tensor."""
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -102,7 +102,7 @@ class Blocks:
 
 
 def _kernel(index: int, one: Definition) -> str:
-    """The C++ of one kernel: its shared buffers stand outside, between walls, and are poisoned before each block.
+    """Returns the C++ of one kernel: its shared buffers stand outside, between walls, and are poisoned before each block.
 
     Raises:
         Unsupported: a shared buffer or parameters of another form than is emulated.
@@ -123,7 +123,7 @@ def _kernel(index: int, one: Definition) -> str:
 
 
 def _sizes(module: Any) -> list[tuple[int, int, int]]:
-    """(blocks, threads along x, threads along y) of every nest of a scheduled module, as its text says.
+    """Returns (blocks, threads along x, threads along y) of every nest of a scheduled module, as its text says.
 
     Raises:
         Unsupported: the number of blocks is a run-time number.
@@ -141,7 +141,7 @@ def _sizes(module: Any) -> list[tuple[int, int, int]]:
 
 
 def _compiled(text: str) -> ctypes.CDLL:
-    """The C++ as a loaded library.
+    """Returns the C++ as a loaded library.
 
     Raises:
         EnvironmentProblem: there is no g++, it did not end, or its library does not load.

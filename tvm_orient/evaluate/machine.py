@@ -24,7 +24,7 @@ _TRIM_THRESHOLD = -1  # the parameter M_TRIM_THRESHOLD of mallopt(3)
 
 @functools.cache
 def last_level_cache(device: Device) -> int:
-    """Bytes of the last-level cache that this process can use; 32 MiB where the system does not say."""
+    """Returns the bytes of the last-level cache that this process can use; 32 MiB where the system does not say."""
     if device.kind == "cuda":
         return int(torch.cuda.get_device_properties(device.index).L2_cache_size)
     sizes: dict[tuple[int, str], int] = {}
@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def others_busy(seconds: float = 0.3) -> float | None:
-    """Part of the cores that this process may use which is in use while it sleeps, 0 to 1; None where the system does not say."""
+    """Returns the part of the cores that this process may use which is busy while it sleeps, 0 to 1; None where the system does not say."""
     before = _cpu_ticks()
     time.sleep(seconds)
     after = _cpu_ticks()
@@ -72,7 +72,7 @@ def others_busy(seconds: float = 0.3) -> float | None:
 
 
 def _cpu_ticks() -> tuple[int, int] | None:
-    """(all, idle) since the machine started, of the cores that this process may use."""
+    """Returns (all, idle) since the machine started, of the cores that this process may use."""
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
         usable = {f"cpu{core}" for core in os.sched_getaffinity(0)}
@@ -85,7 +85,7 @@ def _cpu_ticks() -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def no_collector() -> Iterator[None]:
-    """Python's garbage collector would run inside somebody's timed call."""
+    """Keeps Python's garbage collector from running inside somebody's timed call."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()

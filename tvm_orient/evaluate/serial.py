@@ -13,7 +13,7 @@ from ..toolchain.tvm import load_tvm
 
 
 def serial_form(module: Any) -> Any:
-    """A scheduled CUDA module as an LLVM function of the same parameters; unrolled loops stay loops, which compiles faster."""
+    """Returns a scheduled CUDA module as an LLVM function of the same parameters; unrolled loops stay loops, which compiles faster."""
     tvm = load_tvm()
     text = re.sub(r'T\.thread_binding\(([^,]+), thread="[a-zA-Z.]+"\)', r"T.serial(\1)", module.script())
     text = re.sub(r'scope="(shared|local|shared\.dyn)"', 'scope="global"', text).replace("T.unroll(", "T.serial(")
@@ -22,7 +22,7 @@ def serial_form(module: Any) -> Any:
 
 
 def _without_lets(module: Any) -> Any:
-    """The module with every bound value written at each use of its name.
+    """Returns the module with every bound value written at each use of its name.
 
     Where the CPU has no bfloat16, TVM's BF16ComputeLegalize passes over the value of a Let: a bfloat16 in it is read as the whole number of its bits.
     """

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def sets_in_turn(size: int, device: Device) -> int:
-    """How many sets of operands take turns on a device, so that each call is cold: two at the least.
+    """Returns how many sets of operands take turns on a device, so that each call is cold: two at the least.
 
     Args:
         size: bytes of one set, with the place for its result.
@@ -40,7 +40,7 @@ def sets_in_turn(size: int, device: Device) -> int:
 
 
 def timed(where: torch.device, call: Callable[..., Result], operands: Sequence[object]) -> tuple[float, Result]:
-    """Seconds of one call, and its result.
+    """Returns the seconds of one call, and its result.
 
     On a GPU they are those between two events around a call that was queued while the GPU waited: what the host does is no part of them.
     """
@@ -59,7 +59,7 @@ def timed(where: torch.device, call: Callable[..., Result], operands: Sequence[o
 
 
 def measured(where: torch.device, call: Callable[..., object], turns: Iterator[Sequence[object]]) -> tuple[float, float]:
-    """The median of the seconds that calls take, and half the distance from their 20th to their 80th percentile.
+    """Returns the median of the seconds that calls take, and half the distance from their 20th to their 80th percentile.
 
     Args:
         turns: sets of operands without end; each call takes the next one.

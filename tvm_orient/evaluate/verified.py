@@ -1,4 +1,4 @@
-"""Whether a kernel's result is right: held against the reference, within what rounding alone may do."""
+"""The verdict on a kernel's result: held against the reference, within what rounding alone may do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import reference, tolerance
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a result was found to be."""
+    """The finding about a result: right, or how it is wrong."""
 
     difference: float  #: the largest one from the reference; NaN where the result holds one, infinite where its shape is another
     bound: float  #: the largest that rounding may make: `tvm_orient.evaluate.tolerance.tolerance`
@@ -22,7 +22,7 @@ class Verdict:
 
     @property
     def relative(self) -> float:
-        """The difference over the largest value."""
+        """Returns the difference over the largest value."""
         return self.difference / self.largest
 
 
@@ -38,7 +38,7 @@ class Expected:
         self.bound = tolerance.tolerance(spec, operands[0].shape[0], *operands)
 
     def verdict(self, result: Tensor) -> Verdict:
-        """Whether a result of the same operands is right; it is compared in torch's shape, images as (N, C, H, W)."""
+        """Returns whether a result of the same operands is right; it is compared in torch's shape, images as (N, C, H, W)."""
         largest = (float(self.result.abs().max()) if self.result.numel() else 0.0) or 1.0
         if result.shape != self.result.shape:
             wrong = f"of shape {tuple(result.shape)} instead of {tuple(self.result.shape)}"

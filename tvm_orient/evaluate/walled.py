@@ -28,12 +28,12 @@ class Called:
 
 
 def buffers(spec: ConvSpec) -> tuple[str, ...]:
-    """The names of the buffers that a generated kernel of a spec takes, in order; the generic kernel has others."""
+    """Returns the names of the buffers that a generated kernel of a spec takes, in order; the generic kernel has others."""
     return ("x", "w", "bias", "y") if spec.bias else _BUFFERS[spec.op]
 
 
 def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random operands of spec.op: conv (x, w), with spec.bias (x, w, bias), conv_dx (dy, w), conv_dw (x, dy); images are (N, C, H, W)."""
+    """Returns random operands of spec.op: conv (x, w), with spec.bias (x, w, bias), conv_dx (dy, w), conv_dw (x, dy); images are (N, C, H, W)."""
     rng = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, spec.dtype)
     given = [operand for operand in spec.operands(batch) if operand.role == "input"]
@@ -41,14 +41,14 @@ def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def workspace_of(spec: ConvSpec, module: Any) -> tuple[int, int] | None:
-    """(bands, taps) of the workspace that a scheduled module of conv_dw needs; None for other ops."""
+    """Returns (bands, taps) of the workspace that a scheduled module of conv_dw needs; None for other ops."""
     return workspace_shape(spec, [module["main"]])
 
 
 def call(
     spec: ConvSpec, function: Callable[..., object], given: Sequence[Tensor], workspace: tuple[int, int] | None, plan: GenericArgs | None = None
 ) -> Called:
-    """What a compiled function answers to operands, its result started from NaN.
+    """Returns what a compiled function answers to operands, its result started from NaN.
 
     Args:
         given: as of `lanes`.
@@ -81,5 +81,5 @@ def _walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN being equal to NaN."""
+    """Returns whether two tensors are equal, NaN being equal to NaN."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -17,7 +17,7 @@ from .gpu_specs import GpuSpec, resident_blocks
 ISSUE = 1.3  # clocks between two instructions of one warp, where nothing else hides what they wait for
 # fitted to 134 kernels that were timed on an H200 (benchmarks/static/fit.py)
 ISSUED = 2.8  # warp instructions a clock that an SM gets through at most, of 4: operands of one register bank stall the rest
-LOADED = 5.0  # times `Figures.latency` that a load of a busy GPU takes, start and end of its block included
+LOADED = 5.0  # times `GpuSpec.latency` that a load of a busy GPU takes, start and end of its block included
 FETCH = 10.0  # clocks that an SM waits for each instruction of straight-line code when it runs it first in a launch
 # 18 layers of eight angles on an H200 took at most 1.1 times as long as their angles alone up to 124 KB of code, and 1.3 to 2.1 times from 150 KB on
 CODE_CACHE = 7400.0  # instructions of a launch that an SM keeps
@@ -31,15 +31,32 @@ _INTEGER_LANES = 64  # integer operations a clock of an SM
 _MAX_REGISTERS = 255  # registers of a thread
 ALONE = (1, 1, 0)  # threads, registers of a thread and shared bytes that a block takes at least where an angle is a layer of its own
 BLOCK = (128, 128, 36864)  # the same of a merged kernel, whose angles share the largest
+_FLOAT = 4  # bytes of a float32
 _SOFT = 8  # exponent of the norm that stands for the largest: of two equal bounds the one with more slack elsewhere is better
 
 
-def passes(base: Any, words: int, lines: bool = False) -> float:
-    """Returns the passes a warp of one access of `words` floats by lanes at these offsets, on average."""
+def shared_wavefronts(base: Any, words: int) -> float:
+    """Returns the wavefronts that a warp takes, on average, for one access to shared memory.
+
+    Args:
+        base: (lanes,) whole numbers, the float at which the access of each lane begins; the last warp may have fewer than 32 lanes.
+        words: floats that a lane accesses, side by side.
+    """
+    return _wavefronts_of_a_warp(base, words, through_cache=False)
+
+
+def global_wavefronts(base: Any, words: int) -> float:
+    """Returns what `shared_wavefronts` does for an access to global memory, where a wavefront also looks up no more than one line of 128 bytes."""
+    return _wavefronts_of_a_warp(base, words, through_cache=True)
+
+
+def _wavefronts_of_a_warp(base: Any, words: int, *, through_cache: bool) -> float:
     lanes = -(-len(base) // WARP) * WARP
-    address, active = np.zeros(lanes, np.int64), np.zeros(lanes, bool)
-    address[: len(base)], active[: len(base)] = base * 4, True
-    return wavefronts(address, 4 * words, active, lines) / (lanes // WARP)
+    address = np.zeros(lanes, np.int64)
+    active = np.zeros(lanes, bool)
+    address[: len(base)] = base * _FLOAT
+    active[: len(base)] = True
+    return wavefronts(address, _FLOAT * words, active, through_cache) / (lanes // WARP)
 
 
 class Clocks(dict[str, float]):
@@ -88,7 +105,7 @@ class BlockLoad:
     outputs: float  #: that are wanted
     shared: int  #: bytes of shared memory
     registers: int  #: values of a thread that are alive at once
-    memory: float  #: passes of the memory pipe
+    memory: float  #: wavefronts of the pipe that shared memory and L1 are
     dram: float  #: bytes moved to and from DRAM
     l2: float  #: bytes moved to and from the L2 cache
     work: ThreadWork  #: of each thread

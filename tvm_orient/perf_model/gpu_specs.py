@@ -29,7 +29,7 @@ class GpuSpec:
 
     @property
     def dram(self) -> float:
-        """Bytes of DRAM a clock that an SM gets of what a copy achieves."""
+        """Return the bytes of DRAM a clock that an SM gets of what a copy achieves."""
         return ACHIEVED * self.bandwidth / self.sms / self.clock
 
 

@@ -1,4 +1,4 @@
-"""What a register patch of outputs reads and holds."""
+"""Costs of a register patch of outputs: what it reads, and how many values it holds at once."""
 
 from __future__ import annotations
 

@@ -52,12 +52,12 @@ class SpeedOfLight:
 
     @property
     def limiter(self) -> str:
-        """The resource that needs longest."""
+        """Return the resource that needs longest."""
         return max(self.clocks, key=lambda name: self.clocks[name])
 
     @property
     def limiter_clocks(self) -> float:
-        """The clocks that the limiter needs: of an SM for 32 outputs."""
+        """Return the clocks that the limiter needs: of an SM for 32 outputs."""
         return self.clocks[self.limiter]
 
 

@@ -65,7 +65,7 @@ class Device:
 
     @property
     def kin(self) -> str:
-        """The slug without the number of cores: CPUs of one kin differ in that alone, and run the same kernels."""
+        """Return the slug without the number of cores: CPUs of one kin differ in that alone, and run the same kernels."""
         return kin_of(self.slug)
 
 
@@ -158,7 +158,7 @@ def archs() -> tuple[str, ...]:
 
 
 def capability(arch: str) -> tuple[int, int]:
-    """The compute capability (major, minor) that a GPU's arch names: (9, 0) for sm_90a, for sm_90, and for 9.0 and 90 as records have had it.
+    """Return the compute capability (major, minor) that a GPU's arch names: (9, 0) for sm_90a, for sm_90, and for 9.0 and 90 as records have had it.
 
     Raises:
         InvalidArgument: it names none.
@@ -170,7 +170,7 @@ def capability(arch: str) -> tuple[int, int]:
 
 
 def same_instructions(one: str, other: str) -> bool:
-    """Whether two arch words, of GPUs or of CPUs, name one set of instructions: GPUs are compared by capability, CPUs by the word."""
+    """Returns whether two arch words, of GPUs or of CPUs, name one set of instructions: GPUs are compared by capability, CPUs by the word."""
     try:
         return capability(one) == capability(other)
     except InvalidArgument:

@@ -58,7 +58,7 @@ def angles_between(count: int) -> NDArray[np.float32]:
 
 
 def from_degrees(degrees: float | Sequence[float] | NDArray[Any]) -> Any:
-    """Radians, which is what theta takes, of angles in degrees; whole turns are left out.
+    """Return radians, which is what theta takes, of angles in degrees; whole turns are left out.
 
     Args:
         degrees: a finite number, or a sequence or array (G,) of them; whole numbers too.

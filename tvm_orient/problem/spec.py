@@ -34,14 +34,14 @@ class Operand:
 
     @property
     def torch_shape(self) -> tuple[Any, ...]:
-        """The shape as torch has it: (N, C, H, W) for an image, however it lies in memory."""
+        """Returns the shape as torch has it: (N, C, H, W) for an image, however it lies in memory."""
         if len(self.shape) < 4:
             return self.shape
         rest = [extent for axis, extent in enumerate(self.shape) if axis != self.channel_axis]
         return (rest[0], self.shape[self.channel_axis], *rest[1:])
 
     def origin(self, channel: int) -> tuple[int, ...]:
-        """The indices of its first element that belongs to a channel."""
+        """Returns the indices of its first element that belongs to a channel."""
         return tuple(channel if axis == self.channel_axis else 0 for axis in range(len(self.shape)))
 
 
@@ -103,7 +103,7 @@ class ConvSpec:
 
     @property
     def out_height(self) -> int:
-        """Rows of y: ceil(height / stride)."""
+        """Returns the rows of y: ceil(height / stride)."""
         return -(-self.height // self.stride[0])
 
     @property
@@ -118,36 +118,36 @@ class ConvSpec:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one element."""
+        """Returns the bytes of one element."""
         return DTYPES[self.dtype]
 
     @property
     def is_half(self) -> bool:
-        """Whether elements are of half precision, float16 or bfloat16: sums and staged values are then of another dtype than images."""
+        """Returns whether elements are of half precision, float16 or bfloat16: sums and staged values are then of another dtype than images."""
         return self.dtype in HALVES
 
     @property
     def values_per_word(self) -> int:
-        """Whole elements in a word of 32 bits, the unit of banks and registers: 2 of half precision, 1 of float32, 0 of float64, which takes two words."""
+        """Returns how many whole elements a word of 32 bits holds, the unit of banks and registers: 2 of half precision, 1 of float32, 0 of float64."""
         return _WORD // self.itemsize
 
     @property
     def sums(self) -> str:
-        """The dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
+        """Returns the dtype that sums, staged values and conv_dw's partial results are kept in: float32 for the half precisions."""
         return sums_of(self.dtype)
 
     @property
     def plain(self) -> ConvSpec:
-        """The spec without its epilogue: what records are kept of, for the epilogue changes no decision."""
+        """Returns the spec without its epilogue: what records are kept of, for the epilogue changes no decision."""
         return dataclasses.replace(self, bias=False, activation="none") if self.bias or self.activation != "none" else self
 
     @property
     def outputs(self) -> int:
-        """Outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
+        """Returns the outputs of one image: elements of y; of dx in conv_dx; in conv_dw the pixels of dy that are summed."""
         return self.channels * (self.height * self.width if self.op == "conv_dx" else self.out_height * self.out_width)
 
     def operands(self, batch: Any, workspace: tuple[int, int] = (1, 1)) -> tuple[Operand, ...]:
-        """The parameters of a kernel of this spec, in their order: inputs, then conv_dw's workspace, then the result.
+        """Returns the parameters of a kernel of this spec, in their order: inputs, then conv_dw's workspace, then the result.
 
         Args:
             batch: N: a number, or whatever stands for it in a shape.
@@ -171,22 +171,22 @@ class ConvSpec:
         return image("x", "input", output=False), image("dy", "input", output=True), part, weights("dweight", "output", self.sums)
 
     def bytes_moved(self, batch: int) -> int:
-        """Least DRAM traffic in bytes: every operand read or written once."""
+        """Returns the least DRAM traffic in bytes: every operand read or written once."""
         plane = self.height * self.width + self.out_height * self.out_width
         return self.itemsize * self.channels * (batch * plane + self.kernel_size + self.bias)
 
     def flops(self, batch: int) -> int:
-        """Two per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
+        """Returns two operations per tap and output, colliding taps and taps outside the plane included; the published tables count one (a multiply-add)."""
         return 2 * self.kernel_size * batch * self.channels * self.out_height * self.out_width
 
     @property
     def op_with_epilogue(self) -> str:
-        """The op and what is done to its sums, as a key begins: conv, conv+bias+gelu."""
+        """Returns the op and what is done to its sums, as a key begins: conv, conv+bias+gelu."""
         return self.op + "+bias" * self.bias + f"+{self.activation}" * (self.activation != "none")
 
     @kept
     def key(self) -> str:
-        """Canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
+        """Returns the canonical text form, safe in a file of keys: `conv-c512h56w56-s1-zeros-float32-nchw-k31a22.5`.
 
         An epilogue stands with the op: `conv+bias+gelu-...`.
         """
@@ -196,7 +196,7 @@ class ConvSpec:
 
     @classmethod
     def from_key(cls, key: str) -> ConvSpec:
-        """The spec that a key names; `ConvSpec.from_key(s.key) == s`.
+        """Returns the spec that a key names; `ConvSpec.from_key(s.key) == s`.
 
         Raises:
             InvalidArgument: not a spec key.
@@ -213,7 +213,7 @@ class ConvSpec:
 
     @staticmethod
     def op_of_key(key: str) -> str:
-        """The op of a spec key, or of the key of a generic kernel, which begins alike; nothing else of it is read.
+        """Returns the op of a spec key, or of the key of a generic kernel, which begins alike; nothing else of it is read.
 
         Raises:
             InvalidArgument: it begins with no op.
@@ -225,12 +225,12 @@ class ConvSpec:
 
     @staticmethod
     def family_of_key(key: str) -> tuple[str, str]:
-        """The two ends of a spec key, around channels, height and width: shapes of one problem share them. The key is not checked."""
+        """Returns the two ends of a spec key, around channels, height and width: shapes of one problem share them. The key is not checked."""
         op, _, rest = key.partition("-")
         return op, rest.partition("-")[2]
 
     def parts(self) -> list[tuple[int, int, ConvSpec]]:
-        """The layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).
+        """Returns the layer cut by angle: (first channel, stop channel, spec of that group alone over all channels).
 
         A part keeps the layer's channel count, so that a record tuned for one angle serves every layer that has it.
         """
@@ -253,12 +253,12 @@ def part_shape(spec: ConvSpec, batch: Any, workspace: tuple[int, int]) -> tuple[
 
 
 def sums_of(dtype: str) -> str:
-    """The dtype that sums of a dtype are kept in."""
+    """Returns the dtype that sums of a dtype are kept in."""
     return dtype if DTYPES[dtype] >= 4 else "float32"
 
 
 def stride_pair(stride: Any) -> tuple[int, int]:
-    """An int or a pair as (vertical, horizontal).
+    """Returns an int or a pair as (vertical, horizontal).
 
     Raises:
         InvalidArgument: not whole, or < 1.

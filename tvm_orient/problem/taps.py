@@ -38,7 +38,7 @@ class Taps:
 
     @classmethod
     def oriented(cls, theta: float | Sequence[float] | NDArray[Any], kernel_size: int, dilation: int = 1, anchor: Anchor = "center") -> Taps:
-        """Lines of taps at the angles theta, by the rule of `tvm_orient.problem.line_offsets.oriented_offsets`.
+        """Returns lines of taps at the angles theta, by the rule of `tvm_orient.problem.line_offsets.oriented_offsets`.
 
         Args:
             theta: radians, counter-clockwise with y up: a float or floats (G,), no whole numbers but 0; rounded to float32 first.
@@ -81,7 +81,7 @@ class Taps:
 
     @classmethod
     def from_key(cls, key: str) -> Taps:
-        """The taps that a key names; `Taps.from_key(t.key) == t`.
+        """Returns the taps that a key names; `Taps.from_key(t.key) == t`.
 
         Raises:
             InvalidArgument: not a key that this version writes.
@@ -105,27 +105,27 @@ class Taps:
 
     @property
     def negated(self) -> Taps:
-        """Every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones (the adjoint of a shift)."""
+        """Returns every offset with its sign changed: with stride 1, conv_dx of these taps is conv of the negated ones (the adjoint of a shift)."""
         return Taps(tuple(tuple((-h, -w) for h, w in group) for group in self.table))
 
     @property
     def mirrored(self) -> Taps:
-        """Every column offset with its sign changed: the taps of the image seen in a mirror, and of the angle 180 - a."""
+        """Returns every column offset with its sign changed: the taps of the image seen in a mirror, and of the angle 180 - a."""
         return Taps(tuple(tuple((h, -w) for h, w in group) for group in self.table))
 
     @property
     def lines(self) -> Lines | None:
-        """The straight lines that the groups are, by the angles of the key; None where the offsets are free."""
+        """Returns the straight lines that the groups are, by the angles of the key; None where the offsets are free."""
         found = parse_lines(self.key)
         return found[1] if found else None
 
     @property
     def degrees(self) -> tuple[float, ...]:
-        """The angle of each group in degrees, by the key, in [0, 360); empty where the offsets are free."""
+        """Returns the angle of each group in degrees, by the key, in [0, 360); empty where the offsets are free."""
         return () if self.lines is None else self.lines.degrees
 
     def group(self, index: int) -> Taps:
-        """The taps of one group, as a table of its own."""
+        """Returns the taps of one group, as a table of its own."""
         return Taps((self.table[index],))
 
     def distinct(self, index: int) -> dict[Offset, tuple[int, ...]]:
@@ -143,7 +143,7 @@ class Taps:
         return list(itertools.pairwise(edges))
 
     def for_channels(self, channels: int) -> Taps:
-        """The same taps channel by channel with the fewest groups: per-channel tables collapse to contiguous groups."""
+        """Returns the same taps channel by channel with the fewest groups: per-channel tables collapse to contiguous groups."""
         rows = [self.table[(self.groups * (c + 1) - 1) // channels] for c in range(channels)]
         runs = [rows[0]] + [row for before, row in itertools.pairwise(rows) if row != before]
         fewer = Taps(tuple(runs))

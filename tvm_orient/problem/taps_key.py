@@ -29,7 +29,7 @@ class Lines:
 
 
 def degrees_text(value: float) -> str:
-    """An angle as keys have it: at most six digits after the point, and no zero that says nothing."""
+    """Returns an angle as keys have it: at most six digits after the point, and no zero that says nothing."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
@@ -53,7 +53,7 @@ def _quadrant_interval(line: Sequence[Offset], k: Sequence[int]) -> tuple[float,
 
 
 def _find_angle(line: tuple[Offset, ...], dilation: int, anchor: Anchor) -> float | None:
-    """The roundest angle in degrees, [0, 360), whose table is this line; None where there is none."""
+    """Returns the roundest angle in degrees, [0, 360), whose table is this line; None where there is none."""
     size = len(line)
     k = [dilation * (s - (size // 2 if anchor == "center" else 0)) for s in range(size)]
     lo, hi = _quadrant_interval(line, k)
@@ -95,7 +95,7 @@ def key_of(table: tuple[tuple[Offset, ...], ...]) -> str:
 
 
 def parse_lines(key: str) -> tuple[int, Lines] | None:
-    """The number of taps and the lines that a key names, as it says them; None where it does not read like the key of lines.
+    """Returns the number of taps and the lines that a key names, as it says them; None where it does not read like the key of lines.
 
     Raises:
         ValueError: a part that should be a number is none.

@@ -38,7 +38,7 @@ class Found:
 def lookup(
     spec: ConvSpec, device: Device, accepts: Callable[[Record], str | None], *, directories: Sequence[Path] | None = None, mode: str | None = None
 ) -> Found:
-    """The best record for a single-group spec on a device, by the chain user, shipped, alias, mirror, nearest, default.
+    """Returns the best record for a single-group spec on a device, by the chain user, shipped, alias, mirror, nearest, default.
 
     A file that cannot be read is passed over with one warning.
 
@@ -101,7 +101,7 @@ def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequen
 
 
 def _open(path: Path) -> tuple[LogFile, str]:
-    """The file, empty where it cannot be read, and what to say where it has no answer."""
+    """Returns the file, empty where it cannot be read, and what to say where it has no answer."""
     try:
         file = read(path)
     except LogFileError as problem:

@@ -10,7 +10,7 @@ from .store import read
 
 
 def merge(files: Iterable[Path]) -> list[Record]:
-    """The best record of each identity in these files, sorted by identity: commutative, associative, idempotent.
+    """Returns the best record of each identity in these files, sorted by identity: commutative, associative, idempotent.
 
     Raises:
         LogFileError: a file cannot be read as a whole.
@@ -20,5 +20,5 @@ def merge(files: Iterable[Path]) -> list[Record]:
 
 
 def prune(records: Iterable[Record]) -> list[Record]:
-    """The single best record of each (spec, device), sorted by identity."""
+    """Returns the single best record of each (spec, device), sorted by identity."""
     return in_order({(record.spec, record.device): record for record in reversed(ranked(records))}.values())

@@ -1,4 +1,4 @@
-"""Whether the times of a record can be true: what a machine that was busy with other work measures often contradicts itself."""
+"""Tells whether the times of a record can be true: what a machine that was busy with other work measures often contradicts itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPREAD = 0.5  # share of the median
 
 
 def impossible(spec: ConvSpec, batch: int, median_us: float, floor_us: float) -> str | None:
-    """Why a kernel's time and its floor's, in microseconds for a batch of images, cannot both be those of a quiet machine; None where they can."""
+    """Returns why a kernel's time and its floor's, in microseconds for a batch of images, cannot both be those of a quiet machine; None where they can."""
     moved = spec.bytes_moved(batch)
     said = f"its floor, a copy of {moved / 1e6:.3g} MB in {floor_us:.4g} us, is {moved / floor_us / 1e3:.2g} GB/s"
     if floor_us > _COPY_CALL_US + moved / _SLOWEST:
@@ -33,7 +33,7 @@ def impossible(spec: ConvSpec, batch: int, median_us: float, floor_us: float) ->
 
 
 def _needed(spec: ConvSpec) -> float:
-    """Share of an operand's and a result's bytes that have to move: strides may pass over rows, and taps may all lie outside the plane."""
+    """Returns the share of an operand's and a result's bytes that have to move: strides may pass over rows, and taps may all lie outside the plane."""
     extents = ((spec.height, spec.out_height, spec.stride[0]), (spec.width, spec.out_width, spec.stride[1]))
     touched = []
     for axis, (extent, outputs, stride) in enumerate(extents):
@@ -47,7 +47,7 @@ def _needed(spec: ConvSpec) -> float:
 
 
 def doubtful(key: str, median_us: float, spread_us: float, floor_us: float, provenance: Mapping[str, Any]) -> str | None:
-    """Why the times of a record of the spec with that key cannot be believed; None where they can, or where it does not say its batch."""
+    """Returns why the times of a record of the spec with that key cannot be believed; None where they can, or where it does not say its batch."""
     if spread_us > _SPREAD_US + _SPREAD * median_us:
         return f"its runs spread by {spread_us:.4g} us around {median_us:.4g} us"
     batch = provenance.get("batch")

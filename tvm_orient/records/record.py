@@ -81,6 +81,6 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 
 
 def ranked(records: Iterable[Record]) -> list[Record]:
-    """Best first: lowest median, then newest, then canonical JSON, so that the order of the input never matters."""
+    """Returns the records, best first: lowest median, then newest, then canonical JSON, so that the order of the input never matters."""
     rows = sorted(sorted(records, key=lambda record: record.line), key=lambda record: record.date, reverse=True)
     return sorted(rows, key=lambda record: record.median_us)

@@ -36,7 +36,7 @@ class LogFile:
 
     @kept
     def by_spec(self) -> dict[str, list[Record]]:
-        """The records by spec key, best first."""
+        """Returns the records by spec key, best first."""
         groups: dict[str, list[Record]] = {}
         for record in ranked(self.records):
             groups.setdefault(record.spec, []).append(record)
@@ -47,7 +47,7 @@ class LogFile:
 
 
 def log_path(directory: Path, device_slug: str, op: str) -> Path:
-    """The file of one device and op: directory/<slug>/<op>.jsonl.
+    """Returns the file of one device and op: directory/<slug>/<op>.jsonl.
 
     Raises:
         InvalidArgument: an unknown op, or a slug that is not one plain folder name.
@@ -64,7 +64,7 @@ _readings: dict[str, tuple[tuple[int, int, int], LogFile]] = {}
 
 
 def read(path: Path) -> LogFile:
-    """Every record of a file; lines that are bad, blank, cut short or of another schema are only counted.
+    """Returns every record of a file; lines that are bad, blank, cut short or of another schema are only counted.
 
     Raises:
         LogFileError: missing, not readable, a folder, or not a text file at all.

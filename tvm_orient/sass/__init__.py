@@ -1,1 +1,1 @@
-"""What machine code is and does: read from a cubin, followed for its addresses, or executed with values, all without a GPU."""
+"""Machine code, what it is and does: read from a cubin, followed for its addresses, or executed with values, all without a GPU."""

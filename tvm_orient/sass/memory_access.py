@@ -14,7 +14,7 @@ _UNIT = 2  # bytes of the pieces by which stored memory is counted: no kernel st
 
 
 class MemoryAccesses:
-    """What the lanes of some blocks have accessed so far; the counts go to a trace."""
+    """The accesses of the lanes of some blocks so far; the counts go to a trace."""
 
     def __init__(self, trace: Trace, block: Any) -> None:
         """Start with nothing accessed.
@@ -41,7 +41,7 @@ class MemoryAccesses:
         """
         if not active.any():
             return
-        self._trace.wavefronts[name] += wavefronts(address, size, active, lines=space == "global")
+        self._trace.wavefronts[name] += wavefronts(address, size, active, through_cache=space == "global")
         if name == "LDG":
             self._loaded.append(np.unique(address[active] // _SECTOR * self._trace.blocks + self._block[active]))
         elif space == "global":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Overlap(NamedTuple):
-    """What a block did between sending copies and waiting for them, while they were on their way.
+    """The work that a block did between sending copies and waiting for them, while they were on their way.
 
     Attributes:
         instructions: warp instructions of the busiest warp.

@@ -11,7 +11,7 @@ _RECORDED = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "cuda": "nvidia-c
 
 
 def installed(*packages: str) -> str | None:
-    """The version of the first of these packages that is installed; None where none is."""
+    """Returns the version of the first of these packages that is installed; None where none is."""
     for name in packages:
         try:
             return importlib.metadata.version(name)
@@ -21,16 +21,16 @@ def installed(*packages: str) -> str | None:
 
 
 def version(package: str) -> str:
-    """The version of a package, or ABSENT where it is not installed."""
+    """Returns the version of a package, or ABSENT where it is not installed."""
     return installed(package) or ABSENT
 
 
 @functools.cache
 def toolchain() -> tuple[tuple[str, str], ...]:
-    """(package, version) of each one that the bytes of a kernel depend on; read once, which takes milliseconds."""
+    """Returns (package, version) of each one that the bytes of a kernel depend on; read once, which takes milliseconds."""
     return tuple((name, version(name)) for name in _TOOLCHAIN)
 
 
 def provenance() -> dict[str, str]:
-    """The versions that a tuning record carries, by the names that it has for them: tvm, tvm_ffi, cuda and version, which is this package's."""
+    """Returns the versions that a tuning record carries, by the names that it has for them: tvm, tvm_ffi, cuda and version, which is this package's."""
     return {name: version(package) for name, package in _RECORDED.items()}

@@ -65,11 +65,11 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process, not ended, that has answered all that it was asked."""
+        """Returns whether there is a process, not ended, that has answered all that it was asked."""
         return self._process is not None and self._process.poll() is None
 
     def ask(self, request: Any, timeout: float | None = None) -> Answer:
-        """The answer to a request; one with an "error" was the process's last, unless it is lasting.
+        """Returns the answer to a request; one with an "error" was the process's last, unless it is lasting.
 
         Args:
             request: plain JSON.
@@ -179,7 +179,7 @@ class ChildProcess:
 
 
 def module_command(module: str) -> list[str]:
-    """The command line of a process that runs a module by its dotted name; with `environment` it finds what this process can import.
+    """Returns the command line of a process that runs a module by its dotted name; with `environment` it finds what this process can import.
 
     The working folder is no place that it imports from.
 
@@ -190,7 +190,7 @@ def module_command(module: str) -> list[str]:
 
 
 def environment(first: Sequence[Path] = (), **variables: str) -> dict[str, str]:
-    """The environment of a process that imports what this one does: this process's, with the folders that it imports from in PYTHONPATH.
+    """Returns the environment of a process that imports what this one does: this process's, with the folders that it imports from in PYTHONPATH.
 
     Args:
         first: folders that come before those.
@@ -202,12 +202,12 @@ def environment(first: Sequence[Path] = (), **variables: str) -> dict[str, str]:
 
 
 def bind() -> None:
-    """For a process that was just made, before it becomes a command: the kernel ends it when the thread that made it ends."""
+    """Binds a process that was just made, before it becomes a command, to the one that made it: the kernel ends it when the thread that made it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def interpreter() -> str:
-    """The Python that processes of their own are run by: what `multiprocessing` was told, or this program's own.
+    """Returns the Python that processes of their own are run by: what `multiprocessing` was told, or this program's own.
 
     Raises:
         EnvironmentProblem: this program is no Python, as where one is embedded or frozen into it, and none lies beside its libraries.
@@ -226,7 +226,7 @@ def interpreter() -> str:
 
 
 def _readable(stream: IO[Any], seconds: float) -> bool:
-    """Whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
+    """Returns whether there is something to read within so many seconds. select would refuse a descriptor beyond 1024, as a server has them."""
     with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while seconds > _MAX_WAIT_S:
@@ -237,7 +237,7 @@ def _readable(stream: IO[Any], seconds: float) -> bool:
 
 
 def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
-    """The side that answers, until standard input ends, or nothing was asked for so many seconds; what answer raises becomes {"error": kind and text}.
+    """Answers requests, until standard input ends, or nothing was asked for so many seconds; what answer raises becomes {"error": kind and text}.
 
     Whatever a library prints goes to standard error.
     """
@@ -253,7 +253,7 @@ def serve(answer: Callable[[Any], Answer], idle: float | None = None) -> None:
 
 
 def _asked(idle: float | None) -> Iterator[str]:
-    """The lines of standard input: one is written when the one before it was answered, so none waits in a buffer."""
+    """Yields the lines of standard input: one is written when the one before it was answered, so none waits in a buffer."""
     while idle is None or _readable(sys.stdin, idle):
         line = sys.stdin.readline()
         if not line:

@@ -1,1 +1,1 @@
-"""What people run and look at: the demo, the doctor and the plots."""
+"""Tools that people run and look at: the demo, the doctor and the plots."""

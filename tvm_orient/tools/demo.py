@@ -42,7 +42,8 @@ from ..tuning.result import Progress as Step
 from ..tuning.tune import distinct_parts, tune
 from .plots import responses, speed
 
-_DIRECTIONS, _TAPS = 8, 31
+_DIRECTIONS = 8  # angles of the layer, evenly spaced
+_TAPS = 31  # K, taps of a line
 _SCALES = (1.0, 1.6, 2.5)  # standard deviations in pixels; four would pass 32 MB, from where on a CPU allocates anew in each call
 _WAIT_S = 15.0  # for other work to end
 _ALIKE = 0.03  # share by which times differ from one run to the next
@@ -122,14 +123,14 @@ def _say(console: Console, step: str, text: str) -> None:
 
 
 def _photograph() -> NDArray[np.float32]:
-    """(H, W), 0..1."""
+    """Returns the photograph: (H, W), brightness from 0 to 1."""
     from skimage import data
 
     return np.asarray(data.camera(), dtype=np.float32) / np.float32(255)  # type: ignore[no-untyped-call]
 
 
 def _bands(photograph: NDArray[np.float32]) -> torch.Tensor:
-    """(scales, directions, H, W): what lies between two blurs, positive on dark lines; the same in each channel."""
+    """Returns (scales, directions, H, W): the difference of two blurs of the photograph, positive on dark lines; the same for each direction."""
     plane = torch.from_numpy(photograph)[None, None]
     bands = torch.cat([_blur(plane, 1.6 * scale) - _blur(plane, scale) for scale in _SCALES])
     bands = bands / bands.std((1, 2, 3), keepdim=True)
@@ -145,7 +146,7 @@ def _blur(plane: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _weights() -> torch.Tensor:
-    """(directions, taps): a bell along the line, of sum 1."""
+    """Returns (directions, taps): a bell along the line, of sum 1."""
     place = torch.arange(_TAPS) - _TAPS // 2
     bell = torch.exp(-((place / 7.0) ** 2) / 2)
     return (bell / bell.sum()).expand(_DIRECTIONS, -1).contiguous()
@@ -185,7 +186,7 @@ def _progress(step: Step) -> str:
 
 
 def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:
-    """What tuning came to, in a line."""
+    """Returns what tuning came to, in a line."""
     faster = [outcome for outcome in outcomes if outcome.record is not None]
     gains = [outcome.default_us / outcome.best_us for outcome in faster if outcome.default_us and outcome.best_us]
     gain = f", {math.prod(gains) ** (1 / len(gains)):.2f}x on average" if gains else ""
@@ -198,7 +199,7 @@ def _came_to(outcomes: Sequence[Outcome], seconds: float) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """What tuning changed in the layer as a whole, in a line."""
+    """Returns what tuning changed in the layer as a whole, in a line."""
     own = {row.method: row.median_ms for row in rows if row.ours and row.median_ms}
     tuned, untuned = own.get(TUNED), own.get(DEFAULT)
     if tuned is None or untuned is None:
@@ -228,7 +229,7 @@ def _compiled(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, console: C
 
 
 def _words(row: Row, rows: Sequence[Row]) -> str:
-    """The name of a method for people."""
+    """Returns the name of a method for people."""
     tuned = any(other.method == TUNED and other.median_ms for other in rows)
     return "tvm_orient, tuning kept the default" if row.method == DEFAULT and not tuned else _WORDS[row.method]
 

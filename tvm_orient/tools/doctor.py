@@ -61,7 +61,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def examine() -> list[Check]:
-    """Every check, in the order in which they are shown."""
+    """Returns every check, in the order in which they are shown."""
     checks = [
         _check("packages", "Python", _python),
         _check("packages", "torch", _torch),
@@ -298,7 +298,7 @@ _IMAGES = 2
 
 
 def _kernel(device: Device) -> Finding:
-    """A layer's kernel built for a device as for a call, run there and compared with the reference; the user's cache and logs are not touched."""
+    """Builds a layer's kernel for a device as for a call, runs it there and compares it with the reference; the user's cache and logs are not touched."""
     if importlib.util.find_spec("torch") is None:
         return "missing", "no torch to run one", "pip install 'tvm-orient[torch]'"
     import torch
@@ -338,5 +338,5 @@ def _gpu_kernel() -> Finding:
 
 
 def broken(checks: Sequence[Check]) -> list[Check]:
-    """Those that must be mended; what is only missing limits what works, no more."""
+    """Returns those that must be mended; what is only missing limits what works, no more."""
     return [check for check in checks if check.state == "broken"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -218,7 +219,7 @@ F32, F16 = spec_of("conv", 8, 12, 16, line(22.5, k=7)), spec_of("conv", 8, 12, 1
 def source_of(spec: ConvSpec, name: str, **decisions: int) -> str:
     """CUDA source of a template's default with some decisions changed."""
     template = registry.find(name)
-    return library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, {**template.default(spec, GPU), **decisions})]), GPU)
+    return library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, dataclasses.replace(template.default(spec, GPU), **decisions))]), GPU)
 
 
 RAW = {"raw": 1, "patch_w": 4, "patch_h": 2, "vector": 4, "collect": 0, "pad": 0, "skew": 0, "tile": 0}
@@ -285,16 +286,16 @@ def test_a_prefetch_that_stays_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     device = arch_device("x86-64-v3")
     template = registry.find("cpu_rows")
     without_finish(monkeypatch, template)
-    choice = Choice.of(template, {**template.default(F32, device), "ahead": 2})
+    choice = Choice.of(template, dataclasses.replace(template.default(F32, device), prefetch_planes=2))
     with pytest.raises(BuildFailed, match=f"cpu_rows must rewrite each loop that it annotates, got {names.PREFETCH} left"):
         lower.schedule_part(F32, F32.channels, device, choice, 2)
 
 
-def unrewritten(spec: ConvSpec, name: str, monkeypatch: pytest.MonkeyPatch, **decisions: int) -> Any:
+def unrewritten(spec: ConvSpec, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scheduled function of a template before its rewrites."""
     template = registry.find(name)
     without_finish(monkeypatch, template)
-    return lower.schedule_part(spec, spec.channels, GPU, Choice.of(template, {**template.default(spec, GPU), **decisions}), 2)
+    return lower.schedule_part(spec, spec.channels, GPU, Choice.of(template, template.default(spec, GPU)), 2)
 
 
 def test_rewrites_that_find_nothing_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +306,7 @@ def test_rewrites_that_find_nothing_fail(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(BuildFailed, match="no store is in the chosen buffer"):
         restore_layout.in_place(func, shear_of(F32), (12, 16))
     with pytest.raises(BuildFailed, match="no loop over threads computes it"):
-        warp_specialize.by_warp(func, 2)
+        warp_specialize.warp_specialized(func, 2)
     with pytest.raises(BuildFailed, match=r"axis 1 of block acc must be cut into vectors, and no loop runs along it"):
         vectorize_pieces.cut(func, names.ACC, 1, (0, 4), 4)
 
@@ -313,7 +314,8 @@ def test_rewrites_that_find_nothing_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_whole_rows_of_a_stage_that_nobody_reads_fail() -> None:
     from tvm_orient.codegen.te import prim_func
 
-    func = prim_func.part_func(F32, 8, registry.find("direct").form(F32, {}))
+    template = registry.find("direct")
+    func = prim_func.part_func(F32, 8, template.stage_config(F32, template.default(F32, GPU)))
     prim_func._whole_rows(func, names.STAGE, 2)
     with pytest.raises(BuildFailed, match="reads of window must be widened"):
         prim_func._whole_rows(func, "window", 2)

@@ -1,4 +1,4 @@
-"""What is computed: the unscheduled TE in every form against the oracle."""
+"""What is computed: the unscheduled TE in every config against the oracle."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ DW_FORMS = {
     "runs and ragged row lanes": DwStageConfig(vector=1, run=2, rows=5, row_lanes=2),
     "taps innermost": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1),
     "groups of lanes": DwStageConfig(vector=3, rows=4, row_lanes=2, dy_quad=1, joins=3),
-    "slices of images": DwStageConfig(vector=2, rows=2, slices=2, ahead=2),
+    "slices of images": DwStageConfig(vector=2, rows=2, slices=2, images_in_flight=2),
     "whole planes": DwStageConfig(dy_quad=1, slices=3, whole=True),
 }
 CASES = [(op, name) for op in OPS for name in {**FORMS, **(DW_FORMS if op == "conv_dw" else {})}]
 
 
-def of_op(op: str, form: StageConfig) -> StageConfig:
-    """The form as conv_dw wants it, where it is one for all ops."""
-    return DwStageConfig(**dataclasses.asdict(form)) if op == "conv_dw" and not isinstance(form, DwStageConfig) else form
+def of_op(op: str, config: StageConfig) -> StageConfig:
+    """The config as conv_dw wants it, where it is one for all ops."""
+    return DwStageConfig(**dataclasses.asdict(config)) if op == "conv_dw" and not isinstance(config, DwStageConfig) else config
 
 
-def check_te(spec: ConvSpec, form: StageConfig, **rest: Any) -> None:
+def check_te(spec: ConvSpec, config: StageConfig, **rest: Any) -> None:
     import tvm
 
-    module = tvm.IRModule({"main": part_func(spec, spec.channels, of_op(spec.op, form))})
-    check(spec, compiled(module), workspace=space_of(spec, module), note=form, **rest)
+    module = tvm.IRModule({"main": part_func(spec, spec.channels, of_op(spec.op, config))})
+    check(spec, compiled(module), workspace=space_of(spec, module), note=config, **rest)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_every_form_computes_the_same(op: str, name: str, stride: tuple[int, int
 
 @pytest.mark.parametrize("op", ["conv", "conv_dx"])
 @pytest.mark.parametrize("quad", [2, 4])
-@pytest.mark.parametrize("form", [StageConfig(), StageConfig(vector=4), StageConfig(vector=4, reduce=True)], ids=["plain", "vectors", "tap loop"])
-def test_columns_staged_in_groups(op: str, quad: int, form: StageConfig) -> None:
-    form = dataclasses.replace(form, quad=quad, halo=4, pitch=4)
-    check_te(spec_of(op, 2, 3, 8, line(22.5, k=7)), form, batches=(2,))
+@pytest.mark.parametrize("config", [StageConfig(), StageConfig(vector=4), StageConfig(vector=4, reduce=True)], ids=["plain", "vectors", "tap loop"])
+def test_columns_staged_in_groups(op: str, quad: int, config: StageConfig) -> None:
+    config = dataclasses.replace(config, quad=quad, halo=4, pitch=4)
+    check_te(spec_of(op, 2, 3, 8, line(22.5, k=7)), config, batches=(2,))
 
 
 @pytest.mark.parametrize(
-    ("spec", "form"),
+    ("spec", "config"),
     [
         (spec_of("conv", 1, 4, 6, line(0, k=3)), StageConfig(halo=4, pitch=4, quad=4)),  # the row is not whole groups
         (spec_of("conv", 1, 4, 8, line(0, k=3)), StageConfig(halo=1, pitch=4, quad=4)),  # nor is the halo
@@ -82,15 +82,15 @@ def test_columns_staged_in_groups(op: str, quad: int, form: StageConfig) -> None
     ],
     ids=["width", "halo", "pitch", "stride", "circular", "dy"],
 )
-def test_columns_that_cannot_be_grouped_are_refused(spec: ConvSpec, form: StageConfig) -> None:
+def test_columns_that_cannot_be_grouped_are_refused(spec: ConvSpec, config: StageConfig) -> None:
     with pytest.raises(InvalidArgument, match="4 at a time"):
-        part_func(spec, 1, of_op(spec.op, form))
+        part_func(spec, 1, of_op(spec.op, config))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_live_tap_gives_zeros(op: str) -> None:
-    for form in (StageConfig(), StageConfig(vector=4, reduce=True)):
-        check_te(spec_of(op, 2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])), form, batches=(2,))
+    for config in (StageConfig(), StageConfig(vector=4, reduce=True)):
+        check_te(spec_of(op, 2, 3, 4, Taps.from_offsets([[[3, 0], [0, 4]]])), config, batches=(2,))
 
 
 @pytest.mark.parametrize("op", OPS)

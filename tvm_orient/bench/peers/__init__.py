@@ -1,1 +1,1 @@
-"""What PyTorch alone offers for the same function: one file for each way, and the registry of all."""
+"""Peers: the ways in which PyTorch alone computes the same function, one file for each, and the registry of all."""

@@ -1,4 +1,4 @@
-"""What peers share: who they are, when they apply, and the geometry of lines."""
+"""The class of a peer, which says when it applies and makes its function, and the geometry of lines that peers share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Peer:
 
 
 def settings() -> AbstractContextManager[None]:
-    """The cuDNN settings that are fair to the peers: true float32 (no TF32), and cuDNN picks its algorithm by timing."""
+    """Returns the cuDNN settings that are fair to the peers: true float32 (no TF32), and cuDNN picks its algorithm by timing."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
 
 
@@ -45,7 +45,7 @@ def settings() -> AbstractContextManager[None]:
 
 
 def tap_lines(spec: ConvSpec) -> tuple[list[Line], Box]:
-    """Per group that has channels: its distinct offsets that reach the plane, with their taps; and the box around them all.
+    """Returns for each group that has channels its distinct offsets that reach the plane, with their taps; and the box around them all.
 
     Circular offsets are brought to the nearest image of the plane.
     """
@@ -77,7 +77,7 @@ def _reaches(offset: Offset, spec: ConvSpec) -> bool:
 
 
 def around(box: Box) -> tuple[int, int, int, int]:
-    """F.pad's argument that gives every offset of the box a pixel."""
+    """Returns F.pad's argument that gives every offset of the box a pixel."""
     return -box[2], box[3], -box[0], box[1]
 
 
@@ -90,7 +90,7 @@ def joined_lines(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def as_conv(spec: ConvSpec) -> ConvSpec:
-    """With stride 1, conv_dx is conv of the negated taps on dy."""
+    """Returns conv_dx of stride 1 as conv: it is conv of the negated taps on dy."""
     return spec if spec.op != "conv_dx" else dataclasses.replace(spec, op="conv", taps=spec.taps.negated)
 
 

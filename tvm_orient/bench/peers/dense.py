@@ -19,7 +19,7 @@ from .base import Box, Call, around, pad_images, tap_lines
 
 
 def _dense(spec: ConvSpec, box: Box, dilation: tuple[int, int] = (1, 1)) -> Call:
-    """PyTorch's depthwise convolution with a kernel (C, 1, kh, kw) that covers the box, or its gradient that spec.op names.
+    """Returns PyTorch's depthwise convolution with a kernel (C, 1, kh, kw) that covers the box, or its gradient that spec.op names.
 
     conv and conv_dx take the first operand and the kernel; conv_dw takes x and dy and gives the kernel's gradient.
     """
@@ -105,7 +105,7 @@ def make_grouped(spec: ConvSpec, device: torch.device | str) -> Call:
 
 
 def _horizontal_step(taps: Taps) -> int | None:
-    """The dilation of a centred horizontal line that all groups share; None where the taps are something else."""
+    """Returns the dilation of a centred horizontal line that all groups share; None where the taps are something else."""
     size, half = taps.kernel_size, taps.kernel_size // 2
     step = taps.table[0][half + 1][1] if half + 1 < size else 1
     line = tuple((0, step * (s - half)) for s in range(size))
@@ -139,7 +139,7 @@ def cudnn_applies(spec: ConvSpec) -> str | None:
 
 
 def make_cudnn(spec: ConvSpec, device: torch.device | str) -> Call:
-    """Forced to cuDNN: on NCHW PyTorch would take its own kernel."""
+    """Returns the function forced to cuDNN: on NCHW PyTorch would take its own kernel."""
     step, back = _horizontal_step(spec.taps) or 1, spec.op == "conv_dx"
     reach = step * (spec.kernel_size // 2)
     box, inside = (0, 0, -reach, reach), spec.padding_mode == "zeros"

@@ -29,7 +29,7 @@ def _make_copy(spec: ConvSpec, device: torch.device | str) -> Call:
 
 
 def _make_dot(spec: ConvSpec, device: torch.device | str) -> Call:
-    """One dot product that reads as many elements as x and dy hold together."""
+    """Returns a function that computes one dot product, which reads as many elements as x and dy hold together."""
     held: dict[int, Tensor] = {}
 
     def dot(x: Tensor, dy: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def make_gather(spec: ConvSpec, device: torch.device | str) -> Call:
 
 
 def _sources(offset: Tensor, spec: ConvSpec, axis: int) -> tuple[Tensor, Tensor]:
-    """Along one axis (0 rows, 1 columns): the pixel that each output reads, and whether there is one."""
+    """Returns along one axis (0 rows, 1 columns) the pixel that each output reads, and whether there is one."""
     size, step, back = (spec.height, spec.width)[axis], spec.stride[axis], spec.op == "conv_dx"
     shape = (1, -1, 1) if axis == 0 else (1, 1, -1)
     count = size if back else -(-size // step)

@@ -26,7 +26,7 @@ _DEVICES = ("cuda",)
 
 
 def installed() -> bool:
-    """Whether the published extension can be imported; nothing is compiled."""
+    """Returns whether the published extension can be imported; nothing is compiled."""
     try:
         return importlib.util.find_spec(MODULE) is not None
     except (ImportError, ValueError):  # something of that name which is no module
@@ -34,7 +34,7 @@ def installed() -> bool:
 
 
 def angles(taps: Taps) -> tuple[float, ...] | None:
-    """One angle in radians for each group, with the same taps; None where they are no centred lines of dilation 1."""
+    """Returns one angle in radians for each group, with the same taps; None where they are no centred lines of dilation 1."""
     named = taps.lines
     if named is None or (named.dilation, named.anchor) != (1, "center"):
         return None
@@ -42,7 +42,7 @@ def angles(taps: Taps) -> tuple[float, ...] | None:
 
 
 def applies(spec: ConvSpec) -> str | None:
-    """None, or why the published kernel cannot compute this spec here."""
+    """Returns None, or why the published kernel cannot compute this spec here."""
     if not installed():
         return f"not installed: there is no module {MODULE}"
     limits = (
@@ -57,7 +57,7 @@ def applies(spec: ConvSpec) -> str | None:
 
 
 def _defect(spec: ConvSpec) -> str | None:
-    """A size at which it is known to give wrong results, or to fault: that would end every other method's CUDA context."""
+    """Returns a size at which it is known to give wrong results, or to fault: that would end every other method's CUDA context."""
     step, taps = spec.stride[0], spec.kernel_size
     staged, written = ((spec.height, spec.width), (spec.out_height, spec.out_width))[:: -1 if spec.op == "conv_dx" else 1]
     threads = min(max(32 * math.ceil(math.sqrt(-(-written[0] * written[1] // 128))), 64), 128)
@@ -73,7 +73,7 @@ def _defect(spec: ConvSpec) -> str | None:
 
 
 def make(spec: ConvSpec, device: torch.device | str) -> Callable[..., Tensor]:
-    """A function of the operands of spec.op; compiles the extension of this size first, a minute or so.
+    """Returns a function of the operands of spec.op; compiles the extension of this size first, a minute or so.
 
     Raises:
         Unsupported: the device is no GPU, or the extension does not build.

@@ -1,4 +1,4 @@
-"""What PyTorch alone offers for the same function: the peers that a benchmark has to beat, each as fast as we know how.
+"""The registry of peers: what PyTorch alone offers for the same function, each as fast as we know how. A benchmark has to beat them.
 
 Every peer computes exactly what `reference.run` computes, from the same operands in the same order. Weights are operands,
 so a peer that needs them in another form (a dense kernel) makes it in each call, as a training step would.

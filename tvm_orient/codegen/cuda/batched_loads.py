@@ -15,13 +15,14 @@ from .. import names
 from .rewritten import Rewritten
 
 _MAX_HELD = 32  # registers of a batch, which has at most that many turns
-MOST_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
+MAX_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
 _HALF = "(?:half|nv_bfloat16)"
 _RAW = {"": "unsigned short", "2": "unsigned", "4": "uint2"}  # by lanes: the type that holds them as they lie in memory
 _LOOP = re.compile(
     r"(?m)^(?P<indent> *)for \(int (?P<turn>\w+) = 0; (?P=turn) < (?P<turns>\d+); \+\+(?P=turn)\) \{\n(?P<body>(?:(?P=indent) +.*\n)+)(?P=indent)\}\n"
 )
-_ANY, _SHARED = rf"\w+{names.POINTER}", rf"\w+{names.SHARED_POINTER}"  # names of a buffer, and of one in shared memory
+_ANY = rf"\w+{names.POINTER}"  # the name of a buffer
+_SHARED = rf"\w+{names.SHARED_POINTER}"  # the name of a buffer in shared memory
 _POINTER = re.compile(rf"({_HALF})\* __restrict__ ({_ANY})")
 _LOAD = re.compile(rf"\*\((?P<type>{_HALF}(?P<lanes>[24]))\*\)\((?P<wide>{_ANY}) \+ |(?P<one>{_ANY})\[")
 _STORE = re.compile(rf"(?m)^ *(?:\*\(\w+\*\)\({_SHARED} \+ .*\)|{_SHARED}\[.*\]) = ")
@@ -29,7 +30,8 @@ _FLOATS = re.compile(rf"\*\(float[24]\*\)\((?P<to>{_SHARED} \+ .*)\) = (?P<value
 _WORDS = re.compile(rf"\*\({_HALF}[24]\*\)\({_SHARED} \+ .*\) = ")  # stored as they were loaded, which `async_copy` does better
 _OTHERWISE = re.compile(r"\} else \{\n(.*)\n")
 _ZERO = re.compile(r" *\w+ = (?:make_float[24]\((?:0x0p\+0f[^,()]*,? ?)+\)|0x0p\+0f.*);")
-_TEST, _PLACE = re.compile(r" *if (\(.*\)) \{"), re.compile(r" *int \w+ = .*;")
+_TEST = re.compile(r" *if (\(.*\)) \{")
+_PLACE = re.compile(r" *int \w+ = .*;")
 
 
 def batches(turns: int, lanes: int) -> int:
@@ -87,7 +89,7 @@ def _parted(loop: re.Match[str], types: dict[str, str]) -> str | None:
     fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = {names.LOAD}<{raw}>({load.address}, {inside});"]
     store = _guarded(_without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}"), ragged)
     lines = [
-        f"#pragma unroll {turns if turns <= MOST_UNROLLED else 1}",
+        f"#pragma unroll {turns if turns <= MAX_UNROLLED else 1}",
         f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
         f"  {raw} tvm_orient_held[{each}];",
     ]

@@ -24,17 +24,17 @@ class Definition:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the buffers and numbers that it takes, in order, without the ending that TVM gives a pointer."""
+        """Returns the names of the buffers and numbers that it takes, in order, without the ending that TVM gives a pointer."""
         return tuple(part.split()[-1].removesuffix("_ptr") for part in self.parameters.split(","))
 
 
 def definitions(source: str) -> list[Definition]:
-    """Every kernel that a source defines, in order."""
+    """Returns every kernel that a source defines, in order."""
     return [Definition(match[2], int(match[1] or MAX_THREADS), match[3], _until_closed(source, match.end())) for match in _DEFINITION.finditer(source)]
 
 
 def launches(source: str) -> list[tuple[str, int]]:
-    """(name, launch bound) of every kernel that a source defines."""
+    """Returns (name, launch bound) of every kernel that a source defines."""
     return [(one.name, one.bound) for one in definitions(source)]
 
 
@@ -50,7 +50,7 @@ def divergent(source: str) -> list[str]:
 
 
 def _until_closed(source: str, start: int) -> str:
-    """The text from just after an opening brace to just before the one that closes it."""
+    """Returns the text from just after an opening brace to just before the one that closes it."""
     depth, i = 1, start
     while depth:
         depth += {"{": 1, "}": -1}.get(source[i], 0)
@@ -59,7 +59,7 @@ def _until_closed(source: str, start: int) -> str:
 
 
 def _walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every line of a kernel with the headers (if, else, for) that it stands under."""
+    """Yields every line of a kernel with the headers (if, else, for) that it stands under."""
     headers: list[str] = []
     for raw in body.splitlines():
         text = raw.strip()
@@ -70,7 +70,7 @@ def _walk(body: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _thread_dependent(body: str) -> set[str]:
-    """Names that may differ between the threads of a block: computed from threadIdx, or set where threads have parted."""
+    """Returns the names that may differ between the threads of a block: computed from threadIdx, or set where threads have parted."""
     names, before = {"threadIdx"}, 0
     while len(names) > before:
         before = len(names)

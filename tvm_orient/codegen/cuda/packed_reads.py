@@ -1,8 +1,8 @@
 """Reads staged half precision in CUDA source four values at a time: of neighbours in one thread each word is loaded once.
 
 As TVM prints it, each value is a load of 16 bits, and nvcc joins none of them. Templates that stage images as they lie in memory
-(`Form.raw`) see to it that every thread's patch begins at a multiple of four values, so that what is left of a place after the constant that is
-added to it is one. A value is then a part, known at compile time, of eight aligned bytes.
+(`StageConfig.smem_native_dtype`) see to it that every thread's patch begins at a multiple of four values. A place in the stage is then such a
+multiple and a constant, so that a value is a part, known at compile time, of eight aligned bytes.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _HALF = ("float16", "bfloat16")  # dtypes whose copies convert, or go by whole w
 
 @dataclass(frozen=True)
 class Promises:
-    """What a scheduled function says about the CUDA source that it becomes."""
+    """The facts that a scheduled function promises about the CUDA source that it becomes."""
 
     weight_gradient: bool  #: it takes dy, which conv_dw alone does
     least: dict[str, int]  #: the least places that a pass changes, by the name of the pass

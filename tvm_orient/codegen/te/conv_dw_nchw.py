@@ -38,11 +38,11 @@ class _Bands:
     tall: int  #: rows of dy, rounded up
 
     @classmethod
-    def of(cls, form: DwStageConfig, height: int, width: int) -> _Bands:
+    def of(cls, config: DwStageConfig, height: int, width: int) -> _Bands:
         """Returns the bands of a dy of this size."""
-        chunk, rows = max(1, form.vector) * form.run, round_up(form.rows or height, form.row_lanes)
-        columns, each = round_up(width, form.tile or chunk), rows // form.row_lanes
-        own = form.tile or columns
+        chunk, rows = max(1, config.vector) * config.run, round_up(config.rows or height, config.row_lanes)
+        columns, each = round_up(width, config.tile or chunk), rows // config.row_lanes
+        own = config.tile or columns
         return cls(chunk, rows, each, own, columns // own, columns, round_up(height, rows))
 
     @property
@@ -51,27 +51,27 @@ class _Bands:
         return self.tall // self.rows * self.tiles
 
 
-def dw_func(spec: ConvSpec, channels: int, form: DwStageConfig) -> Any:
+def dw_func(spec: ConvSpec, channels: int, config: DwStageConfig) -> Any:
     """Returns the PrimFunc as `prim_func.part_func` of conv_dw in bands.
 
     Raises:
         InvalidArgument: columns of x or dy do not part into the groups that are loaded at once.
     """
-    g, n = stencil(spec), batch_of(form)
+    g, n = stencil(spec), batch_of(config)
     terms = g.terms[0, 0] or (StencilTap(0, 0, ()),)  # where no tap is alive one is summed and used by none
     source = te.placeholder((n, channels, *g.source), name=names.X, dtype=spec.dtype)
     dy = te.placeholder((n, channels, *g.output), name=names.DY, dtype=spec.dtype)
-    bands = _Bands.of(form, *g.output)
-    many = max(1, form.vector) * form.row_lanes
-    lanes = _lanes(spec, source, dy, terms, bands, form)
-    if form.dy_quad:
-        part = part_of(lanes, form.joins)
+    bands = _Bands.of(config, *g.output)
+    many = max(1, config.vector) * config.row_lanes
+    lanes = _lanes(spec, source, dy, terms, bands, config)
+    if config.dy_quad:
+        part = part_of(lanes, config.joins)
     else:
         rl = te.reduce_axis((0, many), "rl")
         shape = (n, channels, bands.count, len(terms))
         part = te.compute(shape, lambda a, c, band, t: te.sum(lanes[a, c, band, t, rl], axis=rl), name=names.PART)
-    if form.slices:
-        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, form, part)])
+    if config.slices:
+        return te.create_prim_func([source, dy, part, sliced_sums(spec, channels, terms, config, part)])
     return te.create_prim_func([source, dy, part, weight_sums(spec, channels, terms, n, bands.count, lambda a, band, t, c: part[a, c, band, t])])
 
 
@@ -93,30 +93,30 @@ def _staged_dy(spec: ConvSpec, dy: Any, g: Stencil, bands: _Bands, quad: int) ->
     return te.compute((n, channels, bands.tall, bands.columns), padded, name=names.DYS)
 
 
-def _lanes(spec: ConvSpec, source: Any, dy: Any, terms: tuple[StencilTap, ...], bands: _Bands, form: DwStageConfig) -> Any:
-    """Returns LANES, the sums of each lane of a band: (n, c, band, tap, lane), or with form.dy_quad (n, c, band, lane, tap)."""
-    g, v, quad = stencil(spec), max(1, form.vector), form.dy_quad
+def _lanes(spec: ConvSpec, source: Any, dy: Any, terms: tuple[StencilTap, ...], bands: _Bands, config: DwStageConfig) -> Any:
+    """Returns LANES, the sums of each lane of a band: (n, c, band, tap, lane), or with config.dy_quad (n, c, band, lane, tap)."""
+    g, v, quad = stencil(spec), max(1, config.vector), config.dy_quad
     n, channels = dy.shape[:2]
     padded = dataclasses.replace(g, output=(bands.tall, g.output[1]), terms={(0, 0): terms})  # padded rows meet a dy of zero
-    shape_of = padded.stage(bands.columns, form.halo, form.pitch, form.tile)
-    stage = padded_stage(source, padded, shape_of, spec.sums, form.quad)
+    shape_of = padded.stage(bands.columns, config.halo, config.pitch, config.tile)
+    stage = padded_stage(source, padded, shape_of, spec.sums, config.quad)
     dys = _staged_dy(spec, dy, g, bands, quad)
     where = [shape_of.place(t.col) for t in terms]
     rows, phases, shifts = constants([t.row + shape_of.top for t in terms]), constants([p for p, _ in where]), constants([s for _, s in where])
-    rp, ro, ri = te.reduce_axis((0, bands.each), "rp"), te.reduce_axis((0, bands.own // bands.chunk), "ro"), te.reduce_axis((0, form.run), "ri")
+    rp, ro, ri = te.reduce_axis((0, bands.each), "rp"), te.reduce_axis((0, bands.own // bands.chunk), "ro"), te.reduce_axis((0, config.run), "ri")
 
     def product(a: Any, c: Any, band: Any, t: Any, lane: Any) -> Any:
-        down, tile = (band // bands.tiles, band % bands.tiles) if form.tile else (band, 0)
+        down, tile = (band // bands.tiles, band % bands.tiles) if config.tile else (band, 0)
         p = down * bands.rows + lane // v * bands.each + rp
-        q = (ro * v + lane % v) * form.run + ri
+        q = (ro * v + lane % v) * config.run + ri
         row = p * g.step[0] + pick(t, rows)
         column = q * shape_of.across + pick(t, shifts)
         q = tile * bands.own + q
         factor = dys[a, c, p, q // quad, q % quad] if quad else dys[a, c, p, q]
-        part = tile if form.tile else pick(t, phases)
-        return te.sum(factor * stage[a, c, row, part, column // form.quad, column % form.quad], axis=[rp, ro, ri])
+        part = tile if config.tile else pick(t, phases)
+        return te.sum(factor * stage[a, c, row, part, column // config.quad, column % config.quad], axis=[rp, ro, ri])
 
-    count, many = len(terms), v * form.row_lanes
+    count, many = len(terms), v * config.row_lanes
     if quad:
         return te.compute((n, channels, bands.count, many, count), lambda a, c, band, lane, t: product(a, c, band, t, lane), name=names.LANES)
     return te.compute((n, channels, bands.count, count, many), product, name=names.LANES)

@@ -47,14 +47,19 @@ def part_of(lanes: Any, joins: int) -> Any:
     return te.compute((n, channels, bands, count), lambda a, c, band, t: te.sum(sums[a, c, band, rl, t], axis=rl), name=names.PART)
 
 
-def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], form: DwStageConfig, part: Any) -> Any:
-    """Returns `weight_sums` of part (n, c, bands, terms), by way of SLICES: images s, s + slices, ... are summed apart, `ahead` of them in one step."""
-    n, many, zero = part.shape[0], form.slices, tirx.const(0, spec.sums)
-    ro, ri = te.reduce_axis((0, (n + many * form.ahead - 1) // (many * form.ahead)), "ro"), te.reduce_axis((0, form.ahead), "ri")
+def sliced_sums(spec: ConvSpec, channels: int, terms: Sequence[StencilTap], config: DwStageConfig, part: Any) -> Any:
+    """Returns `weight_sums` of part (n, c, bands, terms), by way of SLICES.
+
+    Images s, s + slices, ... are summed apart, `images_in_flight` of them in one step.
+    """
+    n, many, zero = part.shape[0], config.slices, tirx.const(0, spec.sums)
+    together = config.images_in_flight
+    ro = te.reduce_axis((0, (n + many * together - 1) // (many * together)), "ro")
+    ri = te.reduce_axis((0, together), "ri")
     rb, rs = te.reduce_axis((0, part.shape[2]), "rb"), te.reduce_axis((0, many), "rs")
 
     def total(slice: Any, c: Any, t: Any) -> Any:
-        image = (ro * form.ahead + ri) * many + slice
+        image = (ro * together + ri) * many + slice
         return te.sum(te.if_then_else(image < n, part[image, c, rb, t], zero), axis=[ro, ri, rb])
 
     slices = te.compute((many, channels, len(terms)), total, name=names.SLICES)

@@ -23,26 +23,26 @@ load_tvm()
 from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
-def line_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
+def line_func(spec: ConvSpec, channels: int, config: StageConfig) -> Any:
     """Returns the PrimFunc as `prim_func.part_func`, whose y is stored by (row, first column of the line) until `in_place` moves it.
 
     Blocks, by (n, c, row, line): FIRST and, where a line has two parts, SECOND, their sums, and Y. They read STAGE: planes as they lie in
     memory, or in a bare configuration values by (n, c, row, line). Only for specs that have a `shear.line_slope`.
     """
-    g, n, slope = stencil(spec), batch_of(form), line_slope(spec) or 0
+    g, n, slope = stencil(spec), batch_of(config), line_slope(spec) or 0
     height, width = g.source
     shape = (n, channels, height, width)
     source = te.placeholder(shape, name=names.X, dtype=spec.dtype)
     weight = te.placeholder((channels, spec.kernel_size), name=names.W, dtype=spec.dtype)
-    given, ended = epilogue_of(spec, channels, form)
+    given, ended = epilogue_of(spec, channels, config)
     zero, terms = tirx.const(0, spec.sums), sorted(g.every, key=lambda t: t.row)
-    if form.bare:
+    if config.bare:
         stage = te.compute(shape, lambda a, c, r, q: source[a, c, r, _column(r, q, slope, width)].astype(spec.sums), name=names.STAGE)
     else:
         stage = flat(source, spec.sums, names.STAGE)
 
     def value(a: Any, c: Any, r: Any, q: Any) -> Any:
-        if form.bare:
+        if config.bare:
             return stage[a, c, r, q]
         place, quad = r * width + _column(r, q, slope, width), int(stage.shape[4])
         return stage[a, c, 0, place // quad, place % quad]

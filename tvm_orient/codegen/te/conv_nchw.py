@@ -24,27 +24,27 @@ load_tvm()
 from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
-def conv_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
+def conv_func(spec: ConvSpec, channels: int, config: StageConfig) -> Any:
     """Returns the PrimFunc as `prim_func.part_func` of conv or conv_dx.
 
     Raises:
         InvalidArgument: columns do not part into the groups that the configuration wants to load at once.
     """
-    g, n = stencil(spec), batch_of(form)
+    g, n = stencil(spec), batch_of(config)
     source = te.placeholder((n, channels, *g.source), name=names.X, dtype=spec.dtype)
     weight = te.placeholder((channels, spec.kernel_size), name=names.W, dtype=spec.dtype)
-    given, ended = epilogue_of(spec, channels, form)
-    columns = round_up(-(-g.output[1] // g.phases[1]), max(1, form.vector))
-    padded = dataclasses.replace(g, output=(round_up(g.output[0], form.rows or 1), g.output[1]))
-    shape_of = padded.stage(columns, form.halo, form.pitch, form.tile, form.pruned)
-    stage: Any = None if form.bare else padded_stage(source, g, shape_of, spec.dtype if form.raw else spec.sums, form.quad)
-    sums, shape = _Sums(spec, g, form, shape_of, source, weight, stage), (n, channels, *g.output)
-    if form.lean is not None:
+    given, ended = epilogue_of(spec, channels, config)
+    columns = round_up(-(-g.output[1] // g.phases[1]), max(1, config.vector))
+    padded = dataclasses.replace(g, output=(round_up(g.output[0], config.rows or 1), g.output[1]))
+    shape_of = padded.stage(columns, config.halo, config.pitch, config.tile, config.pruned)
+    stage: Any = None if config.bare else padded_stage(source, g, shape_of, spec.dtype if config.smem_native_dtype else spec.sums, config.quad)
+    sums, shape = _Sums(spec, g, config, shape_of, source, weight, stage), (n, channels, *g.output)
+    if config.shear is not None:
         y = _sheared(sums, shape, ended)
-    elif form.vector:
+    elif config.vector:
         acc = _vectors(sums, n, channels, columns)
         y = te.compute(
-            shape, lambda a, c, h, w: ended(acc[a, c, h, w % g.phases[1], w // g.phases[1] // form.vector, w // g.phases[1] % form.vector], c), name=names.Y
+            shape, lambda a, c, h, w: ended(acc[a, c, h, w % g.phases[1], w // g.phases[1] // config.vector, w // g.phases[1] % config.vector], c), name=names.Y
         )
     else:
         y = te.compute(shape, lambda a, c, h, w: ended(sums.by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c), name=names.Y)
@@ -57,11 +57,11 @@ class _Sums:
 
     spec: ConvSpec
     g: Stencil
-    form: StageConfig
+    config: StageConfig
     shape_of: Stage  #: shape of the staged source
     source: Any  #: tensor of the images
     weight: Any  #: tensor (channels, taps)
-    stage: Any  #: tensor of the staged source; None where form.bare
+    stage: Any  #: tensor of the staged source; None where config.bare
 
     @property
     def zero(self) -> Any:
@@ -83,13 +83,13 @@ class _Sums:
 
     def value(self, a: Any, c: Any, i: Any, j: Any, terms: Sequence[StencilTap]) -> Any:
         """Returns the sum over terms at row i and column j of their phase."""
-        if self.form.bare:
+        if self.config.bare:
             products = [self.tested(a, c, i, j, t) for t in sorted(terms, key=lambda t: (t.row, t.col))]
             return total_of(products) if products else te.if_then_else(a < 0, self.source[a, c, 0, 0].astype(self.spec.sums), self.zero)
         if not self.g.every:  # no tap ever lands inside: zeros, which must still read the stage for the schedules to find it
             return te.if_then_else(a < 0, self.stage[a, c, 0, 0, 0, 0], self.zero)
-        product = self.staged if self.form.pruned is None else self.pruned
-        products = [product(a, c, i, j, t) for t in (_swept(terms) if self.form.sweep else terms)]
+        product = self.staged if self.config.pruned is None else self.pruned
+        products = [product(a, c, i, j, t) for t in (_swept(terms) if self.config.sweep else terms)]
         return total_of(products) if products else self.zero
 
     def tested(self, a: Any, c: Any, i: Any, j: Any, t: StencilTap) -> Any:
@@ -102,14 +102,14 @@ class _Sums:
 
     def staged(self, a: Any, c: Any, i: Any, j: Any, t: StencilTap) -> Any:
         """Returns a product with a value of the padded stage."""
-        quad, (phase, shift), (tile, column) = self.form.quad, self.shape_of.place(t.col), self.shape_of.split(j)
+        quad, (phase, shift), (tile, column) = self.config.quad, self.shape_of.place(t.col), self.shape_of.split(j)
         column = column + shift
         read = self.stage[a, c, i * self.g.step[0] + t.row + self.shape_of.top, tile + phase, column // quad, column % quad]
         return self.weight_of(c, t) * read.astype(self.spec.sums)
 
     def pruned(self, a: Any, c: Any, i: Any, j: Any, t: StencilTap) -> Any:
         """Returns a product whose place along the axis without a halo is tested."""
-        g, quad, axis = self.g, self.form.quad, self.form.pruned or 0
+        g, quad, axis = self.g, self.config.quad, self.config.pruned or 0
         at, size, (phase, shift) = (i, j)[axis] * g.step[axis] + (t.row, t.col)[axis], g.source[axis], self.shape_of.place(t.col)
         place = tirx.floormod(at, size) if g.wrap else at
         row, phase, column = (place, phase, j + shift) if axis == 0 else (i * g.step[0] + t.row + self.shape_of.top, 0, place)
@@ -124,10 +124,10 @@ def _swept(terms: Sequence[StencilTap]) -> list[StencilTap]:
 
 def _sheared(sums: _Sums, shape: tuple[Any, ...], ended: Callable[[Any, Any], Any]) -> Any:
     """Returns Y as a copy of OWN, whose results are by place on the sheared plane."""
-    g, lean = sums.g, sums.form.lean
+    g, shear = sums.g, sums.config.shear
 
     def leaning(a: Any, c: Any, i: Any, j: Any) -> Any:
-        h, w = lean.place(g.output, i, j) if lean is not None else (i, j)
+        h, w = shear.place(g.output, i, j) if shear is not None else (i, j)
         return ended(sums.by_phase(a, c, h, w % g.phases[1], w // g.phases[1]), c)
 
     own = te.compute(shape, leaning, name=names.OWN)
@@ -135,10 +135,10 @@ def _sheared(sums: _Sums, shape: tuple[Any, ...], ended: Callable[[Any, Any], An
 
 
 def _vectors(sums: _Sums, n: Any, channels: int, columns: int) -> Any:
-    """Returns ACC (n, c, rows, column phase, vectors, lanes): sums of rows of `columns` outputs, over taps by a loop where form.reduce asks for it."""
-    g, form, v, quad = sums.g, sums.form, sums.form.vector, sums.form.quad
+    """Returns ACC (n, c, rows, column phase, vectors, lanes): sums of rows of `columns` outputs, over taps by a loop where config.reduce asks for it."""
+    g, config, v, quad = sums.g, sums.config, sums.config.vector, sums.config.quad
     shape = (n, channels, g.output[0], g.phases[1], columns // v, v)
-    if not (form.reduce and g.every and g.phases == (1, 1)):
+    if not (config.reduce and g.every and g.phases == (1, 1)):
         return te.compute(shape, lambda a, c, h, b, jo, ji: sums.by_phase(a, c, h, b, jo * v + ji), name=names.ACC)
     terms = sorted(g.terms[0, 0], key=lambda t: (t.row, t.col % v, t.col))  # neighbours share vectors
     where = [sums.shape_of.place(t.col) for t in terms]

@@ -22,12 +22,12 @@ load_tvm()
 from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
-def conv_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
-    """Returns the PrimFunc as `prim_func.part_func` of conv or conv_dx. form.vector: channels of a vector."""
-    g, n, v = stencil(spec), batch_of(form), max(1, form.vector)
+def conv_func(spec: ConvSpec, channels: int, config: StageConfig) -> Any:
+    """Returns the PrimFunc as `prim_func.part_func` of conv or conv_dx. config.vector: channels of a vector."""
+    g, n, v = stencil(spec), batch_of(config), max(1, config.vector)
     source = te.placeholder((n, *g.source, channels), name=names.X, dtype=spec.dtype)
     weight = te.placeholder((channels, spec.kernel_size), name=names.W, dtype=spec.dtype)
-    given, ended = epilogue_of(spec, channels, form)
+    given, ended = epilogue_of(spec, channels, config)
     stage, top, left = blocked_stage(source, g, channels, v, spec)
     zero, blocks, terms = tirx.const(0, spec.sums), -(-channels // v), g.every
     order = {id(t): i for i, t in enumerate(terms)}
@@ -40,7 +40,7 @@ def conv_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
         one = pick(t, [weighed(tirx.Min(c, channels - 1), term) for term in terms])
         return one if channels % v == 0 else tirx.Select(c < channels, one, zero)
 
-    weights: Any = te.compute((len(terms), blocks, v), fold, name=names.FOLDED) if form.vector and terms else None
+    weights: Any = te.compute((len(terms), blocks, v), fold, name=names.FOLDED) if config.vector and terms else None
 
     def folded(b: Any, lane: Any, term: StencilTap) -> Any:
         return weighed(b, term) if weights is None else weights[order[id(term)], b, lane]
@@ -60,7 +60,7 @@ def conv_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
         return result
 
     shape = (n, *g.output, channels)
-    if not form.vector:
+    if not config.vector:
         y = te.compute(shape, lambda a, h, w, c: ended(by_phase(a, h, w, c, 0), c), name=names.Y)
         return te.create_prim_func([source, weight, *given, y])
     if g.every and g.phases == (1, 1):

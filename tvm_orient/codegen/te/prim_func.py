@@ -22,7 +22,7 @@ from tvm.s_tir import SBlock  # noqa: E402
 from tvm_ffi import structural_map  # noqa: E402
 
 
-def part_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
+def part_func(spec: ConvSpec, channels: int, config: StageConfig) -> Any:
     """Returns the PrimFunc of a single-group spec over `channels` channels, in the given configuration.
 
     Parameters: conv (x, w, y), with bias (x, w, bias, y); conv_dx (dy, w, dx); conv_dw (x, dy, part, dw), where part is a workspace of the
@@ -33,25 +33,25 @@ def part_func(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
         InvalidArgument: columns do not part into the groups that the configuration wants to load at once, or it is not one of the spec's op.
         BuildFailed: nothing reads what the configuration says is staged.
     """
-    func = _built(spec, channels, form)
-    if spec.layout == "nchw" and not form.narrow:
-        widened = 3 if form.tile else 1 if form.pruned == 0 else 2
-        func = _whole_rows(func, *((names.X, 1) if form.bare and spec.op != "conv_dw" else (names.STAGE, widened)))
+    func = _built(spec, channels, config)
+    if spec.layout == "nchw" and not config.narrow:
+        widened = 3 if config.tile else 1 if config.pruned == 0 else 2
+        func = _whole_rows(func, *((names.X, 1) if config.bare and spec.op != "conv_dw" else (names.STAGE, widened)))
     return func.with_attr("global_symbol", "main")
 
 
-def _built(spec: ConvSpec, channels: int, form: StageConfig) -> Any:
+def _built(spec: ConvSpec, channels: int, config: StageConfig) -> Any:
     """Returns the PrimFunc before its reads are widened."""
     if spec.op != "conv_dw":
         if spec.layout == "nhwc":
-            return conv_nhwc.conv_func(spec, channels, form)
-        return line_func(spec, channels, form) if form.line else conv_nchw.conv_func(spec, channels, form)
-    if not isinstance(form, DwStageConfig):
-        raise InvalidArgument(f"conv_dw needs a DwStageConfig, got {type(form).__name__}: return one from the template")
+            return conv_nhwc.conv_func(spec, channels, config)
+        return line_func(spec, channels, config) if config.line else conv_nchw.conv_func(spec, channels, config)
+    if not isinstance(config, DwStageConfig):
+        raise InvalidArgument(f"conv_dw needs a DwStageConfig, got {type(config).__name__}: return one from the template")
     if spec.layout == "nhwc":
-        return conv_dw_nhwc.dw_func(spec, channels, form)
-    unrolled = form.whole or form.pruned is not None
-    return unrolled_dw_func(spec, channels, form) if unrolled else conv_dw_nchw.dw_func(spec, channels, form)
+        return conv_dw_nhwc.dw_func(spec, channels, config)
+    unrolled = config.whole or config.pruned is not None
+    return unrolled_dw_func(spec, channels, config) if unrolled else conv_dw_nchw.dw_func(spec, channels, config)
 
 
 def _whole_rows(func: Any, name: str, axes: int) -> Any:

@@ -18,9 +18,9 @@ load_tvm()
 from tvm import te, tirx  # noqa: E402  (after the version guard)
 
 
-def batch_of(form: StageConfig) -> Any:
+def batch_of(config: StageConfig) -> Any:
     """Returns N as the configuration wants it: a number, its own variable, or a new one."""
-    return te.var("n", "int32") if form.batch is None else form.batch
+    return te.var("n", "int32") if config.batch is None else config.batch
 
 
 def padded_stage(source: Any, g: Stencil, shape: Stage, dtype: str, quad: int) -> Any:
@@ -102,12 +102,12 @@ def blocked_stage(source: Any, g: Stencil, channels: int, v: int, spec: ConvSpec
     return blocked(source, channels, v, spec, names.STAGE, (source.shape[0], rows, columns), place), top, left
 
 
-def epilogue_of(spec: ConvSpec, channels: int, form: StageConfig) -> tuple[list[Any], Callable[[Any, Any], Any]]:
+def epilogue_of(spec: ConvSpec, channels: int, config: StageConfig) -> tuple[list[Any], Callable[[Any, Any], Any]]:
     """Returns the parameters of the epilogue, and the function that makes a result of a sum and its channel."""
     bias = te.placeholder((channels,), name=names.BIAS, dtype=spec.dtype) if spec.bias else None
 
     def ended(value: Any, c: Any) -> Any:
         value = value + bias[c].astype(spec.sums) if bias is not None else value
-        return activate(spec.activation, value, spec.sums, form.vector_math).astype(spec.dtype)
+        return activate(spec.activation, value, spec.sums, config.vector_math).astype(spec.dtype)
 
     return [] if bias is None else [bias], ended

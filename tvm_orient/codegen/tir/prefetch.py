@@ -11,7 +11,7 @@ from ..names import PREFETCH
 _LINE = 64  # bytes that one prefetch brings
 
 
-def ahead(func: Any, itemsize: int, fetched: Callable[[Sequence[Any]], Sequence[tuple[Any, int, bool]]]) -> Any:
+def prefetched(func: Any, itemsize: int, fetched: Callable[[Sequence[Any]], Sequence[tuple[Any, int, bool]]]) -> Any:
     """Returns the function with prefetches at the head of every turn of a loop that is annotated PREFETCH.
 
     itemsize: bytes of an element of the images.

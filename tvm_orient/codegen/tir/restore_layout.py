@@ -9,10 +9,10 @@ from ..names import OWN_SHARED
 from .rewrite import moved
 
 
-def in_place(func: Any, lean: Shear, shape: tuple[int, int]) -> Any:
+def in_place(func: Any, shear: Shear, shape: tuple[int, int]) -> Any:
     """Returns the scheduled function with OWN stored where it belongs in a plane of this shape (rows, columns).
 
     Raises:
         BuildFailed: no buffer of that name is in shared memory.
     """
-    return moved(func, lambda buffer: buffer.name == OWN_SHARED, lambda row, column: lean.place(shape, row, column))
+    return moved(func, lambda buffer: buffer.name == OWN_SHARED, lambda row, column: shear.place(shape, row, column))

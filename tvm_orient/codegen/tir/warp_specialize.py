@@ -20,7 +20,7 @@ from tvm import tirx  # noqa: E402  (after the version guard)
 from tvm_ffi import structural_map  # noqa: E402
 
 
-def by_warp(func: Any, parts: int) -> Any:
+def warp_specialized(func: Any, parts: int) -> Any:
     """Returns the scheduled function whose threads take one branch of `parts`, by their index: each has its part of the outputs as a constant.
 
     The loop over threads that computes OWN must be one over parts and, inside, planes.

@@ -68,7 +68,7 @@ def _show(axis: Axes, picture: NDArray[Any], title: str, **how: Any) -> Any:
 
 
 def _orientation_colours(maps: NDArray[np.float64], angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(H, W, 3): hue from the doubled angle, brightness from the strength."""
+    """Returns (H, W, 3) in red, green and blue from 0 to 1: hue from the doubled angle, brightness from the strength."""
     doubled = np.tensordot(np.exp(2j * np.radians(angles)), np.abs(maps), axes=1)
     strength = np.abs(doubled)
     strength = np.clip(strength / (float(np.percentile(strength, 99)) or 1.0), 0, 1)
@@ -82,7 +82,7 @@ def _hues(turn: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _wheel(axis: Axes, shape: float) -> None:
-    """The legend of orientation: a half disc in a corner, because directions 180 degrees apart are the same. shape: H / W."""
+    """Draws the legend of orientation: a half disc in a corner, because directions 180 degrees apart are the same. shape: H / W."""
     side = np.linspace(-1, 1, 181)
     x, y = np.meshgrid(side, np.linspace(1, 0, 91))
     radius = np.hypot(x, y)

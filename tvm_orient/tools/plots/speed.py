@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def speed_png(rows: Iterable[tuple[str, float, bool]], path: str | Path) -> None:
-    """Horizontal bars of time. rows: (label, milliseconds, is_ours); the labels give each time as a multiple of our best.
+    """Draws, as PNG, horizontal bars of time, whose labels give each time as a multiple of our best.
+
+    Args:
+        rows: (label, milliseconds, whether it is ours) of each bar.
+        path: where the picture goes.
 
     Raises:
         EnvironmentProblem: no matplotlib.

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 Table = tuple[Offset, ...]
 
 # Okabe & Ito's palette: told apart by colour-blind readers
-BLUE, ORANGE, GREY, INK, PALE = "#0072b2", "#d55e00", "#b8b8b8", "#222222", "#e2e2e2"
+BLUE = "#0072b2"
+ORANGE = "#d55e00"
+GREY = "#b8b8b8"
+INK = "#222222"
+PALE = "#e2e2e2"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches on an Agg canvas.
+    """Returns an empty figure of that size in inches on an Agg canvas.
 
     Raises:
         EnvironmentProblem: matplotlib is not installed.

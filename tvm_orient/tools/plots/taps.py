@@ -30,7 +30,7 @@ _GRID_PIXELS = 64  # across; beyond it the lines between pixels would be all the
 
 
 def taps_text(taps: Taps, width: int | None = None, degrees: Sequence[float] = ()) -> str:
-    """The taps over the pixel grid, for a terminal: one grid per group, side by side where they fit in width columns.
+    """Returns the taps over the pixel grid, for a terminal: one grid per group, side by side where they fit in width columns.
 
     A digit is the number of taps on that pixel (+ from ten on), brackets mark the centre. Groups with the same taps
     share a grid. Taps that reach too far are drawn on cells of several pixels.
@@ -86,7 +86,10 @@ def _beside(blocks: list[list[str]]) -> str:
 
 
 def _named(taps: Taps, unit: str, degrees: Sequence[float]) -> dict[Table, tuple[str, float | None]]:
-    """The different tables in order, each with its name (its groups, the angle asked for and that of its key), and that angle; None for free offsets."""
+    """Returns the different tables in order, each with its name and its angle.
+
+    The name says its groups, the angle that was asked for and that of its key. The angle is None for free offsets.
+    """
     if len(degrees) not in (0, taps.groups):
         raise InvalidArgument(f"degrees must be one angle for each of {taps.groups} groups, got {len(degrees)}")
     found: dict[Table, list[int]] = {}
@@ -102,13 +105,13 @@ def _named(taps: Taps, unit: str, degrees: Sequence[float]) -> dict[Table, tuple
 
 
 def _box(taps: Taps) -> tuple[Offset, Offset]:
-    """Least and greatest (dh, dw) of all groups and of the centre."""
+    """Returns the least and greatest (dh, dw) of all groups and of the centre."""
     rows, columns = zip((0, 0), *(offset for table in taps.table for offset in table), strict=True)
     return (min(rows), min(columns)), (max(rows), max(columns))
 
 
 def _line(table: Table) -> tuple[float, int, int] | None:
-    """Angle in degrees and first and last distance of the line whose truncation the table is; None where the key names no angle."""
+    """Returns the angle in degrees and the first and last distance of the line whose truncation the table is; None where the key names no angle."""
     named = Taps((table,)).lines
     if named is None:
         return None
@@ -154,7 +157,7 @@ def taps_png(taps: Taps, path: str | Path, degrees: Sequence[float] = ()) -> Non
 
 
 def _surroundings(lowest: Offset, highest: Offset) -> tuple[Offset, Offset]:
-    """The box with a margin, at least a quarter as high as wide and two fifths as wide as high."""
+    """Returns the box with a margin, at least a quarter as high as wide and two fifths as wide as high."""
     rows, columns = highest[0] - lowest[0] + 1, highest[1] - lowest[1] + 1
     margin = 1 + max(rows, columns) // 32
     more_h, more_w = max(margin, (columns // 4 - rows + 1) // 2), max(margin, (2 * rows // 5 - columns + 1) // 2)
@@ -171,7 +174,7 @@ def _draw_grid(axis: Axes, lowest: Offset, highest: Offset) -> None:
 
 
 def _draw_taps(axis: Axes, table: Table, size: float) -> None:
-    """The pixels that taps land on; size: side of a pixel in points."""
+    """Draws the pixels that taps land on; size: side of a pixel in points."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -189,7 +192,7 @@ def _draw_taps(axis: Axes, table: Table, size: float) -> None:
 
 
 def _draw_line(axis: Axes, table: Table, degrees: float | None) -> None:
-    """The line before truncation, as an arrow from the first tap to the last."""
+    """Draws the line before truncation, as an arrow from the first tap to the last."""
     line = _line(table)
     if line is None or degrees is None or line[1] == line[2]:
         return
