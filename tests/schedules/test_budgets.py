@@ -17,9 +17,8 @@ from tvm_orient.perf_model import gpu_specs
 from tvm_orient.problem.device import Device, arch_device, archs, capability
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.sass import decode
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -31,7 +30,7 @@ def defaults(
 ) -> list[tuple[ConvSpec, Choice]]:
     """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
     specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for k, height in sizes for angle in angles]
-    return [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
+    return [(spec, default_choices(spec, device)[0]) for spec in specs]
 
 
 def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:
@@ -163,7 +162,7 @@ def test_stems_run_near_the_speed_of_dram(layout: str) -> None:
     device = arch_device("sm_90a")
     problems = (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))
     specs = [spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout) for op, height, angle in problems]
-    cases = [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
+    cases = [(spec, default_choices(spec, device)[0]) for spec in specs]
     for (spec, choice), found in zip(cases, predict(cases, device), strict=True):
         assert found.spills == 0, spec
         assert found.kernels[0].shared <= 49152 + 1024
@@ -186,7 +185,7 @@ def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
     """A warp of channels shares its taps: at 28x28 every angle is near what DRAM allows, and nothing spills."""
     device = arch_device("sm_90a")
     specs = [dataclasses.replace(spec_of("conv", 512, 28, 28, line(angle, k=kernel_size)), layout="nhwc") for angle in (0, 22.5, 45, 90)]
-    for predicted in predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device):
+    for predicted in predict([(spec, default_choices(spec, device)[0]) for spec in specs], device):
         assert predicted.spills == 0
         (one,) = predicted.bounds
         assert one.limiter_clocks <= 1.2 * one.clocks["dram"], one.clocks

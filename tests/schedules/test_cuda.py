@@ -29,10 +29,9 @@ from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device, recorded_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
 
 SMALL_GPU = arch_device("sm_89")  # 99 KiB of shared memory a block
 # each is built once for every value of every knob
@@ -62,7 +61,7 @@ def test_default_of_each_template(template: Template, case: str) -> None:
     for op in template.ops:
         spec = fitted(template, spec_of(op, *CASES[case]))
         choices = with_template(template, spec, GPU)
-        if choices is not None and choices != schedules_choices.default_choices(spec, GPU):  # test_default has the first choice
+        if choices is not None and choices != default_choices(spec, GPU):  # test_default has the first choice
             check_serial(spec, choices, batches=(2,))
 
 

@@ -19,7 +19,7 @@ from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import LAYOUTS, ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.records import record as records_record
+from tvm_orient.records.record import Record
 from tvm_orient.runtime import serving
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.choices import Choice, default_choices
@@ -194,7 +194,7 @@ def test_bad_budget(name: str, value: float) -> None:
 def test_stale_record_is_refused_with_a_reason() -> None:
     part = SPEC.parts()[0][2]
     default = Choice.of(*registry.default(part, cpu_device()))
-    record = records_record.Record(
+    record = Record(
         spec=part.key, template=default.template, template_version=default.version + 1, decisions=dict(default.decisions), device=cpu_device().slug,
         median_us=1.0, spread_us=0.0, default_us=2.0, floor_us=0.5, error=0.0, provenance={},
     )  # fmt: skip

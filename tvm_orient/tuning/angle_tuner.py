@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import BuildFailed, TuningFailed
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
-from ..records import record as records_record
 from ..records import store
+from ..records.record import Record
 from ..schedules import registry
 from ..schedules.base import Template
 from ..schedules.choices import Choice
@@ -183,7 +183,7 @@ class AngleTuner:
                 f"no candidate for {self.part} builds and runs on {self.device.slug}, not even the default: "
                 f"run `tvm-orient doctor`; the journal {self.journal.path} says why"
             )
-        kept: records_record.Record | None = None
+        kept: Record | None = None
         result: Result | None = None
         note = ""
         for seconds, choice in [] if self.busy else ranked[:3]:
@@ -206,7 +206,7 @@ class AngleTuner:
         numbers = (len(self.done), failures, self.resumed, total, stages)
         return Outcome(self.part, record, in_microseconds(base), in_microseconds(best), *numbers, note, written, self.journal.path, doubt)
 
-    def _final(self, choice: Choice, default: Choice, searched: float) -> tuple[records_record.Record | None, Result | None, str]:
+    def _final(self, choice: Choice, default: Choice, searched: float) -> tuple[Record | None, Result | None, str]:
         """(record, comparison, why the winner is not in the record) of a choice that took so many seconds in the search.
 
         Where the default wins the record is its own, without which that of a near shape would answer.
@@ -250,10 +250,10 @@ class AngleTuner:
                 break
         return result
 
-    def _record(self, choice: Choice, result: Result, error: float) -> records_record.Record:
+    def _record(self, choice: Choice, result: Result, error: float) -> Record:
         template = registry.find(choice.template)
         median, spread, base, floor = (1e6 * seconds for seconds in result.times)
-        return records_record.Record(
+        return Record(
             spec=self.part.key, template=template.name, template_version=template.version, decisions=dict(choice.decisions), device=self.device.slug,
             median_us=median, spread_us=spread, default_us=base, floor_us=floor, error=error, provenance=self._provenance(),
         )  # fmt: skip
