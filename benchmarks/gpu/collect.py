@@ -22,7 +22,7 @@ from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.records import merge, store
 from tvm_orient.records.plausible import impossible
 from tvm_orient.records.record import Record
-from tvm_orient.tuning.angle_tuner import MARGIN
+from tvm_orient.tuning.winner import MARGIN
 
 from ..report import sheets
 from ..report.plot import draw

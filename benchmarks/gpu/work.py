@@ -41,7 +41,7 @@ from tvm_orient.runtime.kernel import GenericAdapter, Kernel, opened
 from tvm_orient.schedules.choices import is_generic
 from tvm_orient.toolchain.worker import serve
 from tvm_orient.tuning import runner
-from tvm_orient.tuning.winner import RUNS
+from tvm_orient.tuning.contest import RUNS
 
 from .jobs import choices_of
 

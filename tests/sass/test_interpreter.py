@@ -41,7 +41,7 @@ def test_a_trace_follows_loops_branches_and_banks(arch: str, step: int, ways: in
     assert ran.wavefronts["LDG"] == 4 * 64
     assert ran.stored == 2 * 64 * 4
     assert (ran.count("STG"), ran.sectors["store"]) == (4, 2 * 64 * 4 / 32)
-    assert 0 < ran.rounds <= 64
+    assert 0 < ran.exposed_waits <= 64
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])

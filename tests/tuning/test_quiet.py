@@ -21,10 +21,10 @@ from tvm_orient.records.record import Record
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.choices import Choice
 from tvm_orient.tuning import journal, quiet, tune
+from tvm_orient.tuning.contest import contest, noise
 from tvm_orient.tuning.quiet import Busy, Patience
 from tvm_orient.tuning.result import Interrupted, Outcome, Progress, TooBusy
 from tvm_orient.tuning.runner import Timing
-from tvm_orient.tuning.winner import contest, noise
 
 SPEC = ConvSpec("conv", 64, 28, 28, Taps.oriented([0.0, 0.4], 7))
 PART = SPEC.parts()[0][2]
