@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -37,18 +37,16 @@ def oriented_conv2d(
     residual: bool = False,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """Depthwise convolution with 1D kernels laid along angles (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812).
+    """Convolves each channel with a 1D kernel that lies along an angle, by the rule of the published kernels (Kirchmeyer & Deng, ICCV 2023, arXiv 2309.15812).
 
-    With k = dilation * (s - K//2), and x~ for x padded without bound::
+    With k = dilation * (s - K//2), and x~ for x padded without bound (`Taps.oriented` has the arithmetic)::
 
         dh = trunc(-sin(theta) * k)        dw = trunc(cos(theta) * k)
         y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw]
 
-    This is the rule of the published kernels; `Taps.oriented` has its arithmetic.
-
     Args:
         x: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64. Sums are kept in float32 (float64 for float64). Inside an autocast region
-            operands are cast to its dtype, float64 apart.
+            operands are cast to its dtype, but for float64.
         weight: (C, K) or (C, 1, 1, K), dtype and device of x; K odd unless anchor is "start".
         theta: radians, counter-clockwise with y up: a float, or floats (G,), (C,) or (C, 1). With G angles channel c takes angle
             (G*(c+1) - 1) // C. Whole numbers other than 0 are refused, and beyond 2 pi there is a UserWarning: `tvm_orient.from_degrees`
@@ -77,19 +75,12 @@ def oriented_conv2d(
         return _recorded(oriented_conv2d, x, weight, _plain(theta), bias, **named, residual=residual, activation=activation)
     matrix = checks.weight_matrix(weight)
     if x.is_nested or x.dim() not in (3, 4):
-        checks.tensor(x, "x")
-        raise InvalidArgument(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
+        _refuse_image(x)
     channels = x.shape[-3]
-    if torch.compiler.is_compiling():
-        from .ops import compiling  # loads Dynamo, which is loaded by now
-
-        found = compiling.line_key(theta, matrix.shape[1], dilation, anchor, channels)
-        if found is None:
-            options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
-            return compiling.uncompiled(oriented_conv2d, x, weight, theta, bias, **options, residual=residual, activation=activation)
-        key = found
-    else:
-        key = _line_key(theta, matrix.shape[1], dilation, anchor, channels)
+    key = (_compiled_line_key if torch.compiler.is_compiling() else _line_key)(theta, matrix.shape[1], dilation, anchor, channels)
+    if key is None:
+        options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode, "anchor": anchor}
+        return _uncompiled(oriented_conv2d, x, weight, theta, bias, **options, residual=residual, activation=activation)
     if not residual:
         return _apply(x, matrix, key, bias, stride, padding_mode, activation)
     return with_residual(x, matrix, key, bias, stride, padding_mode, matrix.shape[1] // 2 if anchor == "center" else 0, activation)
@@ -105,14 +96,14 @@ def tap_conv2d(
     padding_mode: str = "zeros",
     activation: str | None = None,
 ) -> torch.Tensor:
-    """Depthwise convolution with any integer taps.
+    """Convolves each channel with a kernel whose taps lie at any offsets in whole pixels.
 
     With (dh, dw) = taps.offsets[g, s] for channel c of group g, and x~ for x padded without bound::
 
         y[n,c,p,q] = bias[c] + sum_s weight[c,s] * x~[n, c, p*stride + dh, q*stride + dw]
 
     Args:
-        x, bias, stride, padding_mode: as `oriented_conv2d`.
+        x, bias, stride, padding_mode, activation: as `oriented_conv2d`.
         weight: (C, K) or (C, 1, 1, K) with K = taps.kernel_size, even or odd.
         taps: offsets in pixels of x, for one group of channels or several.
 
@@ -137,7 +128,7 @@ def keyed_conv2d(
     padding_mode: str,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """`tap_conv2d` for the taps of a key, as a graph of torch.fx can hold them."""
+    """Computes `tap_conv2d` for the taps of a key, which a graph of torch.fx can hold where it cannot hold a Taps."""
     if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
         return _recorded(keyed_conv2d, x, weight, key, bias, stride, padding_mode, activation)
     return _apply(x, checks.weight_matrix(weight), key, bias, stride, padding_mode, activation)
@@ -148,14 +139,18 @@ def _stands_in(given: Any) -> bool:
 
 
 def _plain(theta: Any) -> Any:
-    """Angles as a graph can hold them: numbers of Python's own, where they are numpy's."""
+    """Returns angles as a graph can hold them: numpy's numbers become Python's own."""
     if isinstance(theta, list | tuple):
         return [_plain(angle) for angle in theta]
     return theta.tolist() if isinstance(theta, np.ndarray | np.generic) else theta
 
 
 def _recorded(function: Callable[..., torch.Tensor], x: Any, weight: Any, *rest: Any, **options: Any) -> Any:
-    """A call whose operands are not all tensors: whoever stands in for them (torch.fx does) is handed the call, or else it is refused."""
+    """Hands a call whose operands are not all tensors to whoever stands in for them, as torch.fx does.
+
+    Raises:
+        InvalidArgument: nobody stands in for an operand that is no tensor.
+    """
     standing_in = [one for one in (x, weight) if _stands_in(one)]
     for one, name in ((x, "x"), (weight, "weight")):
         if not _stands_in(one):
@@ -173,9 +168,10 @@ def with_residual(
     centre: int,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """activation(tap_conv2d(x) + x), for the taps of a key whose tap `centre` has offset (0, 0).
+    """Computes activation(tap_conv2d(x) + x), for the taps of a key whose tap `centre` has offset (0, 0).
 
-    By a weight where adding one to it is exact enough, else by a sum.
+    One is added to that tap's weight where the dtype makes it exact enough; otherwise x is added to the result. Arguments and errors are those of
+    `tap_conv2d`; x is taken at multiples of the stride.
     """
     if not (isinstance(x, _TENSOR) and isinstance(weight, _TENSOR)):
         return _recorded(with_residual, x, weight, key, bias, stride, padding_mode, centre, activation)
@@ -187,6 +183,24 @@ def with_residual(
     y = _apply(x, matrix, key, bias, stride, padding_mode, None)
     down, across = checks.options(stride, padding_mode)
     return kernel.activate(name, y + x[..., ::down, ::across].to(y.dtype))
+
+
+def _refuse_image(x: torch.Tensor) -> NoReturn:
+    checks.tensor(x, "x")
+    raise InvalidArgument(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
+
+
+def _compiled_line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str | None:
+    """Returns the key of oriented taps in a graph; None where theta is or holds tensors."""
+    from .ops import compiling  # loads Dynamo, which is loaded by now
+
+    return compiling.line_key(theta, kernel_size, dilation, anchor, channels)
+
+
+def _uncompiled(function: Callable[..., torch.Tensor], *given: Any, **options: Any) -> torch.Tensor:
+    from .ops import compiling  # as above
+
+    return compiling.uncompiled(function, *given, **options)
 
 
 def _line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
@@ -202,7 +216,7 @@ _known_line = functools.lru_cache(maxsize=1024)(checks.line_key)
 
 
 def _autocast(kind: str, x: torch.Tensor) -> bool:
-    """Whether operands of x, on a device of that kind, are to be cast to the dtype of an autocast region: float64 is left alone, as PyTorch does."""
+    """Says whether operands beside x, on a device of that kind, are cast to the dtype of an autocast region: float64 is left alone, as PyTorch leaves it."""
     return kind in _RUN_ON and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
 
 
@@ -240,11 +254,11 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
     Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on.
 
     Args:
-        what: specs, one or several, without batch size (a backward pass has its own, of op "conv_dx" and "conv_dw"); or a module or a
+        what: one spec or several, without batch size (a backward pass has specs of its own, of op "conv_dx" and "conv_dw"); or a module or a
             function, which is called once with the inputs, forward and, where gradients are enabled, backward. Parameters, buffers,
             their gradients and the random state stay as they are.
-        inputs: of the module or the function; for specs the device may stand here.
-        device: of the specs: "cpu", "cuda", "cuda:1" or a torch.device.
+        inputs: the arguments of the module or the function; for specs the device may stand here.
+        device: where the specs will run: "cpu", "cuda", "cuda:1" or a torch.device.
 
     Raises:
         InvalidArgument: what is neither specs nor can be called.

@@ -20,9 +20,9 @@ from tvm_orient.kernels import resolve, source_hash
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.records import merge, store
-from tvm_orient.records import record as records_record
 from tvm_orient.records.plausible import impossible
-from tvm_orient.tuning.angle_tuner import MARGIN
+from tvm_orient.records.record import Record
+from tvm_orient.tuning.winner import MARGIN
 
 from ..report import sheets
 from ..report.plot import draw
@@ -117,7 +117,7 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
     if source != source_hash.source_hash() and not any_source:
         yield f"records: none of {len(finals)}, as other code than this checkout's generated the kernels; --any-source makes them all the same"
         return
-    made: dict[str, list[records_record.Record]] = {}
+    made: dict[str, list[Record]] = {}
     for result in finals:
         record, why = record_of(result, facts, rows)
         if record is None:
@@ -132,7 +132,7 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
         yield f"{place}: {len(fresh)} records of this run, {len(kept)} in all"
 
 
-def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tuple[records_record.Record | None, str]:
+def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tuple[Record | None, str]:
     """(the record of a comparison between a problem's best candidate and its default, ""), or (None, why there is none)."""
     if "error" in result:
         return None, result["error"]
@@ -146,7 +146,7 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
     if why := impossible(spec, result["batch"], 1e6 * best, 1e6 * floor):
         return None, f"times that cannot be true: {why}"
     (choice,) = choices_of(result)
-    record = records_record.Record(
+    record = Record(
         spec=spec.key, template=choice.template, template_version=choice.version, decisions=dict(choice.decisions), device=device.slug,
         median_us=1e6 * best, spread_us=1e6 * result["spread"], default_us=1e6 * base, floor_us=1e6 * floor, error=result["error_of"],
         provenance={

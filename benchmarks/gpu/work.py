@@ -36,12 +36,12 @@ from tvm_orient.kernels import cache, manifest
 from tvm_orient.kernels.build_key import build_key
 from tvm_orient.problem.device import Device, device_for
 from tvm_orient.problem.spec import ConvSpec
-from tvm_orient.runtime import kernel as runtime_kernel
 from tvm_orient.runtime import loader
+from tvm_orient.runtime.kernel import GenericAdapter, Kernel, opened
 from tvm_orient.schedules.choices import is_generic
 from tvm_orient.toolchain.worker import serve
 from tvm_orient.tuning import runner
-from tvm_orient.tuning.winner import RUNS
+from tvm_orient.tuning.contest import RUNS
 
 from .jobs import choices_of
 
@@ -67,10 +67,10 @@ def _entry(name: str) -> Path:
     return KIT / "kernels" / name
 
 
-def _kernel(request: _Request) -> runtime_kernel.Kernel | runtime_kernel.GenericAdapter:
+def _kernel(request: _Request) -> Kernel | GenericAdapter:
     """Return the first kernel of a job, from the kit."""
     path = _entry(request["entry"]) / manifest.KERNEL
-    return runtime_kernel.opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
+    return opened(ConvSpec.from_key(request["spec"]), device(), path, generic=is_generic(choices_of(request)))
 
 
 def _operands(spec: ConvSpec, batch: int) -> tuple[torch.Tensor, ...]:

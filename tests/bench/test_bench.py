@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 
 from tvm_orient import ConvSpec, Taps, angles_between
-from tvm_orient.bench import cell as bench_cell
 from tvm_orient.bench import methods, turns
-from tvm_orient.bench import rows as bench_rows
 from tvm_orient.bench.bench import bench
+from tvm_orient.bench.cell import Cell
 from tvm_orient.bench.peers import registry
 from tvm_orient.bench.peers.base import Peer
 from tvm_orient.bench.rows import DEFAULT, TUNED, Row, losses, read_csv, write_csv
@@ -29,8 +28,8 @@ from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.evaluate import reference, timing
 from tvm_orient.evaluate.machine import keep_freed_memory, last_level_cache, others_busy
 from tvm_orient.problem.device import arch_device, cpu_device
-from tvm_orient.records import record as records_record
 from tvm_orient.records import store
+from tvm_orient.records.record import Record
 from tvm_orient.runtime import serving
 from tvm_orient.schedules import choices
 
@@ -135,7 +134,7 @@ def test_what_is_wrong_gets_no_time(pool: None) -> None:
 
 def test_a_wrong_kernel_of_ours_gets_no_time(pool: None, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = methods.public_op
-    monkeypatch.setattr(bench_cell, "public_op", lambda spec: lambda *operands: honest(spec)(*operands) * 1.01)
+    monkeypatch.setattr("tvm_orient.bench.cell.public_op", lambda spec: lambda *operands: honest(spec)(*operands) * 1.01)
     rows = bench([TINY], CPU, batch=1, peers=["right"], repeats=5)
     assert [row.note[:5] for row in by_method(rows, DEFAULT)] == ["wrong"]
     assert all(row.vs_ours is None for row in rows)
@@ -149,9 +148,7 @@ def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.Monkey
     facts = {"gpu": CPU.name, "cc": CPU.arch, "units": CPU.units, "date": "2026-01-01"}
     times: dict[str, Any] = {"median_us": 1.0, "spread_us": 0.1, "default_us": 2.0, "floor_us": 0.5, "error": 0.0}
     decisions = dict(choice.decisions)
-    record = records_record.Record(
-        spec=spec.key, template=choice.template, template_version=choice.version, decisions=decisions, device=CPU.slug, provenance=facts, **times
-    )
+    record = Record(spec=spec.key, template=choice.template, template_version=choice.version, decisions=decisions, device=CPU.slug, provenance=facts, **times)
     store.append(record, tmp_path)
     rows = bench([spec], CPU, batch=1, peers=False, repeats=5, states=["warm"])
     assert [(row.method, row.cache, row.checked) for row in rows] == [(TUNED, "warm", True), (DEFAULT, "warm", True), ("copy", "warm", False)]
@@ -161,7 +158,7 @@ def test_tuned_and_default_are_both_timed(pool: None, monkeypatch: pytest.Monkey
 def test_cold_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(cache: int) -> int:
         monkeypatch.setattr(timing, "last_level_cache", lambda device: cache)
-        return bench_cell.Cell(TINY, CPU, 1, print, "").sets.count
+        return Cell(TINY, CPU, 1, print, "").sets.count
 
     held = TINY.bytes_moved(1)
     assert count(100 * held) == 201
@@ -262,7 +259,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 def test_csv_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speeds.csv"
     write_csv(ROWS, path)
-    monkeypatch.setattr(bench_rows.os, "replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_csv(ROWS[:1], path)
     assert read_csv(path) == ROWS

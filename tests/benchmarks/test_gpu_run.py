@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import collect as gpu_collect
-from benchmarks.gpu import results as gpu_results
+from benchmarks.gpu import counters
+from benchmarks.gpu.collect import collect
+from benchmarks.gpu.results import RESULTS, Results, read
 from tests.support.kit import INSTANT, SLUG, jobs_of, keep, run_kit
 from tvm_orient.bench.rows import read_csv
 
@@ -33,16 +34,16 @@ def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pyte
     assert done.returncode == 0, done.stdout + done.stderr
     for said in ("floors: 2 right, 0 bad", "table: 2 right, 0 bad", "candidates: 4 right, 0 bad", "counters: skipped: ncu", "sanitizer: skipped: compute-san"):
         assert said in done.stdout
-    found = gpu_results.read(out)
-    assert found == gpu_results.read(kit / "results")
+    found = read(out)
+    assert found == read(kit / "results")
     assert {result["device"] for result in found.values()} == {SLUG}
     assert not any("error" in result for result in found.values())
     again = run_kit(kit, "--minutes", "1", "--out", str(out))
     assert "--- table: 0 of 2 jobs" in again.stdout, "what was done is not done again"
-    assert set(gpu_results.read(out)) - set(found) <= {name for name in gpu_results.read(out) if name.startswith("final/")}
+    assert set(read(out)) - set(found) <= {name for name in read(out) if name.startswith("final/")}
 
     places = tmp_path / "results", tmp_path / "tuning_logs"
-    said_of = list(gpu_collect.collect(out, *places))
+    said_of = list(collect(out, *places))
     assert any("verdict" in line for line in said_of)
     rows = read_csv(places[0] / f"{SLUG}.csv")
     assert {row.spec for row in rows} == {job["spec"] for job in few[2:4]}
@@ -55,7 +56,7 @@ def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pyte
         assert float(trial["median_us"]) > 0
     assert (places[0] / f"{SLUG}.png").stat().st_size > 1000
     before = {path: path.read_bytes() for path in places[0].iterdir()}
-    list(gpu_collect.collect(out, *places))
+    list(collect(out, *places))
     assert {path: path.read_bytes() for path in places[0].iterdir()} == before, "collecting twice changes nothing"
 
 
@@ -97,7 +98,7 @@ def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monke
     keep(kit, [*jobs, {**good, "name": "bad library", "entry": "no-library"}, {**good, "name": "the last"}])
     done = run_kit(kit, "--minutes", "3", "--patience", "4", "--steps", "candidates")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {name.split("/")[1]: result for name, result in gpu_results.read(kit / "results").items() if not name.startswith("final")}
+    found = {name.split("/")[1]: result for name, result in read(kit / "results").items() if not name.startswith("final")}
     assert {name: result.get("fault") for name, result in found.items()} == {
         "the first": None, **{name: fault for fault in FAULTS for name, fault in ((f"bad {fault}", fault), (f"after {fault}", None))},
         "bad library": "failed", "the last": None,
@@ -118,7 +119,7 @@ def test_what_the_machine_lacks_stops_it_at_once(kit: Path) -> None:
     assert "stopped: no kernel can run here" in done.stdout
     assert "No module named 'not_installed_anywhere'" in done.stdout
     assert time.monotonic() - begin < 90, "it went on until the minutes that it was given were over"
-    assert gpu_results.read(kit / "results") == {}
+    assert read(kit / "results") == {}
 
 
 def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
@@ -128,7 +129,7 @@ def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
     assert done.returncode == 1
     assert "failed alike, which is no kernel's fault: ImportError: no libtvm_runtime.so" in done.stdout
     assert "candidates" not in done.stdout.split("===")[0], "it went on"
-    assert not [result for result in gpu_results.read(kit / "results").values() if result["part"] != "floors"], "none of it counts as done"
+    assert not [result for result in read(kit / "results").values() if result["part"] != "floors"], "none of it counts as done"
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     kit, out, chance = instant(0.05), tmp_path / "out", random.Random(0)
     whole = run_kit(kit, "--minutes", "2", "--steps", "candidates")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    wanted = set(gpu_results.read(kit / "results"))
+    wanted = set(read(kit / "results"))
     assert len(wanted) >= 40
     shutil.rmtree(kit / "results")
     command = [sys.executable, str(kit / "run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
@@ -147,7 +148,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for folder in (kit / "results", out):
-            path = folder / gpu_results.RESULTS
+            path = folder / RESULTS
             lines = path.read_text().splitlines() if path.exists() else []
             assert all(json.loads(line)["id"] in wanted for line in lines)
             for path in folder.glob("*.json") if folder.exists() else ():
@@ -156,17 +157,17 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     assert counts == sorted(counts)
     last = run_kit(kit, "--minutes", "2", "--steps", "candidates", "--out", str(out))
     assert last.returncode == 0, last.stdout + last.stderr
-    assert set(gpu_results.read(kit / "results")) == set(gpu_results.read(out)) == wanted
+    assert set(read(kit / "results")) == set(read(out)) == wanted
 
 
 def test_a_line_cut_short_is_no_result_and_spoils_none(tmp_path: Path) -> None:
-    (tmp_path / gpu_results.RESULTS).write_text('{"id": "a", "median": 1}\n{"id": "b", "med')
-    results = gpu_results.Results([tmp_path, tmp_path / "copy"])
+    (tmp_path / RESULTS).write_text('{"id": "a", "median": 1}\n{"id": "b", "med')
+    results = Results([tmp_path, tmp_path / "copy"])
     assert set(results.found) == {"a"}
     results.add("c", {"median": 2})
-    assert set(gpu_results.read(tmp_path)) == set(gpu_results.read(tmp_path / "copy")) == {"a", "c"}
+    assert set(read(tmp_path)) == set(read(tmp_path / "copy")) == {"a", "c"}
     results.take_back(["a"])
-    assert set(gpu_results.read(tmp_path)) == set(gpu_results.read(tmp_path / "copy")) == {"c"}
+    assert set(read(tmp_path)) == set(read(tmp_path / "copy")) == {"c"}
 
 
 def test_the_time_given_ends_it(instant: Callable[[float], Path]) -> None:
@@ -180,7 +181,7 @@ def test_the_time_given_ends_it(instant: Callable[[float], Path]) -> None:
 
 def test_results_of_another_card_are_not_mixed(instant: Callable[[float], Path], tmp_path: Path) -> None:
     kit = instant(0.0)
-    gpu_results.Results([tmp_path / "out"]).add("time/x/y", {"device": "another-card"})
+    Results([tmp_path / "out"]).add("time/x/y", {"device": "another-card"})
     done = run_kit(kit, "--minutes", "1", "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "results must be of one card, got another-card" in done.stdout.replace("\n", " ")
@@ -223,11 +224,11 @@ def test_tools(kit: Path, tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     done = run_kit(kit, "--minutes", "2", "--steps", "counters,sanitizer", "--out", str(tmp_path / "out"), path=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = gpu_results.read(tmp_path / "out")
+    found = read(tmp_path / "out")
     assert {name.partition("/")[0] for name in found} == {"ncu", "memcheck", "racecheck"}
     assert {result.get("found", "")[:20] for name, result in found.items() if name.startswith("racecheck")} == {"RACECHECK SUMMARY: 2"}
     assert not any("found" in result for name, result in found.items() if not name.startswith("racecheck"))
-    rows = list(gpu_collect.counters.rows(tmp_path / "out" / "ncu-0.csv", tmp_path / "out" / "ncu-0.jsonl"))
+    rows = list(counters.rows(tmp_path / "out" / "ncu-0.csv", tmp_path / "out" / "ncu-0.jsonl"))
     assert [(row["problem"], row["pass"], row["time_us"], row["dram_read_mb"], row["registers"]) for row in rows] == [
         (counted[0]["name"], 1, "2", "3", "40"), (counted[1]["name"], 1, "4", "5", "32"), (counted[1]["name"], 2, "0.5", None, "16"),
     ]  # fmt: skip
@@ -238,4 +239,4 @@ def test_tools(kit: Path, tmp_path: Path) -> None:
     broken = run_kit(kit, "--minutes", "2", "--steps", "counters", path=f"{tmp_path}:{os.environ['PATH']}")
     assert broken.returncode == 0
     assert "counters: left: nothing runs under ncu here: ncu ended with 7: no permission" in broken.stdout
-    assert gpu_results.read(kit / "results") == {}
+    assert read(kit / "results") == {}

@@ -12,7 +12,7 @@ from tvm_orient.errors import Unsupported
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.records import lookup, store
-from tvm_orient.records import record as records_record
+from tvm_orient.records.record import Record
 from tvm_orient.schedules import registry
 from tvm_orient.tools import doctor
 
@@ -22,7 +22,7 @@ def test_explain_says_what_answered(user_logs: Path) -> None:
     (spec,) = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"]
     tuned, untuned = spec["parts"]
     assert (tuned["step"], tuned["source"], tuned["tried"], tuned["channels"], tuned["degrees"]) == ("user", str(file), [], [0, 4], [0.0])
-    assert records_record.Record.model_validate(tuned["record"]) == record()
+    assert Record.model_validate(tuned["record"]) == record()
     assert (untuned["step"], untuned["record"], untuned["source"], untuned["degrees"]) == ("default", None, None, [90.0])
     assert [entry["step"] for entry in untuned["tried"]] == list(lookup.STEPS[:-1])
     assert all(entry["why_not"] for entry in untuned["tried"])

@@ -22,7 +22,7 @@ from tvm_orient.errors import EnvironmentProblem, TuningFailed
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.records import record as records_record
+from tvm_orient.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     part: ConvSpec
-    record: records_record.Record | None
+    record: Record | None
     default_us: float | None
     best_us: float | None
     trials: int

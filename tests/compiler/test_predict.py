@@ -9,7 +9,7 @@ from tvm_orient.compiler.predict import predict
 from tvm_orient.perf_model import gpu_specs
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.stencil import stencil
-from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules.choices import default_choices
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or n
 def test_predictions_agree_with_what_is_known(arch: str) -> None:
     specs = [spec_of("conv", 16, 28, 28, line(45, k=7)), spec_of("conv_dx", 16, 28, 28, line(45, k=7), 2), spec_of("conv_dw", 16, 28, 28, line(22.5, k=7))]
     device = arch_device(arch)
-    for spec, found in zip(specs, predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device), strict=True):
+    for spec, found in zip(specs, predict([(spec, default_choices(spec, device)[0]) for spec in specs], device), strict=True):
         assert found.spills == 0
         assert len(found.bounds) == (2 if spec.op == "conv_dw" else 1)
         first = found.bounds[0]

@@ -24,9 +24,8 @@ from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.sass.checked_memory import Fault
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
 from tvm_orient.toolchain import nvrtc
 
 CPU, GPU = cpu_device(), arch_device("sm_90a")
@@ -100,10 +99,10 @@ def test_a_kernel_for_this_cpu(op: str) -> None:
 
 def test_the_generic_kernel_with_what_torch_adds_left_out() -> None:
     spec = dataclasses.replace(SMALL, layout="nhwc", bias=True, activation="gelu")
-    found = check(spec, GPU, schedules_choices.generic_choices(spec, GPU), ways=["serial"])
+    found = check(spec, GPU, generic_choices(spec, GPU), ways=["serial"])
     assert found.right
     assert found.computed == dataclasses.replace(SMALL, layout="nchw")
-    assert check(SMALL, CPU, schedules_choices.generic_choices(SMALL, CPU)).right
+    assert check(SMALL, CPU, generic_choices(SMALL, CPU)).right
 
 
 # ---- what is wrong ------------------------------------------------------------------------------
@@ -181,13 +180,13 @@ def test_what_is_asked_wrongly() -> None:
     with pytest.raises(InvalidArgument, match="batch must be a whole number >= 1, got 0"):
         check(SMALL, CPU, batch=0)
     with pytest.raises(InvalidArgument, match="one for each part of the spec, of which there are 2, got 1"):
-        check(SMALL, CPU, schedules_choices.default_choices(SMALL, CPU)[:1])
+        check(SMALL, CPU, default_choices(SMALL, CPU)[:1])
 
 
 def test_forced_choices() -> None:
     chosen = forced(SMALL, GPU, "shared_patch", {"patch_h": 1})
     assert [(one.template, dict(one.decisions)["patch_h"]) for one in chosen] == [("shared_patch", 1)] * 2
-    assert forced(SMALL, GPU, "generic", {}) == schedules_choices.generic_choices(SMALL, GPU)
+    assert forced(SMALL, GPU, "generic", {}) == generic_choices(SMALL, GPU)
     for name, decisions, kind, said in [
         ("nothing", {}, InvalidArgument, "unknown template 'nothing'"),
         ("shared_patch", {"speed": 9}, InvalidArgument, "template shared_patch decides on .*, got speed"),
@@ -238,7 +237,7 @@ def test_machine_code_that_is_not_followed_is_left_out(monkeypatch: pytest.Monke
 
 def test_a_cpu_of_other_instructions_is_left_out() -> None:
     other = dataclasses.replace(CPU, features=f"{CPU.features} avx99")
-    (one,) = check(SMALL, other, schedules_choices.default_choices(SMALL, CPU)).outcomes
+    (one,) = check(SMALL, other, default_choices(SMALL, CPU)).outcomes
     assert one.status == "left out"
     assert "this CPU lacks avx99" in one.reasons[0]
 

@@ -17,7 +17,7 @@ from tvm_orient.kernels import bundle
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.sass import cubin as sass_cubin
+from tvm_orient.sass.cubin import kernels
 
 
 @pytest.mark.parametrize("op", ["conv", "conv_dw"])
@@ -32,7 +32,7 @@ def test_cuda_export_holds_the_cubin(op: str, tmp_path: Path) -> None:
     facts = how["facts"]
     assert facts["spec"] == how["key"]["spec"] == spec.key
     assert how["key"]["arch"] == "sm_90a"
-    assert [k["name"] for k in facts["kernels"]] == [k.name for k in sass_cubin.kernels(cubin)]
+    assert [k["name"] for k in facts["kernels"]] == [k.name for k in kernels(cubin)]
     assert all(k["spills"] == 0 and k["registers"] > 0 for k in facts["kernels"])
     assert ("workspace" in facts) == (op == "conv_dw")
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from tests.support.records import KEY, put, record
 from tvm_orient.errors import InvalidArgument, LogFileError
-from tvm_orient.records import store as records_store
 from tvm_orient.records.merge import merge
-from tvm_orient.records.store import append, log_path, read, write
+from tvm_orient.records.store import LogFile, append, log_path, read, write
 
 # ---- reading ---------------------------------------------------------------------------------------
 
@@ -79,7 +78,7 @@ def test_windows_line_ends_are_no_matter(tmp_path):
 def test_an_empty_file_is_an_empty_log(tmp_path):
     path = tmp_path / "conv.jsonl"
     path.touch()
-    assert read(path) == records_store.LogFile(path)
+    assert read(path) == LogFile(path)
 
 
 @pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\0\0\xff\xfe\n\0\n", "{}".encode("utf-16"), b"\xff\xfe\xfd"])
@@ -276,7 +275,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records_store.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(LogFileError, match=r"conv\.jsonl.*No space left"):
         write([record(median_us=1.0)], path)
     assert path.read_bytes() == before

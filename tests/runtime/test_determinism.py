@@ -19,7 +19,7 @@ from tvm_orient.problem.spec import LAYOUTS, ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import serving
 from tvm_orient.runtime.kernel import GenericAdapter, Kernel
-from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules.choices import generic_choices
 
 pytestmark = pytest.mark.timeout(600)  # the first test pays for the kernels of all
 _RUNS = 20
@@ -35,7 +35,7 @@ def kernels() -> dict[ConvSpec, list[Kernel | GenericAdapter]]:
     """Of each problem its own kernel and the generic one; made before the load, under which a compiler takes minutes."""
     device, found = cpu_device(), {}
     for spec in itertools.starmap(problem, itertools.product(OPS, LAYOUTS, _DTYPES)):
-        choices = ([part.choice for part in resolve.explain(spec, device)], schedules_choices.generic_choices(spec, device))
+        choices = ([part.choice for part in resolve.explain(spec, device)], generic_choices(spec, device))
         found[spec] = [serving.load(spec, device, chosen) for chosen in choices]
     return found
 

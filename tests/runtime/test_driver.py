@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from tests.support.driver import Machine, Ran, why_not
-from tvm_orient.compiler import library as compiler_library
 from tvm_orient.compiler import lower
+from tvm_orient.compiler.library import cuda_source
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.problem.device import Device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
 from tvm_orient.toolchain import nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,8 +144,8 @@ def sources() -> dict[str, list[tuple[str, int, list[tuple[str, str]], range]]]:
     found: dict[ConvSpec, Any] = {}
     for name, spec in CALLS.items():
         if spec not in found:
-            choices = (schedules_choices.generic_choices if name == "generic" else schedules_choices.default_choices)(spec, H200)
-            found[spec] = list(_read(compiler_library.cuda_source(lower.scheduled(spec, H200, choices), H200)))
+            choices = (generic_choices if name == "generic" else default_choices)(spec, H200)
+            found[spec] = list(_read(cuda_source(lower.scheduled(spec, H200, choices), H200)))
     return {name: found[spec] for name, spec in CALLS.items()}
 
 
@@ -209,8 +209,8 @@ def test_the_kernels_of_a_kit(machine: Machine, packed: Path, tmp_path: Path) ->
     assert len(jobs) == 6
     for job in jobs:
         spec, call, pointers = ConvSpec.from_key(job["spec"]), ran.answer["calls"][job["spec"]], set()
-        choices = tuple(map(schedules_choices.Choice.of_plain, job["choices"]))
-        kernels = sorted(_read(compiler_library.cuda_source(lower.scheduled(spec, H200, choices), H200)))
+        choices = tuple(map(Choice.of_plain, job["choices"]))
+        kernels = sorted(_read(cuda_source(lower.scheduled(spec, H200, choices), H200)))
         for launch, (kernel, threads, parameters, shared) in zip(call["launches"], kernels, strict=True):
             assert (launch["kernel"], math.prod(launch["block"])) == (kernel, threads)
             assert launch["shared"] in shared

@@ -20,8 +20,8 @@ from tvm_orient.kernels import cache, manifest
 from tvm_orient.kernels.build import build
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
-from tvm_orient.runtime import kernel as runtime_kernel
 from tvm_orient.runtime import loader, serving
+from tvm_orient.runtime.kernel import Kernel
 from tvm_orient.schedules import choices
 from tvm_orient.schedules.choices import Choice
 
@@ -113,7 +113,7 @@ def test_choices_are_part_of_the_entry() -> None:
     assert paths[0] != paths[1]
     given = operands(spec, 2)
     for path in paths:
-        assert_close(runtime_kernel.Kernel(spec, CPU, path)(*given), spec, given)
+        assert_close(Kernel(spec, CPU, path)(*given), spec, given)
 
 
 def test_two_threads_at_once(builds: list[ConvSpec]) -> None:
@@ -267,7 +267,7 @@ def test_no_runtime_library(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sys.modules.pop("tvm", None)
     monkeypatch.setattr(loader, "_runtimes", [])
     try:
-        monkeypatch.setattr(loader.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
         with pytest.raises(to.EnvironmentProblem, match=r"libtvm_runtime.so of apache-tvm, which is not installed: pip install"):
             loader.load_runtime("cpu")
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.helpers import nvrtc_missing
-from tvm_orient.sass import cubin as sass_cubin
+from tvm_orient.sass.cubin import kernels
 from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
@@ -26,7 +26,7 @@ def test_counts_are_read_right() -> None:
       x[0] = room[i];
     }
     """
-    add, spill = sorted(sass_cubin.kernels(nvrtc.compile_cubin(source, "sm_80")), key=lambda kernel: kernel.name)
+    add, spill = sorted(kernels(nvrtc.compile_cubin(source, "sm_80")), key=lambda kernel: kernel.name)
     assert (add.name, spill.name) == ("add", "spill")
     assert (add.shared, spill.shared) == (256, 0)
     assert (add.count("LDG"), add.count("LDS"), add.count("STS"), add.count("FFMA"), add.spills) == (1, 1, 1, 1, 0)

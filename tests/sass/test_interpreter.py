@@ -8,8 +8,8 @@ import pytest
 from tests.support.helpers import nvrtc_missing
 from tvm_orient.errors import BuildFailed
 from tvm_orient.sass import alu, interpreter
-from tvm_orient.sass import cubin as sass_cubin
-from tvm_orient.sass import known as sass_known
+from tvm_orient.sass.cubin import kernels
+from tvm_orient.sass.known import ALL_BITS, Known
 from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
@@ -31,7 +31,7 @@ LOOP = """
 @pytest.mark.parametrize(("step", "ways"), [(33, 1), (32, 32), (2, 2), (1, 1)])
 def test_a_trace_follows_loops_branches_and_banks(arch: str, step: int, ways: int) -> None:
     """Two blocks of two warps; all counts are known from the source."""
-    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(LOOP.replace("STEP", str(step)), arch))
+    (kernel,) = kernels(nvrtc.compile_cubin(LOOP.replace("STEP", str(step)), arch))
     ran = interpreter.run(kernel, 64, [0, 5], [7])
     assert (ran.blocks, ran.warps) == (2, 4)
     assert ran.count("LDG") == 4 * 64
@@ -54,24 +54,20 @@ def test_a_trace_follows_votes(arch: str, n: int, stores: int) -> None:
       if (__all_sync(~0u, low)) y[threadIdx.x] = 1;
       if (__any_sync(~0u, low)) y[64 + threadIdx.x] = 1;
     }"""
-    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(source, arch))
+    (kernel,) = kernels(nvrtc.compile_cubin(source, arch))
     assert "VOTE" in kernel.code
     assert interpreter.run(kernel, 64, [0], [n]).stored == stores * 128
 
 
 def test_a_trace_follows_bits_of_a_register_that_is_not_known() -> None:
     class Given:
-        def __init__(self, **known: sass_known.Known) -> None:
+        def __init__(self, **known: Known) -> None:
             self.known = known
 
-        def partial(self, text: str) -> sass_known.Known:
-            return (
-                self.known.get(text, sass_known.Known(None, None))
-                if text[0] == "R" and text != "RZ"
-                else sass_known.Known(np.uint32(int(text.replace("RZ", "0"), 0)), True)
-            )
+        def partial(self, text: str) -> Known:
+            return self.known.get(text, Known(None, None)) if text[0] == "R" and text != "RZ" else Known(np.uint32(int(text.replace("RZ", "0"), 0)), True)
 
-    def and_or(reader: Given, lut: str, mask: str) -> sass_known.Known:
+    def and_or(reader: Given, lut: str, mask: str) -> Known:
         return alu.INTEGER["LOP3"](reader, ("LUT",), ("R1", "R1", mask, "RZ", lut, "!PT"))["R1"]
 
     cleared = and_or(Given(), "0xc0", "0xfffffdff")  # data & ~0x200
@@ -79,12 +75,12 @@ def test_a_trace_follows_bits_of_a_register_that_is_not_known() -> None:
     filled = and_or(Given(R1=cleared), "0xfc", "0x200")  # ... | 0x200
     assert (int(filled.value[0]), filled.bits) == (0x200, 0x200)
     tested = and_or(Given(R1=filled), "0xc0", "0x200")  # ... & 0x200
-    assert (int(tested.value[0]), tested.bits) == (0x200, sass_known.ALL_BITS)
-    assert and_or(Given(R1=filled), "0xc0", "0x300").bits != sass_known.ALL_BITS, "the other bit is data"
+    assert (int(tested.value[0]), tested.bits) == (0x200, ALL_BITS)
+    assert and_or(Given(R1=filled), "0xc0", "0x300").bits != ALL_BITS, "the other bit is data"
 
 
 def test_a_trace_says_what_it_cannot_follow() -> None:
     source = 'extern "C" __global__ void main_kernel(int* x) { if (x[threadIdx.x] > 3) x[x[threadIdx.x + 32]] = 1; }'
-    (kernel,) = sass_cubin.kernels(nvrtc.compile_cubin(source, "sm_80"))
+    (kernel,) = kernels(nvrtc.compile_cubin(source, "sm_80"))
     with pytest.raises(BuildFailed, match="depends on data"):
         interpreter.run(kernel, 32, [0])

@@ -18,9 +18,8 @@ from tvm_orient.perf_model import gpu_specs
 from tvm_orient.problem.device import Device, arch_device, archs, capability
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.sass import decode
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
@@ -32,7 +31,7 @@ def defaults(
 ) -> list[tuple[ConvSpec, Choice]]:
     """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
     specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for k, height in sizes for angle in angles]
-    return [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
+    return [(spec, default_choices(spec, device)[0]) for spec in specs]
 
 
 def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:
@@ -189,7 +188,7 @@ def test_stems_run_near_the_speed_of_dram(layout: str, op: str, height: int, ang
     """64 channels, stride 2, K=31: all passes together take at most 1.3 times what DRAM needs, and nothing spills."""
     device = arch_device("sm_90a")
     spec = spec_of(op, 64, height, height, line(angle, k=31), 2, layout=layout)
-    choice = schedules_choices.default_choices(spec, device)[0]
+    choice = default_choices(spec, device)[0]
     (found,) = predict([(spec, choice)], device)
     assert found.spills == 0
     assert found.kernels[0].shared <= 49152 + 1024
@@ -212,7 +211,7 @@ def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
     """A warp of channels shares its taps: at 28x28 every angle is near what DRAM allows, and nothing spills."""
     device = arch_device("sm_90a")
     specs = [dataclasses.replace(spec_of("conv", 512, 28, 28, line(angle, k=kernel_size)), layout="nhwc") for angle in (0, 22.5, 45, 90)]
-    for predicted in predict([(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs], device):
+    for predicted in predict([(spec, default_choices(spec, device)[0]) for spec in specs], device):
         assert predicted.spills == 0
         (one,) = predicted.bounds
         assert one.limiter_clocks <= 1.2 * one.clocks["dram"], one.clocks

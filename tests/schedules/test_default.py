@@ -16,9 +16,8 @@ from tests.support.helpers import (
 from tvm_orient.perf_model import block_cost, gpu_specs
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
 from tvm_orient.schedules.default import CLOSE
 
 
@@ -66,4 +65,4 @@ def test_a_layer_keeps_its_code_in_the_instruction_cache(size: int) -> None:
     assert together <= block_cost.CODE_CACHE
     if size > 14:
         assert code([registry.default(part, GPU) for part in parts]) > block_cost.CODE_CACHE
-    assert schedules_choices.default_choices(spec, GPU) == tuple(Choice.of(*choice) for choice in registry.together(parts, GPU))
+    assert default_choices(spec, GPU) == tuple(Choice.of(*choice) for choice in registry.together(parts, GPU))

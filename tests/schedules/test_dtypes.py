@@ -13,7 +13,7 @@ from tests.support.helpers import OPS, assert_close, check_cpu, check_generic, c
 from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device, cpu_device
-from tvm_orient.schedules import choices as schedules_choices
+from tvm_orient.schedules.choices import default_choices, generic_choices
 
 HALVES = ("float16", "bfloat16")
 # name: channels, height, width, taps, stride, padding
@@ -57,7 +57,7 @@ def test_cuda_compiles(arch: str, dtype: str) -> None:
     device, sources = arch_device(arch), {}
     for op in OPS:
         spec = spec_of(op, 16, 28, 28, line(45, k=7), dtype=dtype)
-        for name, choices in (("own", schedules_choices.default_choices(spec, device)), ("generic", schedules_choices.generic_choices(spec, device))):
+        for name, choices in (("own", default_choices(spec, device)), ("generic", generic_choices(spec, device))):
             sources[f"{op}_{name}"] = library.cuda_source(lower.scheduled(spec, device, choices), device)
     assert len(cubin.kernels(nvrtc.compile_cubin(together(sources), arch))) == 8  # conv_dw has two
 
@@ -130,7 +130,7 @@ def test_autocast_under_compile() -> None:
 
 def test_the_cpu_kernel_moves_two_bytes() -> None:
     spec = spec_of("conv", 4, 8, 32, line(0, k=7), dtype="bfloat16")
-    script = lower.scheduled(spec, cpu_device(), schedules_choices.default_choices(spec, cpu_device())).script()
+    script = lower.scheduled(spec, cpu_device(), default_choices(spec, cpu_device())).script()
     assert '"bfloat16"' in script
     given = operands(spec, 1)
     assert {t.dtype for t in given} == {torch.bfloat16}

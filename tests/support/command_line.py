@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from tvm_orient.cli.application import app
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
-from tvm_orient.records import record as records_record
+from tvm_orient.records.record import Record
 from tvm_orient.schedules import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def keys(*args: object) -> list[str]:
     return [answer["spec"] for answer in printed_json("explain", "--target", "cpu", *args)["specs"]]
 
 
-def record(key: str = KEY, median_us: float = 10.0, **fields: Any) -> records_record.Record:
+def record(key: str = KEY, median_us: float = 10.0, **fields: Any) -> Record:
     """A record that this machine's CPU accepts."""
     template, config = registry.default(ConvSpec.from_key(key), cpu_device())
     made = {
@@ -59,7 +59,7 @@ def record(key: str = KEY, median_us: float = 10.0, **fields: Any) -> records_re
         "median_us": median_us, "spread_us": 0.1, "default_us": 20.0, "floor_us": 1.0, "error": 1e-6,
         "provenance": {"date": "2026-11-21", "cc": cpu_device().arch, "units": cpu_device().units},
     }  # fmt: skip
-    return records_record.Record(**{**made, **fields})
+    return Record(**{**made, **fields})
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:

@@ -17,9 +17,8 @@ from tvm_orient.compiler import library, lower
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.sass import cubin
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices
 from tvm_orient.toolchain import nvrtc
 
 GPU = arch_device("sm_90a")
@@ -29,13 +28,13 @@ ANGLES = [math.degrees(a) for a in EIGHT]
 
 def source_of(spec: ConvSpec, choices: Any = None) -> str:
     """CUDA source of a spec for GPU, by these choices or by those of a machine without records."""
-    return library.cuda_source(lower.scheduled(spec, GPU, choices or schedules_choices.default_choices(spec, GPU)), GPU)
+    return library.cuda_source(lower.scheduled(spec, GPU, choices or default_choices(spec, GPU)), GPU)
 
 
 def default_source(spec: ConvSpec, arch: str) -> str:
     """CUDA source of a spec for an arch, as a machine without records chooses it."""
     device = arch_device(arch)
-    return library.cuda_source(lower.scheduled(spec, device, schedules_choices.default_choices(spec, device)), device)
+    return library.cuda_source(lower.scheduled(spec, device, default_choices(spec, device)), device)
 
 
 def kernels_of(source: str, arch: str = "sm_90a") -> dict[str, cubin.KernelFacts]:

@@ -24,10 +24,9 @@ from tvm_orient.problem.generic_args import GenericArgs
 from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import kernel, serving
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
-from tvm_orient.schedules.choices import Choice
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
 
 OPS = ("conv", "conv_dx", "conv_dw")
 EIGHT = tuple(math.pi * i / 8 for i in range(8))
@@ -110,7 +109,7 @@ def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Calla
     from tvm_orient.toolchain.tvm import target
 
     spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), cpu_device() if kind == "cpu" else arch_device("sm_90a")
-    module = lower.scheduled(spec, device, schedules_choices.generic_choices(spec, device))
+    module = lower.scheduled(spec, device, generic_choices(spec, device))
     return compiled(module, target(device)) if kind == "cpu" else serial_form(module)
 
 
@@ -135,7 +134,7 @@ def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: 
     from tvm_orient.toolchain.tvm import target
 
     device = cpu_device()
-    choices = choices or schedules_choices.default_choices(spec, device)
+    choices = choices or default_choices(spec, device)
     module = lower.scheduled(spec, device, choices)
     check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
 
@@ -145,7 +144,7 @@ def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batche
     from tvm_orient.evaluate.serial import serial_form
 
     device = arch_device(arch)
-    choices = choices or schedules_choices.default_choices(spec, device)
+    choices = choices or default_choices(spec, device)
     module = lower.scheduled(spec, device, choices)
     check(spec, serial_form(module), batches, space_of(spec, module), choices)
 

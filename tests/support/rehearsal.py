@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import results as gpu_results
+from benchmarks.gpu.results import read
 from tests.support.driver import Machine, why_not
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def rehearse(archive: Path, folder: Path, machine: Machine, *options: str, more:
     wall = time.monotonic() - begin
     seconds = sum(float(path.read_text()) for path in spent.iterdir())
     launches = sum('"what": "launch"' in line for line in log.open()) if log.exists() else 0
-    return Rehearsal(done.returncode, done.stdout + done.stderr[-3000:], gpu_results.read(folder / "out"), wall, seconds, launches)
+    return Rehearsal(done.returncode, done.stdout + done.stderr[-3000:], read(folder / "out"), wall, seconds, launches)
 
 
 def main(archive: Path) -> None:

@@ -10,7 +10,7 @@ from tests.support.cuda import default_source
 from tests.support.helpers import OPS, line, nvrtc_missing, spec_of
 from tvm_orient.compiler.predict import together
 from tvm_orient.errors import BuildFailed, InvalidArgument
-from tvm_orient.sass import cubin as sass_cubin
+from tvm_orient.sass.cubin import kernels
 from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
@@ -24,9 +24,9 @@ def test_every_arch(arch: str) -> None:
     cubin = nvrtc.compile_cubin(together({op: default_source(spec_of(op, 8, 28, 28, line(22.5, k=7)), arch) for op in OPS}), arch)
     assert cubin[:4] == b"\x7fELF"
     assert struct.unpack_from("<H", cubin, 18)[0] == _EM_CUDA
-    kernels = sass_cubin.kernels(cubin)
-    assert sorted(kernel.name for kernel in kernels) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
-    for kernel in kernels:
+    found = kernels(cubin)
+    assert sorted(kernel.name for kernel in found) == ["conv_dw_kernel", "conv_dw_kernel_1", "conv_dx_kernel", "conv_kernel"]
+    for kernel in found:
         assert kernel.spills == 0
         assert 0 < kernel.registers <= 255
         assert kernel.shared <= 49152 + 1024  # static, and what the driver keeps for itself from sm_90 on
@@ -41,7 +41,7 @@ def test_what_nvrtc_refuses() -> None:
     with pytest.raises(BuildFailed, match=r"NVRTC refused the kernel for sm_90a.*spoon"):
         nvrtc.compile_cubin("void f() { spoon(); }", "sm_90a")
     with pytest.raises(BuildFailed, match="nvdisasm does not read"):
-        sass_cubin.kernels(b"\x7fELF not a cubin")
+        kernels(b"\x7fELF not a cubin")
 
 
 def test_archs() -> None:

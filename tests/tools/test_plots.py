@@ -16,9 +16,9 @@ import pytest
 from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.problem.line_offsets import angles_between
 from tvm_orient.problem.taps import Taps
-from tvm_orient.tools.plots import responses as plots_responses
 from tvm_orient.tools.plots import speed
-from tvm_orient.tools.plots import taps as plots_taps
+from tvm_orient.tools.plots.responses import _orientation_colours, responses_png
+from tvm_orient.tools.plots.taps import taps_png, taps_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DIAGONAL = Taps.oriented(math.pi / 4, 7)
@@ -33,7 +33,7 @@ def drawn(text: str) -> str:
 
 
 def test_text_of_a_diagonal() -> None:
-    assert plots_taps.taps_text(DIAGONAL, 80) == drawn("""
+    assert taps_text(DIAGONAL, 80) == drawn("""
 45 deg
 5 of 7 taps distinct
  . . . . 1
@@ -46,28 +46,28 @@ def test_text_of_a_diagonal() -> None:
 
 def test_text_of_two_groups_side_by_side_and_below() -> None:
     taps = Taps.oriented(np.radians([0, 67.5]), 5)
-    assert plots_taps.taps_text(taps, 43) == drawn("""
+    assert taps_text(taps, 43) == drawn("""
 group 0: 0 deg         group 1: 67.5 deg
 5 of 5 taps distinct   3 of 5 taps distinct
  . . . . .              . . 1 . .
  1 1[1]1 1              . .[3]. .
  . . . . .              . . 1 . .
 """)
-    below = plots_taps.taps_text(taps, 42).replace("\n\n", "\n")
-    beside = plots_taps.taps_text(taps, 43).splitlines()
+    below = taps_text(taps, 42).replace("\n\n", "\n")
+    beside = taps_text(taps, 43).splitlines()
     assert below.splitlines() == [line[:20].rstrip() for line in beside] + [line[23:] for line in beside]
 
 
 def test_text_of_free_offsets() -> None:
     cross = [[0, -1], [0, 0], [0, 2], [-1, 0], [1, 0], [0, 0]]
-    assert plots_taps.taps_text(Taps.from_offsets([cross, cross]), 80) == drawn("""
+    assert taps_text(Taps.from_offsets([cross, cross]), 80) == drawn("""
 free offsets
 5 of 6 taps distinct
  . 1 . .
  1[2]. 1
  . 1 . .
 """)
-    assert plots_taps.taps_text(Taps.from_offsets([[[0, 0]] * 12]), 80).endswith("[+]")
+    assert taps_text(Taps.from_offsets([[[0, 0]] * 12]), 80).endswith("[+]")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ free offsets
 )
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_text_fits(taps: Taps, width: int) -> None:
-    text = plots_taps.taps_text(taps, width)
+    text = taps_text(taps, width)
     assert max(map(len, text.splitlines())) <= width
     assert text.count("[") == text.count("]") == len(set(taps.table))
     assert text.isascii()
@@ -100,12 +100,12 @@ def size(path: Path) -> tuple[int, int]:
 
 def responses(path: Path, count: int = 8) -> None:
     draw = np.random.default_rng(0)
-    plots_responses.responses_png(draw.random((30, 40, 3)), draw.standard_normal((count, 30, 40)), [180 * i / count for i in range(count)], path)
+    responses_png(draw.random((30, 40, 3)), draw.standard_normal((count, 30, 40)), [180 * i / count for i in range(count)], path)
 
 
 @pytest.mark.parametrize("taps", [DIAGONAL, EIGHT, FAR, Taps.oriented(0.0, 31), Taps.oriented(math.pi / 2, 1)], ids=["one", "eight", "far", "flat", "dot"])
 def test_taps_png(taps: Taps, picture: Path) -> None:
-    plots_taps.taps_png(taps, picture)
+    taps_png(taps, picture)
     width, height = size(picture)
     assert 500 < width < 2500
     assert 150 < height < 2500
@@ -114,29 +114,29 @@ def test_taps_png(taps: Taps, picture: Path) -> None:
 def figure_of(draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure that a drawing would save."""
     made: list[Any] = []
-    for module in (plots_taps, plots_responses, speed):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: made.append(figure))
+    for module in ("taps", "responses", "speed"):
+        monkeypatch.setattr(f"tvm_orient.tools.plots.{module}.save_figure", lambda figure, path: made.append(figure))
     draw()
     return made[0]
 
 
 def test_names_are_the_angles_asked_for(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taps = Taps.oriented(np.radians([30.0, 45.0]), 9)
-    drawn_one = figure_of(lambda: plots_taps.taps_png(taps, picture, [30.0, 45.0]), monkeypatch)
+    drawn_one = figure_of(lambda: taps_png(taps, picture, [30.0, 45.0]), monkeypatch)
     titles = [axis.get_title().splitlines()[0] for axis in drawn_one.axes[:2]]
     assert titles == ["group 0: 30° (taps as 33.75°)", "group 1: 45°"]
     (arrow, *_) = [text for text in drawn_one.axes[0].texts if hasattr(text, "arrow_patch")]
     assert math.degrees(math.atan2(-arrow.xy[1], arrow.xy[0])) == pytest.approx(30.0)
-    assert plots_taps.taps_text(taps, 80, [30.0, 45.0]).startswith("group 0: 30 deg (taps as 33.75 deg)   group 1: 45 deg")
-    assert plots_taps.taps_text(taps, 80).startswith("group 0: 33.75 deg")
+    assert taps_text(taps, 80, [30.0, 45.0]).startswith("group 0: 30 deg (taps as 33.75 deg)   group 1: 45 deg")
+    assert taps_text(taps, 80).startswith("group 0: 33.75 deg")
     with pytest.raises(InvalidArgument, match="one angle for each of 2 groups, got 1"):
-        plots_taps.taps_text(taps, 80, [30.0])
+        taps_text(taps, 80, [30.0])
 
 
 @pytest.mark.parametrize("lowest", [-1.0, 0.0])
 def test_light_is_high_in_responses(lowest: float, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = np.linspace(lowest, 1.0, 24).reshape(2, 3, 4)
-    figure = figure_of(lambda: plots_responses.responses_png(np.zeros((3, 4)), maps, [0, 90], picture), monkeypatch)
+    figure = figure_of(lambda: responses_png(np.zeros((3, 4)), maps, [0, 90], picture), monkeypatch)
     drawn_maps = [axis.images[0] for axis in figure.axes if axis.get_title() in ("0°", "90°")]
     assert len(drawn_maps) == 2
     for image in drawn_maps:
@@ -168,15 +168,15 @@ def test_hue_is_the_doubled_angle(angle: float, hue: float, picture: Path) -> No
 
     maps = np.zeros((2, 1, 2))
     maps[0, 0, 0] = -1.0  # the sign of a response has no direction
-    colours = rgb_to_hsv(plots_responses._orientation_colours(maps, np.array([angle, 10.0])))
+    colours = rgb_to_hsv(_orientation_colours(maps, np.array([angle, 10.0])))
     assert (colours[0, 0, 0] - hue + 0.5) % 1 == pytest.approx(0.5, abs=1e-6)
     assert colours[0, :, 2] == pytest.approx([1.0, 0.0])
 
 
 def test_same_picture_same_bytes_and_nothing_beside_it(picture: Path) -> None:
-    plots_taps.taps_png(DIAGONAL, picture)
+    taps_png(DIAGONAL, picture)
     first = picture.read_bytes()
-    plots_taps.taps_png(DIAGONAL, picture)
+    taps_png(DIAGONAL, picture)
     assert picture.read_bytes() == first
     assert os.listdir(picture.parent) == [picture.name]
 
@@ -216,7 +216,7 @@ assert matplotlib.rcParams == matplotlib.rcParamsOrig
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    for draw in (lambda path: plots_taps.taps_png(DIAGONAL, path), lambda path: speed.speed_png(ROWS, path), responses):
+    for draw in (lambda path: taps_png(DIAGONAL, path), lambda path: speed.speed_png(ROWS, path), responses):
         with pytest.raises(EnvironmentProblem, match="matplotlib"):
             draw(tmp_path / "picture.png")
     assert not os.listdir(tmp_path)
@@ -225,12 +225,12 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("draw", "rule"),
     [
-        (lambda path: plots_taps.taps_png(DIAGONAL, path.parent / "missing" / "picture.png"), "folder of a picture must exist"),
+        (lambda path: taps_png(DIAGONAL, path.parent / "missing" / "picture.png"), "folder of a picture must exist"),
         (lambda path: speed.speed_png([], path), "at least one"),
         (lambda path: speed.speed_png([("a", 0.0, True)], path), "positive"),
         (lambda path: speed.speed_png([("a", math.nan, True)], path), "positive"),
-        (lambda path: plots_responses.responses_png(np.zeros((4, 4, 2)), np.zeros((1, 4, 4)), [0], path), "image must have shape"),
-        (lambda path: plots_responses.responses_png(np.zeros((4, 4)), np.zeros((2, 4, 4)), [0], path), "one angle each"),
+        (lambda path: responses_png(np.zeros((4, 4, 2)), np.zeros((1, 4, 4)), [0], path), "image must have shape"),
+        (lambda path: responses_png(np.zeros((4, 4)), np.zeros((2, 4, 4)), [0], path), "one angle each"),
     ],
 )
 def test_misfits_are_refused(draw: Callable[[Path], None], rule: str, picture: Path) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from tvm_orient.errors import InvalidArgument, TuningFailed
-from tvm_orient.evaluate import machine as evaluate_machine
+from tvm_orient.evaluate.machine import others_busy
 from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import Device, arch_device, cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.records import record as records_record
 from tvm_orient.records import store
 from tvm_orient.records.plausible import doubtful, impossible
+from tvm_orient.records.record import Record
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.choices import Choice
 from tvm_orient.tuning import journal, quiet, tune
-from tvm_orient.tuning import result as tuning_result
+from tvm_orient.tuning.contest import contest, noise
 from tvm_orient.tuning.quiet import Busy, Patience
+from tvm_orient.tuning.result import Interrupted, Outcome, Progress, TooBusy
 from tvm_orient.tuning.runner import Timing
-from tvm_orient.tuning.winner import contest, noise
 
 SPEC = ConvSpec("conv", 64, 28, 28, Taps.oriented([0.0, 0.4], 7))
 PART = SPEC.parts()[0][2]
@@ -76,7 +76,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., li
     def make(*shares: float | None) -> list[float]:
         clock, slept = [0.0], []
         looks: Iterator[float | None] = itertools.chain(shares[:-1], itertools.repeat(shares[-1]))
-        monkeypatch.setattr(evaluate_machine, "others_busy", lambda: next(looks))
+        monkeypatch.setattr("tvm_orient.evaluate.machine.others_busy", lambda: next(looks))
         monkeypatch.setattr(quiet.time, "monotonic", lambda: clock[0])
 
         def sleep(seconds: float) -> None:
@@ -89,7 +89,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., li
     return make
 
 
-def tuned(tmp_path: Path, times: dict[str, list[float]], spec: ConvSpec = PART, **how: Any) -> list[tuning_result.Outcome]:
+def tuned(tmp_path: Path, times: dict[str, list[float]], spec: ConvSpec = PART, **how: Any) -> list[Outcome]:
     return tune.tune(spec, cpu_device(), trials=how.pop("trials", 3), batch=BATCH, directory=tmp_path, shop=Shop(times), **how)  # type: ignore[arg-type]
 
 
@@ -139,8 +139,8 @@ def test_the_share_is_of_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "read_text", lambda _: next(texts))
     found = []
     for cores in ({0}, {1}, {0, 1}):
-        monkeypatch.setattr(evaluate_machine.os, "sched_getaffinity", lambda _, cores=cores: cores)
-        found.append(evaluate_machine.others_busy(0.0))
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
+        found.append(others_busy(0.0))
     assert found == [0.0, 1.0, 0.5]
 
 
@@ -242,8 +242,8 @@ def test_a_comparison_is_made_again_before_it_is_given_up(machine: Callable[...,
 
 def test_no_trial_on_a_busy_machine(machine: Callable[..., list[float]], tmp_path: Path) -> None:
     machine(0.55)
-    waits: list[tuning_result.Progress] = []
-    with pytest.raises(tuning_result.TooBusy) as raised:
+    waits: list[Progress] = []
+    with pytest.raises(TooBusy) as raised:
         tuned(tmp_path, STEADY, report=waits.append, wait=5)
     assert raised.value.outcomes == []
     assert [seen.waiting for seen in waits] == [(0.55, 5), (0.55, 3), (0.55, 1)]
@@ -254,7 +254,7 @@ def test_no_trial_on_a_busy_machine(machine: Callable[..., list[float]], tmp_pat
 def test_work_that_begins_during_a_run_ends_it(looks: int, machine: Callable[..., list[float]], tmp_path: Path) -> None:
     """After the first look, or after the one before the first round; what was measured stays in the journal, and no record is written."""
     machine(*[0.0] * looks, 0.55)
-    with pytest.raises(tuning_result.TooBusy) as raised:
+    with pytest.raises(TooBusy) as raised:
         tuned(tmp_path, STEADY, spec=SPEC, wait=0)
     (outcome,) = raised.value.outcomes  # the second angle does not begin
     assert outcome.doubt
@@ -268,11 +268,11 @@ def test_work_that_begins_during_a_run_ends_it(looks: int, machine: Callable[...
 def test_ctrl_c_while_waiting_keeps_what_was_found(machine: Callable[..., list[float]], tmp_path: Path) -> None:
     machine(*[0.0] * 3, 0.5)  # the first angle's looks: before it, before its round, before its last comparison
 
-    def stop(seen: tuning_result.Progress) -> None:
+    def stop(seen: Progress) -> None:
         if seen.waiting:
             raise KeyboardInterrupt
 
-    with pytest.raises(tuning_result.Interrupted) as raised:
+    with pytest.raises(Interrupted) as raised:
         tuned(tmp_path, STEADY, spec=SPEC, report=stop)
     (outcome,) = raised.value.outcomes
     assert outcome.record is not None
@@ -302,7 +302,7 @@ def test_a_busy_restart_forgets_nothing(machine: Callable[..., list[float]], tmp
     machine(0.0)
     tuned(tmp_path, STEADY)
     machine(0.9)
-    with pytest.raises(tuning_result.TooBusy):
+    with pytest.raises(TooBusy):
         tuned(tmp_path, STEADY, restart=True, wait=0)
     machine(0.0)
     assert tuned(tmp_path, STEADY)[0].resumed == 3
@@ -325,11 +325,11 @@ def test_bad_wait(wait: float) -> None:
 # ---- records that exist -------------------------------------------------------------------------
 
 
-def record(device: Device, **fields: Any) -> records_record.Record:
+def record(device: Device, **fields: Any) -> Record:
     choice = Choice.of(*registry.default(PART, device))
     times = {"median_us": 120.0, "spread_us": 1.0, "default_us": 150.0, "floor_us": 1e6 * COPY, "provenance": {"batch": BATCH}}
     made = {"spec": PART.key, "template": choice.template, "template_version": choice.version, "decisions": dict(choice.decisions)}
-    return records_record.Record(**{**made, "device": device.slug, "error": 0.0, **times, **fields})
+    return Record(**{**made, "device": device.slug, "error": 0.0, **times, **fields})
 
 
 def test_a_record_made_of_noise_never_answers() -> None:

@@ -19,16 +19,16 @@ from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import LAYOUTS, ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.records import record as records_record
+from tvm_orient.records.record import Record
 from tvm_orient.runtime import serving
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.choices import Choice, default_choices
 from tvm_orient.toolchain import openmp
 from tvm_orient.toolchain.tvm import target
-from tvm_orient.tuning import angle_tuner, builder, result, search, tune
+from tvm_orient.tuning import builder, result, search, tune, winner
 from tvm_orient.tuning.builder import BuilderPool
+from tvm_orient.tuning.contest import contest
 from tvm_orient.tuning.runner import Runner, Timing
-from tvm_orient.tuning.winner import contest
 
 SPEC = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.4], 7))
 
@@ -39,15 +39,16 @@ def _search(measure, trials: int, seed: int = 0) -> None:
     def features(d: dict[str, int]) -> list[float]:
         return [math.log2(d["a"]), math.log2(d["b"]), float(d["c"])]
 
-    search.search(knobs, lambda d: d["a"] * d["b"] <= 128, features, measure, target=target(cpu_device()), trials=trials, round_size=8, seed=seed)
+    space = search.Space(knobs, lambda d: d["a"] * d["b"] <= 128, features)
+    search.search(space, measure, target=target(cpu_device()), trials=trials, round_size=8, seed=seed)
 
 
 @pytest.fixture(autouse=True)
 def _machine_under_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machinery is under test here, on a machine that other tests use: whatever is measured is believed (tests/test_quiet.py has the rest)."""
     monkeypatch.setattr(machine, "others_busy", lambda: 0.0)
-    monkeypatch.setattr(angle_tuner, "contest", lambda *arguments: dataclasses.replace(contest(*arguments), doubt=""))  # type: ignore[type-var]
-    monkeypatch.setattr(angle_tuner, "noise", lambda *_: "")
+    monkeypatch.setattr(winner, "contest", lambda *arguments: dataclasses.replace(contest(*arguments), doubt=""))  # type: ignore[type-var]
+    monkeypatch.setattr(winner, "noise", lambda *_: "")
 
 
 def test_search_beats_chance_and_respects_validity() -> None:
@@ -88,7 +89,7 @@ def test_distinct_parts_take_one_of_each_mirrored_pair() -> None:
 @pytest.mark.parametrize("op", ["conv", "conv_dw"])
 def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
-    monkeypatch.setattr(angle_tuner, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
+    monkeypatch.setattr(winner, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
     spec = ConvSpec(op, 8, 14, 14, Taps.oriented([0.4], 7))
     progress: list[result.Progress] = []
     (first,) = tune.tune(spec, cpu_device(), trials=6, batch=2, report=progress.append)
@@ -131,7 +132,7 @@ def test_a_candidate_brings_the_workspace_of_its_layout(layout: str, tmp_path: P
 
 
 def test_a_wrong_winner_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(angle_tuner, "MARGIN", -10.0)
+    monkeypatch.setattr(winner, "MARGIN", -10.0)
     monkeypatch.setattr(Runner, "verify", lambda *_: (None, "off by 1, where rounding allows 0.1"))
     (outcome,) = tune.tune(ConvSpec("conv", 8, 14, 14, Taps.oriented(0.4, 7)), cpu_device(), trials=3, batch=1, directory=tmp_path)
     assert outcome.record is None
@@ -194,7 +195,7 @@ def test_bad_budget(name: str, value: float) -> None:
 def test_stale_record_is_refused_with_a_reason() -> None:
     part = SPEC.parts()[0][2]
     default = Choice.of(*registry.default(part, cpu_device()))
-    record = records_record.Record(
+    record = Record(
         spec=part.key, template=default.template, template_version=default.version + 1, decisions=dict(default.decisions), device=cpu_device().slug,
         median_us=1.0, spread_us=0.0, default_us=2.0, floor_us=0.5, error=0.0, provenance={},
     )  # fmt: skip

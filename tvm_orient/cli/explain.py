@@ -15,9 +15,9 @@ from ..perf_model.gpu_specs import borrowed
 from ..problem.labels import asked_text
 from ..problem.spec import ConvSpec
 from . import candidates, changes
-from . import sass as cli_sass
 from .application import app, examples
 from .output import Json, angle, console, layer, microseconds, print_json, speedup, table
+from .sass import absent, predicted, read, shown
 from .spec_options import Arch, Target, chosen_device, takes_problem
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def explain(
         for part, one in zip(parts, compared, strict=True):
             one["changes"] = changes.changes(part, device, one, spec)
     note = borrowed(device.arch) if device.kind == "cuda" else ""
-    code = [cli_sass.read(parts, device) if sass else [] for _, parts in answers]
+    code = [read(parts, device) if sass else [] for _, parts in answers]
     if as_json:
         whole = zip(answers, choices, code, strict=True)
         plain = [{"spec": spec.key, "parts": _plain(spec, parts, compared, facts)} for (spec, parts), compared, facts in whole]
@@ -69,12 +69,12 @@ def explain(
             printer.print(f"\n{note}", style="yellow", soft_wrap=True)
         if sass:
             printer.print("\nmachine code, executed per output", style="bold")
-            printer.print(cli_sass.shown(parts, facts))
-            if (clocks := cli_sass.predicted(parts, facts)) is not None:
+            printer.print(shown(parts, facts))
+            if (clocks := predicted(parts, facts)) is not None:
                 printer.print("\nclocks of an SM for 32 outputs, predicted: no resource can do it in less", style="bold")
                 printer.print(clocks)
-            if absent := cli_sass.absent(parts, device):
-                printer.print(absent, style="dim", soft_wrap=True)
+            if lacking := absent(parts, device):
+                printer.print(lacking, style="dim", soft_wrap=True)
 
 
 def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]], facts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -191,9 +191,9 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Bring files together: the best record of each problem and template. Order and repetition do not matter."""
-    from ..records import merge as records_merge
+    from ..records.merge import merge as merged
 
-    _write(records_merge.merge(files), files, out, force, as_json)
+    _write(merged(files), files, out, force, as_json)
 
 
 @logs_app.command(epilog=examples("logs prune conv.jsonl", "logs prune conv.jsonl -o best.jsonl"))
@@ -204,10 +204,10 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Keep only the best record of each problem."""
-    from ..records import merge as records_merge
     from ..records import store
+    from ..records.merge import prune as pruned
 
-    _write(records_merge.prune(store.read(file).records), [file], file if out is None else out, force, as_json)
+    _write(pruned(store.read(file).records), [file], file if out is None else out, force, as_json)
 
 
 def _write(records: list[Record], files: list[Path], out: Path, force: bool, as_json: bool) -> None:

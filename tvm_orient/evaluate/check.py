@@ -27,12 +27,10 @@ from ..problem import generic_args
 from ..problem.device import Device, own_cpu
 from ..problem.spec import DTYPES, ConvSpec
 from ..sass.checked_memory import Fault
-from ..schedules import choices as schedules_choices
 from ..schedules import registry
-from ..schedules.choices import Choice
+from ..schedules.choices import Choice, default_choices, generic_choices, is_generic
 from ..toolchain import openmp
-from . import cubin_executor, reference, walled
-from . import tolerance as evaluate_tolerance
+from . import cubin_executor, reference, tolerance, walled
 from .walled import Called, workspace_of
 
 WAYS: dict[str, tuple[str, ...]] = {"cpu": ("compiled",), "cuda": ("serial", "blocks", "machine")}  # by kind of device, quickest first
@@ -111,10 +109,10 @@ def check(
             raise InvalidArgument(f"a way to check a kernel for {device.arch} must be one of {', '.join(known)}, got {way!r}: give some, or none for all")
     if batch < 1:
         raise InvalidArgument(f"batch must be a whole number >= 1, got {batch}: some images are needed to see anything")
-    chosen = tuple(schedules_choices.default_choices(spec, device) if choices is None else choices)
+    chosen = tuple(default_choices(spec, device) if choices is None else choices)
     if len(chosen) != len(spec.parts()):
         raise InvalidArgument(f"choices must be one for each part of the spec, of which there are {len(spec.parts())}, got {len(chosen)}")
-    computed = dataclasses.replace(spec.plain, layout="nchw") if schedules_choices.is_generic(chosen) else spec
+    computed = dataclasses.replace(spec.plain, layout="nchw") if is_generic(chosen) else spec
     case = _Case(computed, device, chosen, walled.operands(computed, batch, seed))
     outcomes = []
     for way in dict.fromkeys(ways):
@@ -134,7 +132,7 @@ def forced(spec: ConvSpec, device: Device, name: str, decisions: Mapping[str, in
     if name == registry.GENERIC[device.kind].name:
         if decisions:
             raise InvalidArgument(f"the template {name} has no decisions, got {', '.join(decisions)}: leave them out")
-        return schedules_choices.generic_choices(spec, device)
+        return generic_choices(spec, device)
     template, choices = registry.find(name), []
     for _, _, part in spec.parts():
         reason = template.declines(part, device)
@@ -166,13 +164,13 @@ class _Case:
 
     @kept
     def tolerance(self) -> float:
-        return evaluate_tolerance.tolerance(self.spec, len(self.given[0]), *self.given)
+        return tolerance.tolerance(self.spec, len(self.given[0]), *self.given)
 
     @property
     def plan(self) -> generic_args.GenericArgs | None:
         """Returns what the generic kernel is told; None for others."""
         lanes = self.device.vector_bytes // DTYPES[self.spec.sums]
-        return generic_args.generic_args(self.spec, self.device.kind, lanes) if schedules_choices.is_generic(self.choices) else None
+        return generic_args.generic_args(self.spec, self.device.kind, lanes) if is_generic(self.choices) else None
 
     def called(self, function: Callable[..., object], module: Any) -> Called:
         """Returns the result of a function that was made of a scheduled module."""

@@ -20,8 +20,7 @@ from ..problem.generic_args import GenericArgs
 from ..problem.spec import ConvSpec
 from ..sass import cubin
 from ..sass.executor import execute
-from ..schedules import choices as schedules_choices
-from ..schedules.choices import Choice
+from ..schedules.choices import Choice, is_generic
 from ..toolchain import nvrtc
 from ..toolchain.tvm import load_tvm
 from . import walled
@@ -76,7 +75,7 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
         span = " to ".join(f"{major}.{minor}" for major, minor in (FIRST, LAST))
         raise Unsupported(f"machine code is followed of compute capability {span}, got {device.arch}: check the problem for sm_80 or sm_90a too")
     modules = {name: lower.scheduled(spec, device, choices) for name, (spec, choices) in cases.items()}
-    sources = {name: _source(module, device, schedules_choices.is_generic(cases[name][1])) for name, module in modules.items()}
+    sources = {name: _source(module, device, is_generic(cases[name][1])) for name, module in modules.items()}
     heads: dict[str, dict[str, str]] = {}
     for name, source in sources.items():
         heads.setdefault(source.partition(_STARTS)[0], {})[name] = source
@@ -87,7 +86,7 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
         nests = grids(func)
         if len(nests) != len(defined) or 'thread="threadIdx.y"' in modules[name].script():
             raise Unsupported(f"machine code is executed of kernels whose blocks have threads along x alone, one for each nest, got others for {spec}")
-        plan = generic_args.generic_args(spec, "cuda") if schedules_choices.is_generic(choices) else None
+        plan = generic_args.generic_args(spec, "cuda") if is_generic(choices) else None
         workspace = (plan.workspace if plan else workspace_of(spec, modules[name])) if spec.op == "conv_dw" else None
         launches = [
             Launch(found[one.name.replace("main_kernel", f"{name}_kernel")], one.names, threads) for one, (_, threads) in zip(defined, nests, strict=True)

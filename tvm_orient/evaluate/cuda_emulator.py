@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..codegen.cuda.cuda_text import Definition, definitions
-from ..compiler import library as compiler_library
+from ..compiler import library
 from ..errors import EnvironmentProblem, InvalidArgument, Unsupported
 from ..problem.device import Device
 from ..sass.checked_memory import Fault
@@ -66,7 +66,7 @@ class Blocks:
 
     def __init__(self, module: Any, device: Device, source: str | None = None) -> None:
         sizes = _sizes(module)
-        self.source = source or compiler_library.cuda_source(module, device)
+        self.source = source or library.cuda_source(module, device)
         self.launches: list[Launch] = []
         texts, found = [PRELUDE], definitions(self.source)
         if len(found) != len(sizes):

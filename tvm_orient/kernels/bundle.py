@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import EnvironmentProblem
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
-from ..sass import cubin as sass_cubin
+from ..sass.cubin import kernels
 from ..schedules.choices import is_generic
 from . import manifest
 from .build_key import build_key
@@ -79,5 +79,5 @@ def _code(cubin: bytes) -> list[dict[str, Any]]:
     """Reads from a cubin what people ask of its code: name, registers, spills, shared memory and instructions of each kernel."""
     return [
         {"name": k.name, "registers": k.registers, "spills": k.spills, "shared": k.shared, "instructions": k.instructions, "shared_loads": k.count("LDS")}
-        for k in sass_cubin.kernels(cubin)
+        for k in kernels(cubin)
     ]

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..errors import InvalidArgument, Unsupported
 from ..problem.device import Device, recorded_device
 from ..problem.spec import ConvSpec
-from ..records import record as records_record
 from ..records.lookup import lookup
 from ..records.plausible import doubtful
+from ..records.record import Record
 from ..schedules import registry
 from ..schedules.choices import Choice, generic_choices
 
@@ -21,12 +21,12 @@ class Explained:
 
     part: ConvSpec  #: the group alone, over all channels
     choice: Choice  #: template, version, decisions and step
-    record: records_record.Record | None  #: None where no record answered
+    record: Record | None  #: None where no record answered
     source: Path | None  #: the record's file
     tried: tuple[tuple[str, str], ...]  #: (step, why it did not answer), in order
 
 
-def accepts(part: ConvSpec, device: Device, record: records_record.Record) -> str | None:
+def accepts(part: ConvSpec, device: Device, record: Record) -> str | None:
     """None where a record still makes a valid kernel for this part on this device, else why not."""
     template = next((t for t in registry.TEMPLATES if t.name == record.template), None)
     if template is None:
@@ -38,7 +38,7 @@ def accepts(part: ConvSpec, device: Device, record: records_record.Record) -> st
     return noise or template.declines(part, device) or template.invalid(part, device, decisions)
 
 
-def outdated(record: records_record.Record) -> str | None:
+def outdated(record: Record) -> str | None:
     """None where a record still makes a valid kernel for its own problem on the device that it was made on, else why lookup passes over it."""
     try:
         device = recorded_device(record.device, str(record.provenance.get("cc")), int(record.provenance.get("units") or 1))

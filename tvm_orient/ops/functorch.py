@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import autograd, library
-from . import vmap as ops_vmap
+from .vmap import mapped
 
 
 def active() -> bool:
@@ -47,7 +47,7 @@ def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.T
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[torch.Tensor, int]:
-            return ops_vmap.mapped(Function.apply, foldable)(info, in_dims, *given)
+            return mapped(Function.apply, foldable)(info, in_dims, *given)
 
     return Function
 

@@ -63,18 +63,27 @@ class Kernel:
         return self.prepared(first, second)(first, second, bias)
 
     def prepared(self, first: torch.Tensor, second: torch.Tensor) -> Call:
-        """The kernel for operands of these shapes and strides: as __call__, but of its operands nothing is looked at again but their addresses.
+        """Returns the kernel for operands of these shapes and strides: it does what __call__ does, and looks at nothing of its operands but their addresses.
 
         Raises:
+            InvalidArgument: an image for a channels_last kernel has another shape, dtype or device than the kernel's.
             Unsupported: a tensor has 2**31 elements or more.
         """
         n = first.shape[0]
         limits.countable(n * self.each)
-        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
         lay_first, lay_second = (not tensor.is_contiguous(memory_format=self._form(tensor)) for tensor in (first, second))
-        last, dtype, sums_dtype = self.last, first.dtype, self.sums
-        if last:
+        if self.last:
             self.images.refuse_others(first, second)
+        return (self._sums_call if self.sums_up else self._image_call)(n, first.dtype, lay_first, lay_second)
+
+    # the two functions that follow return closures rather than methods: each call pays for every attribute that it looks up
+
+    def _sums_call(self, n: int, dtype: torch.dtype, lay_first: bool, lay_second: bool) -> Call:
+        """Returns the call of a kernel of conv_dw on n images: its result is summed over them, in the dtype of sums, and rounded to dtype."""
+        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
+        last, sums_dtype = self.last, self.sums
+        result, workspace = (self.spec.channels, self.spec.kernel_size), (n, *self.workspace)
+        strides, workspace_strides = strides_of(result), strides_of(workspace)
         spare: dict[None, Pair | None] = {}  # views that no call holds: who finds none makes some, so that threads never share them
 
         def sums(first: torch.Tensor, second: torch.Tensor, _: None = None) -> torch.Tensor:
@@ -94,6 +103,16 @@ class Kernel:
                 run(one_seen, other_seen, part, out)
                 spare[None] = pair
             return out.to(dtype)
+
+        return sums
+
+    def _image_call(self, n: int, dtype: torch.dtype, lay_first: bool, lay_second: bool) -> Call:
+        """Returns the call of a kernel of conv or conv_dx on n images, whose result is n images of dtype."""
+        alignment, lay, run, tables, numbers, empty = self.alignment, self._laid, self._runner(), self.tables, self.numbers, self._empty
+        last, channels, (height, width) = self.last, self.spec.channels, self.plane
+        result, area = (n, channels, height, width), height * width
+        strides = (area * channels, 1, width * channels, channels) if last else (area * channels, area, width, 1)
+        spare: dict[None, Pair | None] = {}  # as in _sums_call
 
         def image(first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             source = first.data_ptr()
@@ -115,14 +134,6 @@ class Kernel:
                 spare[None] = pair
             return out
 
-        result: tuple[int, ...]
-        if self.sums_up:
-            result, workspace = (self.spec.channels, self.spec.kernel_size), (n, *self.workspace)
-            strides, workspace_strides = strides_of(result), strides_of(workspace)
-            return sums
-        channels, (height, width) = self.spec.channels, self.plane
-        result, area = (n, channels, height, width), height * width
-        strides = (area * channels, 1, width * channels, channels) if self.last else (area * channels, area, width, 1)
         return image
 
     def _form(self, tensor: torch.Tensor) -> torch.memory_format:

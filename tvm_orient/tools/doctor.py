@@ -26,7 +26,7 @@ from ..problem.spec import ConvSpec
 from ..problem.taps import Taps
 from ..sass import cubin
 from ..toolchain import nvrtc, openmp
-from ..toolchain import tvm as toolchain_tvm
+from ..toolchain.tvm import TVM_VERSION, check_ffi, load_tvm
 from ..toolchain.versions import installed
 from .doctor_files import Finding, State, kernel_cache, log_folder, user_logs, variable
 
@@ -134,7 +134,7 @@ def _ffi() -> Finding:
     if version is None:
         return "missing", "not installed", remedy
     try:
-        toolchain_tvm.check_ffi()
+        check_ffi()
     except OrientError:
         return "broken", f"{version}: must be 0.1.14.x, 0.1.15 crashes when IR is saved", remedy
     return "ok", version, ""
@@ -145,7 +145,7 @@ def _tvm() -> Finding:
     if version is None and importlib.util.find_spec("tvm") is None:
         return "missing", "not installed", remedy
     try:
-        toolchain_tvm.load_tvm()
+        load_tvm()
     except OrientError as problem:
         return "broken", f"{version}: {problem}", remedy
     return "ok", version or "a build of your own", ""
@@ -153,12 +153,12 @@ def _tvm() -> Finding:
 
 def _llvm() -> Finding:
     try:
-        tvm = toolchain_tvm.load_tvm()
+        tvm = load_tvm()
     except OrientError:
         return "missing", "comes with apache-tvm", "pip install 'tvm-orient[compile]' to generate kernels"
     processor = tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
     if processor is None:
-        return "missing", "this apache-tvm was built without LLVM", f"pip install 'apache-tvm=={toolchain_tvm.TVM_VERSION}' to compile kernels"
+        return "missing", "this apache-tvm was built without LLVM", f"pip install 'apache-tvm=={TVM_VERSION}' to compile kernels"
     number = tvm.get_global_func("target.llvm_version_major", allow_missing=True)
     return "ok", f"{f'version {number()}, ' if number else ''}sees a {processor()}", ""
 

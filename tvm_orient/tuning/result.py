@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import EnvironmentProblem
 from ..problem.spec import ConvSpec
-from ..records import record as records_record
+from ..records.record import Record
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Outcome:
     """The result of tuning one angle."""
 
     part: ConvSpec  #: the angle
-    record: records_record.Record | None  #: None where the default won (the logs then say so) or where the times were noise
+    record: Record | None  #: None where the default won (the logs then say so) or where the times were noise
     default_us: float | None  #: of the untuned choice
     best_us: float | None  #: of the fastest candidate
     trials: int  #: done

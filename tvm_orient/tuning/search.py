@@ -7,10 +7,12 @@ kernel is, only the callback that measures it knows.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,19 @@ from tvm.s_tir import Schedule  # noqa: E402
 
 Decisions = dict[str, int]
 _PREFIX = "tvm_orient."
-_FAILED = 1e10  # seconds; MetaSchedule's own mark of a failed trial
 
 
 class Stopped(Exception):
-    """Raised by the measuring callback to end a search early."""
+    """Ends a search early: a callback raises it, and it comes out of `search`."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The candidates of one template for one problem."""
+
+    knobs: Mapping[str, Sequence[int]]  #: values of each knob, in ascending order
+    valid: Callable[[Decisions], bool]  #: whether the template can make a kernel of these decisions
+    features: Callable[[Decisions], Sequence[float]]  #: what the cost model sees of a candidate
 
 
 def _workload() -> Any:
@@ -40,7 +50,7 @@ def _workload() -> Any:
 
 
 def decisions_of(sch: Any) -> Decisions:
-    """The knobs that a sampled schedule carries."""
+    """Returns the knobs that a sampled schedule carries."""
     notes = sch.get(sch.get_sblock("y")).annotations
     return {name.removeprefix(_PREFIX): int(value) for name, value in notes.items() if name.startswith(_PREFIX)}
 
@@ -139,36 +149,64 @@ class _Runner(ms.runner.PyRunner):  # type: ignore[misc]
 
 
 def search(
-    knobs: Mapping[str, Sequence[int]], valid: Callable[[Decisions], bool], features: Callable[[Decisions], Sequence[float]],
-    measure: Callable[[Decisions], float | None], *, target: Any, trials: int, round_size: int, seed: int,
+    space: Space,
+    measure: Callable[[Decisions], float | None],
+    *,
+    target: Any,
+    trials: int,
+    round_size: int,
+    seed: int,
     ahead: Callable[[list[Decisions]], None] = lambda proposed: None,
-) -> None:  # fmt: skip
-    """Propose up to `trials` decisions to `runner`, which returns seconds or None for a failure; may raise Stopped.
+) -> None:
+    """Proposes decisions to `measure` until it has been asked `trials` times.
 
-    ahead: told each round of them before the first is measured.
+    Args:
+        space: what is searched.
+        measure: returns the seconds of a candidate, None where it fails; may raise Stopped.
+        target: TVM's target.
+        trials: candidates to be measured, at most.
+        round_size: candidates between two fits of the cost model.
+        seed: a search with the same seed and the same answers proposes the same candidates.
+        ahead: is told each round of candidates before the first of them is measured; may raise Stopped.
+
+    Raises:
+        Stopped: a callback raised it, or Ctrl-C was pressed.
     """
+    stopped: list[bool] = []
+    runner = _Runner(_noting(measure, stopped), _noting(ahead, stopped))
+    model = ms.cost_model.XGBModel(extractor=_KnobFeatures(space.features), num_warmup_samples=round_size, num_tuning_cores=1)
+    with tempfile.TemporaryDirectory() as work, _numpy_seeded(seed):
+        context = ms.TuneContext(
+            load_tvm().IRModule({"main": _workload()}), target=target, space_generator=_generator(space, seed), search_strategy=_strategy(round_size),
+            rand_state=seed + 1, num_threads=1, logger=logging.getLogger("tvm_orient.tuning.search"),
+        )  # fmt: skip
+        try:
+            ms.tune_tasks(
+                tasks=[context], task_weights=[1.0], work_dir=work, max_trials_global=trials, num_trials_per_iter=round_size, builder=_Handover(work),
+                runner=runner, database="memory", cost_model=model, task_scheduler="round-robin",
+                measure_callbacks=[ms.measure_callback.AddToDatabase(), ms.measure_callback.RemoveBuildArtifact(), ms.measure_callback.UpdateCostModel()],
+            )  # fmt: skip
+        except BaseException as problem:
+            # the boundary to C++ turns our exceptions into its own
+            if stopped or isinstance(problem, KeyboardInterrupt) or "KeyboardInterrupt" in repr(problem):
+                raise Stopped from problem
+            raise
 
-    def space(sch: Any) -> None:
+
+def _generator(space: Space, seed: int) -> Any:
+    """Returns MetaSchedule's generator of candidates: each knob is sampled and written on the workload, and moved by the mutator."""
+
+    def sampled(sch: Any) -> None:
         block = sch.get_sblock("y")
-        for name, values in knobs.items():
+        for name, values in space.knobs.items():
             chosen = sch.sample_categorical(list(values), [1.0 / len(values)] * len(values))
             sch.annotate(block, _PREFIX + name, chosen)
 
-    stopped: list[Stopped] = []
+    return ms.space_generator.ScheduleFn(sampled, sch_rules=[], postprocs=[_Valid(space.valid)], mutator_probs={_MoveKnob(random.Random(seed)): 1.0})
 
-    def guarded(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(given: Any) -> Any:
-            try:
-                return function(given)
-            except (Stopped, KeyboardInterrupt):
-                stopped.append(Stopped())
-                raise
 
-        return call
-
-    logger = logging.getLogger("tvm_orient.tuning.search")
-    generator = ms.space_generator.ScheduleFn(space, sch_rules=[], postprocs=[_Valid(valid)], mutator_probs={_MoveKnob(random.Random(seed)): 1.0})
-    strategy = ms.search_strategy.EvolutionarySearch(
+def _strategy(round_size: int) -> Any:
+    return ms.search_strategy.EvolutionarySearch(
         population_size=64,
         init_measured_ratio=0.2,
         init_min_unmeasured=round_size,
@@ -177,30 +215,27 @@ def search(
         genetic_max_fail_count=10,
         eps_greedy=0.1,
     )
-    model = ms.cost_model.XGBModel(extractor=_KnobFeatures(features), num_warmup_samples=round_size, num_tuning_cores=1)
-    # before it is warm the model draws from numpy's global generator; a run must repeat, or it could not resume
+
+
+def _noting(function: Callable[[Any], Any], stopped: list[bool]) -> Callable[[Any], Any]:
+    """Returns a callback that notes what ends the search before it goes through C++, which makes another exception of it."""
+
+    def call(given: Any) -> Any:
+        try:
+            return function(given)
+        except (Stopped, KeyboardInterrupt):
+            stopped.append(True)
+            raise
+
+    return call
+
+
+@contextlib.contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seeds numpy's global generator, which the model draws from before it is warm, and restores it: a run must repeat, or it could not resume."""
     state = np.random.get_state()
     np.random.seed(seed)
-    with tempfile.TemporaryDirectory() as work:
-        context = ms.TuneContext(
-            load_tvm().IRModule({"main": _workload()}),
-            target=target,
-            space_generator=generator,
-            search_strategy=strategy,
-            rand_state=seed + 1,
-            num_threads=1,
-            logger=logger,
-        )
-        try:
-            ms.tune_tasks(
-                tasks=[context], task_weights=[1.0], work_dir=work, max_trials_global=trials, num_trials_per_iter=round_size, builder=_Handover(work),
-                runner=_Runner(guarded(measure), guarded(ahead)), database="memory", cost_model=model, task_scheduler="round-robin",
-                measure_callbacks=[ms.measure_callback.AddToDatabase(), ms.measure_callback.RemoveBuildArtifact(), ms.measure_callback.UpdateCostModel()],
-            )  # fmt: skip
-        except BaseException as problem:
-            # the boundary to C++ turns our exceptions into its own
-            if stopped or isinstance(problem, KeyboardInterrupt) or "KeyboardInterrupt" in repr(problem):
-                raise Stopped from problem
-            raise
-        finally:
-            np.random.set_state(state)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -19,10 +19,9 @@ from .angle_tuner import AngleTuner
 from .builder import BuilderPool
 from .quiet import Busy, Patience, alone
 from .result import Interrupted, Outcome, Report, TooBusy
+from .settings import Settings
 
 WAIT_S = 120.0  # seconds that a run waits for other work to end, in all
-
-
 _log = logging.getLogger(__name__)
 
 
@@ -57,9 +56,7 @@ def tune(
         TuningFailed: not even the default runs.
         Interrupted: Ctrl-C, once what the current angle has found is recorded.
     """
-    for name, value in (("trials", trials), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidArgument(f"{name} must be a whole number >= 1, got {value!r}")
+    settings = Settings(trials, batch, seed, directory or env.user_log_dir(), report, restart)
     if not wait >= 0:
         raise InvalidArgument(f"wait must be seconds >= 0, got {wait!r}")
     parts = distinct_parts(spec)
@@ -72,9 +69,9 @@ def tune(
         stack.enter_context(alone(device))
         for position, part in enumerate(parts):
             shop.clear()
-            run = AngleTuner(part, device, shop, patience, trials, batch, seed, directory or env.user_log_dir(), report, position, len(parts))
+            run = AngleTuner(part, device, shop, patience, settings, position, len(parts))
             try:
-                outcomes.append(run.tune(restart))
+                outcomes.append(run.tune())
             except Busy as problem:  # before its first trial
                 raise TooBusy(str(problem), outcomes) from problem
             except KeyboardInterrupt as stop:  # while it waited

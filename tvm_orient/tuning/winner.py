@@ -1,89 +1,134 @@
-"""The last comparison of a tuning run: a copy, the default and the winner in turn, and whether what they took can be believed."""
+"""The end of a tuning run for one angle: its fastest candidates are verified, compared with the default, and what won is recorded."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..errors import BuildFailed
+from ..problem.device import Device
 from ..problem.spec import ConvSpec
-from ..records.plausible import impossible
-from .runner import Runner
+from ..records.record import Record
+from ..schedules.choices import Choice
+from ..toolchain import versions
+from .builder import BuilderPool, Workspace
+from .contest import Result, contest, noise
+from .settings import Settings
+from .stages import Stages
 
-RUNS = 5  # of each, in turn
-_TICK_S = 2e-6  # differences that a call and a clock make by themselves
-_STEADY = 0.3  # how far the second longest of the runs may be from the second shortest, as a share of the median
-_AGREES = 1.5  # times that a trial and the comparison may differ by
-Kernel = tuple[Path, tuple[int, int] | None]  # library, workspace
+MARGIN = 0.02  # share by which a tuned choice must beat the default in the same run
+_MAX_FINALISTS = 3  # candidates that are verified at most, the fastest first, where the ones before were wrong
+_MAX_SITTINGS = 3  # times that a comparison which contradicts itself is made at most
 
 
 @dataclass(frozen=True)
-class Result:
-    """Seconds of a copy of the same bytes, of the default and of the winner: medians of RUNS rounds."""
+class Verdict:
+    """The outcome of the last comparison of one angle."""
 
-    floor: float
-    base: float
-    best: float
-    spread: float  #: of the runs inside the winner's turns
-    gains: tuple[float, ...]  #: default over winner, round by round, ascending
-    doubt: str  #: why these numbers are noise; empty where they can be believed
+    record: Record | None = None  #: what is to be written: the winner, or the default where it won; None where neither is certain
+    result: Result | None = None  #: the comparison; None where none was made or a kernel did not run
+    note: str = ""  #: why the winner is not in the record, for people
 
     @property
-    def times(self) -> tuple[float, float, float, float]:
-        """Winner, its spread, default and copy, as a record has them."""
-        return self.best, self.spread, self.base, self.floor
-
-    def won(self, margin: float) -> bool:
-        """Whether the winner beats the default by this share, and is no slower in all rounds but one."""
-        least = 1 / (1 - margin)
-        return statistics.median(self.gains) >= least and self.gains[1] >= min(1.0, least)
+    def doubt(self) -> str:
+        """Why the times could not be believed; empty where they could."""
+        return self.result.doubt if self.result else ""
 
 
-def contest(spec: ConvSpec, batch: int, worker: Runner, default: Kernel, winner: Kernel) -> Result | None:
-    """Times both kernels of a single-group spec, and a copy beside them, in turn; None where one does not run.
+@dataclass
+class Judge:
+    """Verifies and compares the fastest candidates of a search, and makes the record of what won."""
 
-    The default may be the winner: then it is timed once a round.
+    part: ConvSpec  #: the angle, alone
+    device: Device
+    shop: BuilderPool
+    stages: Stages
+    settings: Settings
+    wait: Callable[[], None]  #: returns once the machine is quiet, else raises Busy
+    trials: int  #: how many were done
+    interrupted: bool  #: Ctrl-C ended the search: the comparison is made once, without waiting
 
-    Raises:
-        TuningFailed: the copy does not run.
-    """
-    copies, bases, bests, spreads = [], [], [], []
-    for _ in range(RUNS):
-        copies.append(worker.copy_seconds(spec.bytes_moved(batch)))
-        base = worker.time(spec, batch, *default)
-        best = base if winner == default else worker.time(spec, batch, *winner)
-        if base.median is None or best.median is None:
-            return None
-        bases.append(base.median)
-        bests.append(best.median)
-        spreads.append(best.spread)
-    gains = tuple(sorted(base / best for base, best in zip(bases, bests, strict=True)))
-    floor, base_s, best_s = (statistics.median(runs) for runs in (copies, bases, bests))
-    doubt = _unsteady({"the copy": copies, "the default": bases, "the winner": bests}) or ""
-    for name, seconds in (("the default", base_s), ("the winner", best_s)):
-        if not doubt and (why := impossible(spec, batch, seconds * 1e6, floor * 1e6)):
-            doubt = f"{name}: {why}"
-    if not doubt and base_s > _TICK_S and _apart(gains):
-        doubt = f"the winner was {gains[0]:.2f} to {gains[-1]:.2f} times as fast as the default in {RUNS} turns"
-    return Result(floor, base_s, best_s, statistics.median(spreads), gains, doubt)
+    def verdict(self, ranked: Sequence[tuple[float, Choice]], default: Choice, default_seconds: float | None) -> Verdict:
+        """Returns what the comparison of the first right candidate with the default came to.
 
+        Args:
+            ranked: (seconds in the search, choice) of the candidates that ran, the fastest first.
+            default: the choice that the template makes untuned.
+            default_seconds: what it took in the search; None where it did not run.
 
-def _apart(runs: Sequence[float], least: float = 0.0) -> bool:
-    ordered = sorted(runs)
-    return ordered[-2] - ordered[1] > max(least, _STEADY * statistics.median(ordered))
+        Raises:
+            Busy: other work outlasted the wait.
+        """
+        verdict = Verdict()
+        for seconds, choice in ranked[:_MAX_FINALISTS]:
+            try:
+                verdict = self._compared_with_default(choice, seconds, default, default_seconds)
+            except BuildFailed as problem:
+                verdict = Verdict(note=str(problem))
+                continue
+            if not verdict.note.startswith("wrong"):
+                break
+        return verdict
 
+    def _compared_with_default(self, choice: Choice, searched: float, default: Choice, default_seconds: float | None) -> Verdict:
+        """Returns the verdict on one candidate; where the default wins the record is its own, without which that of a near shape would answer.
 
-def _unsteady(series: dict[str, list[float]]) -> str | None:
-    for name, runs in series.items():
-        if _apart(runs, _TICK_S):
-            return f"{name} took {min(runs) * 1e6:.4g} to {max(runs) * 1e6:.4g} us in {RUNS} turns"
-    return None
+        Raises:
+            BuildFailed, Busy: as they say.
+        """
+        with self.stages.within("build"):
+            kernel, base = self.shop.built(self.part, choice), self.shop.built(self.part, default)
+        with self.stages.within("verify"):
+            error, wrong = self.shop.worker.verify(self.part, *kernel)
+        if error is None:
+            return Verdict(note=f"wrong: {dict(choice.decisions)}: {wrong}")
+        result = self._result(base, kernel)
+        if result is None:
+            return Verdict(note="the winner did not run a second time")
+        doubt = result.doubt or noise("the default", default_seconds, result.base) or noise("the winner", searched, result.best)
+        if doubt:
+            return Verdict(result=dataclasses.replace(result, doubt=doubt))
+        if choice != default and result.won(MARGIN):
+            return Verdict(self._record(choice, result, error), result)
+        note = "the default is the best found" if choice == default else f"the default is within {MARGIN:.0%} of the best found, or faster"
+        if choice != default:
+            with self.stages.within("verify"):
+                error, _ = self.shop.worker.verify(self.part, *base)
+        kept = None if error is None or self.interrupted else self._record(default, dataclasses.replace(result, best=result.base), error)
+        return Verdict(kept, result, note)
 
+    def _result(self, default: tuple[Path, Workspace], winner: tuple[Path, Workspace]) -> Result | None:
+        """Returns the comparison, made again while it contradicts itself, a few times at most; None where a kernel does not run.
 
-def noise(name: str, trial: float | None, compared: float) -> str:
-    """That a trial of the search and the comparison differ too far, both in seconds, for the search to have chosen well; empty where they agree."""
-    if trial is None or max(trial, compared) <= _AGREES * min(trial, compared):
-        return ""
-    times = f"{trial * 1e6:.4g} us in the search and {compared * 1e6:.4g} us in the last comparison"
-    return f"{name} took {times}, so the trials were noise: measure them anew (--restart)"
+        Raises:
+            Busy: other work outlasted the wait.
+        """
+        result = None
+        for _ in range(1 if self.interrupted else _MAX_SITTINGS):
+            if not self.interrupted:
+                self.wait()
+            with self.stages.within("measure"):
+                result = contest(self.part, self.settings.batch, self.shop.worker, default, winner)
+            if result is None or not result.doubt:
+                break
+        return result
+
+    def _record(self, choice: Choice, result: Result, error: float) -> Record:
+        median, spread, base, floor = (1e6 * seconds for seconds in result.times)
+        return Record(
+            spec=self.part.key, template=choice.template, template_version=choice.version, decisions=dict(choice.decisions), device=self.device.slug,
+            median_us=median, spread_us=spread, default_us=base, floor_us=floor, error=error, provenance=self._provenance(),
+        )  # fmt: skip
+
+    def _provenance(self) -> dict[str, Any]:
+        """Returns what a record keeps of the machine and the run that it was made by."""
+        device = self.device
+        return {
+            "gpu": device.name, "cc": device.arch, "units": device.units, **({"model": device.model} if device.model else {}),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "trials": self.trials, "seed": self.settings.seed,
+            "batch": self.settings.batch, **versions.provenance(),
+        }  # fmt: skip

@@ -17,8 +17,8 @@ from tests.support.helpers import (
 )
 from tvm_orient.codegen.cuda.cuda_text import divergent, launches
 from tvm_orient.compiler import library, lower
-from tvm_orient.schedules import choices as schedules_choices
 from tvm_orient.schedules import registry
+from tvm_orient.schedules.choices import default_choices
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("two_pass_dw", {"whole": 1}), ("strips_dw", {})])
@@ -45,7 +45,7 @@ def test_angles_of_unlike_stages_share_a_launch() -> None:
     spec = spec_of("conv", 48, 10, 12, line(0, 45, 67.5, 135, k=7))
     ahead, one, turns, strips = (
         in_turn(spec, "shared_patch", store_via_smem=1, weights_shared=1)[0],
-        schedules_choices.default_choices(spec, GPU)[1],
+        default_choices(spec, GPU)[1],
         in_turn(spec, "shared_patch", tiles_per_block=4, stages=1, channels_per_block=1)[2],
         in_turn(spec, "strips", tiles_per_block=4, channels_per_block=2)[3],
     )
