@@ -33,8 +33,8 @@ MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an 
 @pytest.mark.parametrize("op", OPS)
 def test_eight_directions_are_compiled_unasked_and_an_angle_a_channel_is_not(op: str, device: Any) -> None:
     published = spec_of(op, 128, 28, 28, Taps.oriented(EIGHT, 31))
-    assert 0 < compile_cost.seconds(published, device) <= serving._UNASKED_S
-    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._UNASKED_S
+    assert 0 < compile_cost.seconds(published, device) <= serving._MAX_UNASKED_S
+    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._MAX_UNASKED_S
 
 
 def test_the_cost_grows_with_angles_and_taps_and_not_with_channels() -> None:
@@ -60,7 +60,7 @@ def test_what_takes_long_is_not_compiled_unasked(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("second")
 def test_what_is_asked_for_is_compiled_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_at(11)
-    monkeypatch.setattr(serving, "_UNASKED_S", 0.0)
+    monkeypatch.setattr(serving, "_MAX_UNASKED_S", 0.0)
     given = operands(spec, 2)
     for _ in range(4):
         to.tap_conv2d(*given, spec.taps)
@@ -122,7 +122,7 @@ def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
         return real(wanted, *rest)
 
     monkeypatch.setattr(serving, "acquire", made)
-    monkeypatch.setattr(serving, "_WAIT_S", 0.2)
+    monkeypatch.setattr(serving, "_MAX_WAIT_S", 0.2)
     given, others = operands(spec, 2), operands(other, 2)
     to.tap_conv2d(*given, spec.taps)
     due = threading.Thread(target=to.tap_conv2d, args=(*given, spec.taps))
@@ -155,7 +155,7 @@ def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest
     given = operands(spec, 2)
     to.tap_conv2d(*given, spec.taps)
     monkeypatch.setattr(serving, "acquire", made)
-    monkeypatch.setattr(serving, "_WAIT_S", 40.0)
+    monkeypatch.setattr(serving, "_MAX_WAIT_S", 40.0)
     warm = threading.Thread(target=to.warmup, args=(spec,))
     warm.start()
     assert begun.wait(60)

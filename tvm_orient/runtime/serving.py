@@ -1,4 +1,4 @@
-"""Launch: which kernel answers a call. A problem's own, where it is tuned, built or asked for; for its first calls the generic one."""
+"""Which kernel answers a call: a problem's own where it is tuned, built or asked for; for the first calls of others the generic one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .kernel import Call, GenericAdapter, Kernel, opened
 from .loader import NotLoaded, forget_libraries
 
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
-_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `compile_cost` foresees, where nobody asked for it
-_UNASKED_LIMIT_S = 300.0  # after so many seconds it is given up: the machine is busy, or the estimate wrong
-_WAIT_S = 20.0  # that the call which has it compiled waits for it
-_NEVER = sys.maxsize
+_MAX_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `compile_cost` foresees, where nobody asked for it
+_UNASKED_LIMIT_S = 300.0  # seconds after which compiling that nobody asked for is given up: the machine is busy, or the estimate wrong
+_MAX_WAIT_S = 20.0  # seconds that the call which has a kernel compiled waits for it
+_NEVER = sys.maxsize  # calls until a kernel is looked for again: none
 _Key = tuple[ConvSpec, str, int]
 _kernels: dict[_Key, Kernel | GenericAdapter | ProvisionalKernel] = {}
-_locks: dict[_Key, Lock] = {}  # of each problem; whoever holds it loads or compiles the problem's kernel
+_locks: dict[_Key, Lock] = {}  # one for each problem; whoever holds it loads or compiles the problem's kernel
 _at_once: list[int] = []  # threads that have entered compiling_at_once
 _replaced: set[str] = set()  # paths of kernels that did not load and were built again, once in each process
 _callbacks: list[Callable[[], None]] = []
@@ -71,12 +71,12 @@ class ProvisionalKernel:
         if maker is None:
             maker = self._maker = threading.Thread(target=self._make, kwargs={"asked": False}, name="tvm_orient compiles", daemon=True)
             maker.start()
-            maker.join(_WAIT_S)
+            maker.join(_MAX_WAIT_S)
         if not maker.is_alive():
             self._maker = None
 
     def _make(self, *, asked: bool) -> None:
-        """The problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
+        """Puts the problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
         left = self.calls  # until it is looked for again
         try:
             found = _own(self.spec, self.device, self.choices, asked=asked)
@@ -101,7 +101,7 @@ class _TooLong(Exception):
 
 
 def kernel(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None) -> Kernel | GenericAdapter:
-    """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
+    """Returns the loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Args:
         choices: that it is made by where this process has none; None asks the logs, as `tvm_orient.kernels.resolve.explain`.
@@ -161,7 +161,7 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
     choices = _explained(spec, device)
     if calls <= 1 or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
         return kernel(spec, device, choices)
-    if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _UNASKED_S:
+    if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _MAX_UNASKED_S:
         try:
             return kernel(spec, device, choices)
         except (BuildFailed, EnvironmentProblem) as problem:
@@ -175,12 +175,12 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
 
 
 def _explained(spec: ConvSpec, device: Device) -> list[Choice]:
-    """The choices that the logs hold for a problem now, or its templates make; asked once for each problem that is called."""
+    """Returns the choices that the logs hold for a problem now, or its templates make; asked once for each problem that is called."""
     return [part.choice for part in explain(spec, device)]
 
 
 def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int) -> Kernel | GenericAdapter | ProvisionalKernel:
-    """A problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
+    """Returns a problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
     try:
         return load(spec, device, choices, compiling=False)
     except NotLoaded as problem:
@@ -195,7 +195,7 @@ def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choi
 
 @contextlib.contextmanager
 def compiling_at_once() -> Iterator[None]:
-    """While it is entered, every call of this thread, and of the threads that autograd runs for it, compiles the kernel that it lacks."""
+    """Makes every call of this thread, and of the threads that autograd runs for it, compile the kernel that it lacks, until the context is left."""
     _at_once.append(threading.get_ident())
     try:
         yield
@@ -204,12 +204,12 @@ def compiling_at_once() -> Iterator[None]:
 
 
 def _asked() -> bool:
-    """Whether a call of this thread is to compile what it lacks. Autograd's threads are none of Python's, which calls them dummies."""
+    """Says whether a call of this thread is to compile what it lacks. Autograd's threads are not Python's own, which calls them dummies."""
     return bool(_at_once) and (threading.get_ident() in _at_once or isinstance(threading.current_thread(), threading._DummyThread))
 
 
 def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True, limit: float | None = None) -> Kernel | GenericAdapter:
-    """The kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
+    """Returns the kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
 
     Args:
         limit: as of `tvm_orient.kernels.build.build`.
@@ -245,7 +245,15 @@ def _refuse_capture(spec: ConvSpec, device: Device) -> None:
 
 
 def acquire(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bool = True) -> Kernel | GenericAdapter:
-    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+    """Returns the kernel of these choices; the generic one where no cache has it and none may be compiled.
+
+    Args:
+        asked: False where a call waits for a kernel that it did not ask for: then compiling may take only so long.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `load`; or a CUDA graph is being captured.
+        Busy, _TooLong: not asked for, as `_own`.
+    """
     _refuse_capture(spec, device)
     if not asked:
         return _made_unasked(spec, device, choices)
@@ -267,14 +275,14 @@ def acquire(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bo
 
 
 def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | GenericAdapter:
-    """A problem's own kernel, for which a call waits that did not ask for it.
+    """Returns a problem's own kernel, for which a call waits that did not ask for it.
 
     Raises:
         Busy: another process makes it.
         _TooLong: no cache has it, and compiling it would take too long.
     """
     foreseen = compile_cost.seconds(spec, device)
-    if foreseen <= _UNASKED_S:
+    if foreseen <= _MAX_UNASKED_S:
         _log.info("%s: compiling its own kernel, about %.0f s", spec, foreseen)
         return load(spec, device, choices, limit=_UNASKED_LIMIT_S)
     try:
@@ -284,13 +292,13 @@ def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> 
     except EnvironmentProblem as problem:
         raise _TooLong(
             f"its own, of {compile_cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about "
-            f"{foreseen:.0f} s to compile, and unasked it may take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` "
+            f"{foreseen:.0f} s to compile, and unasked it may take {_MAX_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` "
             "compile it, `tvm-orient tune` tunes it"
         ) from problem
 
 
 def forget() -> None:
-    """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
+    """Drops the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
     _kernels.clear()
     forget_libraries()
     _replaced.clear()
@@ -298,7 +306,7 @@ def forget() -> None:
 
 
 def on_forget(callback: Callable[[], None]) -> None:
-    """Register a table that must be emptied with ours."""
+    """Registers a function that empties a table of kernels; it is called whenever the tables here are emptied."""
     _callbacks.append(callback)
 
 
