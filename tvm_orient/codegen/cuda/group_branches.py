@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ...toolchain.tvm import load_tvm
 from ..names import BRANCH
 from .rewritten import Rewritten
-
-load_tvm()
-
 
 _BRANCH = re.compile(rf"for \(int ({BRANCH}\w*) = 0; \1 < (\w+); \+\+\1\) \{{")
 
