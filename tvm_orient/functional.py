@@ -17,7 +17,7 @@ from .problem import limits
 from .problem.line_offsets import Anchor
 from .problem.spec import ConvSpec
 from .problem.taps import Taps
-from .runtime import kernel, loader, serving
+from .runtime import kernel, loader, provisional, serving
 
 _DENSE = torch.strided
 _TENSOR: Any = torch.Tensor  # Any, since what is annotated as a tensor may be none
@@ -274,7 +274,7 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
         raise InvalidArgument(f"warmup takes a ConvSpec, a list of them, or a function or module with its inputs, got {what!r}")
     tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
     places = {one.device for one in tensors if one.device.type == "cuda"}
-    with serving.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
+    with provisional.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
         outputs, leaves = _once(what, inputs), [one for one in tensors if one.requires_grad]
         leaves += [one for one in what.parameters() if one.requires_grad] if isinstance(what, torch.nn.Module) else []
         wanted = [one for one in tree_leaves(outputs) if isinstance(one, torch.Tensor) and one.requires_grad]

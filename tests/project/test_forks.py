@@ -21,6 +21,7 @@ from tvm_orient.kernels import compile_process
 from tvm_orient.kernels.cache import Busy, KernelCache
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.runtime import serving
+from tvm_orient.runtime.provisional import ProvisionalKernel
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -134,8 +135,8 @@ def test_a_problem_that_a_thread_compiles_while_the_process_forks(monkeypatch: p
         serving.kernel(busy, cpu_device())
 
     with Held(hold):
-        assert in_child(lambda: isinstance(serving.kernel_for_call(other, cpu_device()), serving.ProvisionalKernel))
-        assert in_child(lambda: isinstance(serving.kernel_for_call(busy, cpu_device()), serving.ProvisionalKernel))
+        assert in_child(lambda: isinstance(serving.kernel_for_call(other, cpu_device()), ProvisionalKernel))
+        assert in_child(lambda: isinstance(serving.kernel_for_call(busy, cpu_device()), ProvisionalKernel))
     serving.forget()
 
 

@@ -21,7 +21,7 @@ from tvm_orient.kernels import build, cache, compile_cost, resolve
 from tvm_orient.problem.device import arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.runtime import kernel, serving
+from tvm_orient.runtime import kernel, provisional, serving
 
 MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an angle for each of 128 channels
 
@@ -33,8 +33,8 @@ MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an 
 @pytest.mark.parametrize("op", OPS)
 def test_eight_directions_are_compiled_unasked_and_an_angle_a_channel_is_not(op: str, device: Any) -> None:
     published = spec_of(op, 128, 28, 28, Taps.oriented(EIGHT, 31))
-    assert 0 < compile_cost.seconds(published, device) <= serving._UNASKED_S
-    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._UNASKED_S
+    assert 0 < compile_cost.seconds(published, device) <= serving._MAX_UNASKED_S
+    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * serving._MAX_UNASKED_S
 
 
 def test_the_cost_grows_with_angles_and_taps_and_not_with_channels() -> None:
@@ -60,11 +60,11 @@ def test_what_takes_long_is_not_compiled_unasked(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("second")
 def test_what_is_asked_for_is_compiled_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_at(11)
-    monkeypatch.setattr(serving, "_UNASKED_S", 0.0)
+    monkeypatch.setattr(serving, "_MAX_UNASKED_S", 0.0)
     given = operands(spec, 2)
     for _ in range(4):
         to.tap_conv2d(*given, spec.taps)
-    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
+    assert isinstance(serving.kernel_for_call(spec, CPU), provisional.ProvisionalKernel)
     to.warmup(spec)
     own = serving.kernel_for_call(spec, CPU)
     assert isinstance(own, kernel.Kernel)
@@ -79,7 +79,7 @@ def test_a_layer_of_which_one_angle_is_tuned_is_not_compiled_at_once(monkeypatch
     tuned = dataclasses.replace(first, choice=dataclasses.replace(first.choice, step="user"))
     monkeypatch.setattr(serving, "explain", lambda *_: [tuned, *others])
     monkeypatch.setattr(build, "compiled", never)
-    assert isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel)
+    assert isinstance(serving.kernel_for_call(spec, CPU), provisional.ProvisionalKernel)
 
 
 @pytest.mark.usefixtures("second")
@@ -122,22 +122,22 @@ def test_nobody_waits_long_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
         return real(wanted, *rest)
 
     monkeypatch.setattr(serving, "acquire", made)
-    monkeypatch.setattr(serving, "_WAIT_S", 0.2)
+    monkeypatch.setattr(provisional, "_MAX_WAIT_S", 0.2)
     given, others = operands(spec, 2), operands(other, 2)
     to.tap_conv2d(*given, spec.taps)
     due = threading.Thread(target=to.tap_conv2d, args=(*given, spec.taps))
     due.start()
     assert begun.wait(60)
-    provisional = serving.kernel_for_call(spec, CPU)
-    assert isinstance(provisional, serving.ProvisionalKernel)
+    served = serving.kernel_for_call(spec, CPU)
+    assert isinstance(served, provisional.ProvisionalKernel)
     for _ in range(3):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)  # the same problem
     assert_close(to.tap_conv2d(*others, other.taps), other, others)  # a new one
     due.join(60)
     assert not due.is_alive()
-    assert serving.kernel_for_call(spec, CPU) is provisional
+    assert serving.kernel_for_call(spec, CPU) is served
     gate.set()
-    until(lambda: not isinstance(serving.kernel_for_call(spec, CPU), serving.ProvisionalKernel))
+    until(lambda: not isinstance(serving.kernel_for_call(spec, CPU), provisional.ProvisionalKernel))
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
     assert serving.kernel(spec, CPU) is serving.kernel_for_call(spec, CPU)
 
@@ -155,7 +155,7 @@ def test_calls_do_not_wait_for_a_warmup_of_their_own_problem(monkeypatch: pytest
     given = operands(spec, 2)
     to.tap_conv2d(*given, spec.taps)
     monkeypatch.setattr(serving, "acquire", made)
-    monkeypatch.setattr(serving, "_WAIT_S", 40.0)
+    monkeypatch.setattr(provisional, "_MAX_WAIT_S", 40.0)
     warm = threading.Thread(target=to.warmup, args=(spec,))
     warm.start()
     assert begun.wait(60)
@@ -188,15 +188,15 @@ def test_what_another_process_compiles_is_looked_for_again(monkeypatch: pytest.M
 
 def test_a_warmup_asks_for_its_own_thread_and_for_those_of_autograd() -> None:
     found: dict[str, bool] = {}
-    with serving.compiling_at_once():
-        found["its own"] = serving._asked()
-        python = threading.Thread(target=lambda: found.update(python=serving._asked()))
+    with provisional.compiling_at_once():
+        found["its own"] = provisional.asked_here()
+        python = threading.Thread(target=lambda: found.update(python=provisional.asked_here()))
         python.start()
         python.join()
-        _thread.start_new_thread(lambda: found.update(native=serving._asked()), ())  # as one of autograd's, it is none of threading's
+        _thread.start_new_thread(lambda: found.update(native=provisional.asked_here()), ())  # as one of autograd's, it is none of threading's
         until(lambda: "native" in found)
     assert found == {"its own": True, "python": False, "native": True}
-    assert not serving._asked()
+    assert not provisional.asked_here()
 
 
 # ---- images of nearly 2^31 elements -------------------------------------------------------------

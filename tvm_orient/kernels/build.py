@@ -14,7 +14,7 @@ from .build_key import build_key
 from .compile_process import compiled
 from .resolve import explain
 
-_SPARE_ROWS = 256  # that a kernel may stage or fetch beyond a plane
+_SPARE_ROWS = 256  # rows beyond a plane that a kernel may stage or fetch
 
 
 def build(
@@ -27,7 +27,7 @@ def build(
     limit: float | None = None,
     instead_of: Path | None = None,
 ) -> Path:
-    """The path of the kernel.so of a spec: found in a cache, or compiled and published in the user's, with how.json beside it.
+    """Returns the path of the kernel.so of a spec, found in a cache or compiled and published in the user's, with how.json beside it.
 
     It is compiled in a process of its own (`tvm_orient.kernels.compile_process`): a compiler that dies takes nothing along.
 
@@ -36,7 +36,7 @@ def build(
         store: the cache; None is that of TVM_ORIENT_CACHE_DIR, after those that are shared.
         compiling: False forbids compiling.
         limit: seconds that compiling may take, and `tvm_orient.kernels.cache.Busy` is raised where another process is at it; None waits for both.
-        instead_of: a path that was answered before and cannot be loaded: it counts as a miss, and is replaced once another is there.
+        instead_of: a path that was returned before and cannot be loaded: it counts as a miss, and is replaced once another is there.
 
     Raises:
         Unsupported: no template serves it, or an image is too large for 32 bits.
@@ -65,7 +65,11 @@ def build(
 
 
 def _refuse_large(spec: ConvSpec) -> None:
-    """Kernels of their own hold places in a padded image as numbers of 32 bits, of which TVM says only that a literal is too large."""
+    """Refuses a layer whose own kernel would hold places in a padded image that 32 bits cannot count: TVM says only that a literal is too large.
+
+    Raises:
+        Unsupported: an image and its margin have too many elements.
+    """
     row = max(spec.width, spec.out_width) * (spec.channels if spec.layout == "nhwc" else 1)
     image, spare = spec.channels * spec.height * spec.width, _SPARE_ROWS * row
     if image + spare > LIMIT:

@@ -24,7 +24,7 @@ _FLAGS = ("TVM_CUDA_COMPILE_MODE", "TVM_CUDA_NVRTC_EXTRA_OPTS", "TVM_CUDA_PTXAS_
 
 
 def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> BuildKey:
-    """The cache key of a spec with the given choices."""
+    """Returns the cache key of a spec on a device with one choice for each part of it."""
     flags = tuple((name, os.environ[name]) for name in _FLAGS if name in os.environ)
     one = is_generic(choices)  # whatever the layer
     chosen = tuple((c.template, c.version, c.decisions) for c in (choices[:1] if one else choices))
@@ -32,7 +32,8 @@ def build_key(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Buil
     return BuildKey(layer, chosen, device.kin, device.arch, toolchain(), source_hash.source_hash(), flags, device.model, device.features)
 
 
-ChoiceKey = tuple[str, int, tuple[tuple[str, int | str], ...]]  # (template, its version, its sorted decisions): a `choices.Choice` without its step
+# (template, its version, its sorted decisions): a `choices.Choice` without its step
+ChoiceKey = tuple[str, int, tuple[tuple[str, int | str], ...]]
 
 
 @dataclass(frozen=True)

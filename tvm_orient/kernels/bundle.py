@@ -1,6 +1,6 @@
-"""Ahead of time: kernels in folders that can be carried to another machine, for a CPU here or a GPU that need not be here.
+"""Export ahead of time: kernels are written to folders that can be carried to another machine, for a CPU or for a GPU that need not be here.
 
-Each is made in a process of its own (`compile_process`); that of a CUDA kernel may have a stand-in for the driver (`driverless`).
+Each kernel is compiled in a process of its own (`compile_process`); for a CUDA kernel that process may have a stand-in for the driver (`driverless`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .resolve import explain
 
 
 def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
-    """Write the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json (`tvm_orient.kernels.manifest`), and for CUDA kernel.cubin and kernel.cu.
+    """Writes the kernel of a spec to <directory>/<op>-<digest>: kernel.so, how.json (`tvm_orient.kernels.manifest`), and for CUDA kernel.cubin and kernel.cu.
 
     The choices are those of the logs, as for a call. An existing folder of that name is replaced whole.
 
@@ -64,9 +64,9 @@ def export(spec: ConvSpec, device: Device, directory: Path) -> Path:
 
 
 def signature(spec: ConvSpec, workspace: Sequence[int] | None) -> list[dict[str, Any]]:
-    """The parameters of the function "main" in a kernel.so, in order: name, shape with N for the batch size, dtype; results are the last, workspaces before.
+    """Returns the parameters of the function "main" in a kernel.so, in order, each with its name, its shape (N for the batch size) and its dtype.
 
-    All are contiguous; images of a spec in nhwc are (N, H, W, C).
+    The result is the last one, after a workspace where there is one. All are contiguous; images of a spec in nhwc are (N, H, W, C).
 
     Args:
         workspace: (bands, taps), as how.json says it for conv_dw; None for the others.

@@ -39,7 +39,7 @@ class Busy(Exception):
 
 
 class KernelCache:
-    """The folder of compiled kernels (default: paths.cache_dir()), made with mode 0700 where it is missing.
+    """The folder of compiled kernels (default: `env.cache_dir()`), made with mode 0700 where it is missing.
 
     Raises:
         EnvironmentProblem: the folder is not this user's, or others can write to it (it holds code), or it cannot be made.
@@ -58,7 +58,7 @@ class KernelCache:
             raise EnvironmentProblem(f"the kernel cache holds code that nobody else may write, got mode {oct(stat.S_IMODE(info.st_mode))} {remedy}")
 
     def find(self, key: BuildKey) -> Path | None:
-        """The kernel of an entry whose checksum holds; None for a miss. A broken entry is a miss, told once in the log."""
+        """Returns the path of the kernel of an entry whose checksum holds; None for a miss. A broken entry is a miss, told once in the log."""
         entry = self.directory / key.name
         if not os.path.lexists(entry):
             return None
@@ -69,7 +69,7 @@ class KernelCache:
         return entry / KERNEL
 
     def publish(self, key: BuildKey, make: Callable[[Path], dict[str, Any]], *, waiting: bool = True, instead_of: Path | None = None) -> Path:
-        """The kernel of key, made here unless another process has just done it.
+        """Returns the path of the kernel of a key, which is made now unless another process has just made it.
 
         make(folder) writes folder/kernel.so and returns JSON facts for how.json. It runs under the key's lock, so that a kernel
         is built once. Whatever it raises comes out, and nothing stays behind.
@@ -108,7 +108,7 @@ class KernelCache:
         return entry / KERNEL
 
     def entries(self) -> list[manifest.Manifest]:
-        """The manifest of every readable entry, sorted by name."""
+        """Returns the manifest of every readable entry, sorted by name."""
         return entries_of(self.directory)
 
     def clear(self, before: float = math.inf) -> int:
@@ -145,7 +145,7 @@ class KernelCache:
 
 
 def entries_of(directory: Path) -> list[manifest.Manifest]:
-    """The manifest of every readable entry of a cache, sorted by name."""
+    """Returns the manifest of every readable entry of a cache, sorted by name."""
     found = []
     for entry in _entries(directory):
         with contextlib.suppress(manifest.Unreadable):

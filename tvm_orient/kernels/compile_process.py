@@ -32,17 +32,17 @@ from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_c
 from .manifest import KERNEL
 
 _MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
-_IDLE_S = 60.0  # a compiler that was asked nothing for so long ends
-_LOOK_S = 1.0  # between two looks at whether the program that asks is there
-_EVER_S = 30 * 86400.0  # what a kernel may take that was asked for
+_IDLE_S = 60.0  # seconds without a request after which a compiler ends
+_LOOK_S = 1.0  # seconds between two looks at whether the program that asks is there
+_MAX_ASKED_S = 30 * 86400.0  # seconds that compiling may take where it was asked for without a limit
 _FULL = ("No space left on device", "Disk quota exceeded")  # what the system says, and compilers repeat
-_MIN_FREE_BYTES = 1 << 20  # free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
-_SAID = 500  # characters of what a compiler said last
+_MIN_FREE_BYTES = 1 << 20  # bytes free on a disk that is not full; a kernel and what is written on the way to it take less than ten times as much
+_MAX_SAID = 500  # characters of what a compiler said last that a message repeats
 _SCRATCH = "scratch"
 
 
 def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False) -> dict[str, Any]:
-    """Compile a spec into folder/kernel.so, in this process; returns the facts that launching needs (workspace) and that people ask for.
+    """Compiles a spec into folder/kernel.so in this process, and returns the facts that launching needs (workspace) and that people ask for.
 
     Args:
         sources: for CUDA, write kernel.cu and kernel.cubin beside it.
@@ -94,7 +94,7 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
             said = compiler.said()
             if full(folder, said):
                 raise disk_full(folder.parent) from problem
-            raise BuildFailed(f"the compiler of {spec} ended without an answer ({problem}), and last said: {said[-_SAID:] or 'nothing'}") from problem
+            raise BuildFailed(f"the compiler of {spec} ended without an answer ({problem}), and last said: {said[-_MAX_SAID:] or 'nothing'}") from problem
     if "facts" in answer:
         return dict(answer["facts"])
     if full(folder, str(answer.get("trail", ""))):
@@ -104,7 +104,7 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
 
 
 def full(folder: Path, said: str) -> bool:
-    """Whether a build failed because the disk of its folder is full: a compiler said so, or next to nothing is free."""
+    """Says whether a build failed because the disk of its folder is full: a compiler said so, or next to nothing is free."""
     if any(text in said for text in _FULL):
         return True
     with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ def full(folder: Path, said: str) -> bool:
 
 
 def disk_full(folder: Path) -> EnvironmentProblem:
-    """The error of a build for which the disk of a folder is full."""
+    """Returns the error of a build for which the disk of a folder is full."""
     remedy = "free some, or set TVM_ORIENT_CACHE_DIR (or -o) to a folder on another disk"
     return EnvironmentProblem(f"compiling a kernel needs room for some megabytes, and the disk of {folder} is full: {remedy}")
 
@@ -124,7 +124,7 @@ class _Compiler(ChildProcess):
     def __init__(self) -> None:
         command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
         self._errors = os.memfd_create("tvm_orient") if hasattr(os, "memfd_create") else os.dup(2)
-        super().__init__(command, _EVER_S, environment(), self._errors)
+        super().__init__(command, _MAX_ASKED_S, environment(), self._errors)
 
     def said(self) -> str:
         """Returns what it wrote to its standard error, as far as that is kept."""
@@ -140,7 +140,7 @@ class _Compiler(ChildProcess):
 
 
 def _tools() -> dict[str, str]:
-    """The environment variables that decide which compilers run, and how."""
+    """Returns the environment variables that decide which compilers run, and how."""
     names = (name for name in os.environ if name.startswith(("TVM_", "CUDA_", "LD_")) and not name.startswith("TVM_ORIENT_"))
     return {name: os.environ[name] for name in (*names, *("PATH", "CC", "CXX", "PYTHONPATH")) if name in os.environ}
 
@@ -154,7 +154,7 @@ class _Shop:
 
     @contextlib.contextmanager
     def compiler(self) -> Iterator[_Compiler]:
-        """One that nobody else asks meanwhile; where as many work as there are cores, the next that is done."""
+        """Lends a compiler that nobody else asks meanwhile; where as many work as may at once, waits for the next that is done."""
         with self._room:
             compiler = self._waiting.pop() if self._waiting else _Compiler()
             if compiler.tools != _tools():
@@ -170,7 +170,7 @@ _shop = _Shop()
 
 
 def _renew() -> None:
-    """A forked child has compilers of its own; those of its parent stay its parent's, and are kept here so that nothing closes them."""
+    """Gives a forked child compilers of its own; those of its parent stay its parent's, and are kept here so that nothing closes them."""
     global _shop, _inherited
     _inherited, _shop = (_inherited, _shop), _Shop()
 
@@ -192,13 +192,13 @@ def _answer(request: dict[str, Any]) -> Answer:
     except OrientError as problem:
         return {"kind": type(problem).__name__, "text": str(problem), "trail": _trail(problem)}
     except Exception as problem:
-        return {"kind": "BuildFailed", "text": f"{request['spec']}: {type(problem).__name__}: {str(problem)[-_SAID:]}", "trail": _trail(problem)}
+        return {"kind": "BuildFailed", "text": f"{request['spec']}: {type(problem).__name__}: {str(problem)[-_MAX_SAID:]}", "trail": _trail(problem)}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _trail(problem: BaseException | None) -> str:
-    """The texts of an error and of those that it came from, which say more than its last line."""
+    """Returns the texts of an error and of those that it came from, which say more than its last line."""
     found = []
     while problem is not None:
         found.append(str(problem))

@@ -20,8 +20,8 @@ from ..errors import EnvironmentProblem
 FORMAT = 2  # the number of the form that is written; part of every digest of a build key, so that raising it makes every entry a miss
 KERNEL = "kernel.so"
 HOW = "how.json"
-_OLD_EXPORT = 0  # the number that is given to exported folders of before, which had none and said everything at the top
-_OLD_KEY = ("arch", "model", "features", "toolchain")  # what a build key and an exported folder of before had by one name
+_OLD_EXPORT = 0  # the number of the form for exported folders of an earlier version, which had none and said everything at the top
+_OLD_KEY = ("arch", "model", "features", "toolchain")  # fields that those folders have under the names of a build key
 
 
 class Unreadable(EnvironmentProblem):
@@ -84,7 +84,7 @@ def seal(folder: Path, name: str, key: Mapping[str, Any], facts: Mapping[str, An
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder that `seal` wrote, or that an earlier version exported; the kernel is not looked at.
+    """Reads the manifest of a folder that `seal` wrote, or that an earlier version exported; the kernel is not looked at.
 
     Raises:
         Unreadable: there is none, or it is not of a form that this version reads.
@@ -111,7 +111,7 @@ def _old_export(how: dict[str, Any], name: str) -> Manifest:
 
 
 def flaw(folder: Path) -> str | None:
-    """Why the kernel of a folder cannot be used as an entry of a cache; None where it is whole."""
+    """Says why the kernel of a folder cannot be used as an entry of a cache; returns None where it is whole."""
     try:
         how = read(folder)
         if how.format != FORMAT:

@@ -1,4 +1,4 @@
-"""Which choice makes the kernel of each angle, and why: what `tvm-orient explain` tells."""
+"""Which choice makes the kernel of each angle, and why, as `tvm-orient explain` tells it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Explained:
 
 
 def accepts(part: ConvSpec, device: Device, record: Record) -> str | None:
-    """None where a record still makes a valid kernel for this part on this device, else why not."""
+    """Says why a record makes no valid kernel for a part on a device any more; returns None where it still does."""
     template = next((t for t in registry.TEMPLATES if t.name == record.template), None)
     if template is None:
         return f"template {record.template} does not exist in this version"
@@ -39,7 +39,7 @@ def accepts(part: ConvSpec, device: Device, record: Record) -> str | None:
 
 
 def outdated(record: Record) -> str | None:
-    """None where a record still makes a valid kernel for its own problem on the device that it was made on, else why lookup passes over it."""
+    """Says why lookup passes over a record for its own problem on the device that it was made on; returns None where it does not."""
     try:
         device = recorded_device(record.device, str(record.provenance.get("cc")), int(record.provenance.get("units") or 1))
     except InvalidArgument as problem:
@@ -48,7 +48,7 @@ def outdated(record: Record) -> str | None:
 
 
 def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Explained]:
-    """How each angle group of a spec would be built here, and why; compiles nothing.
+    """Returns how each angle group of a spec would be built on a device, and why, in order; compiles nothing.
 
     Where no template serves one of them, all are given to the generic kernel, which runs the whole layer.
 

@@ -23,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def find(key: BuildKey) -> Path | None:
-    """The kernel of an entry in the first shared cache that has it whole and safe; None for a miss. What is not used is told once in the log."""
+    """Returns the path of the kernel of an entry in the first shared cache that has it whole and safe; None for a miss.
+
+    An entry that is there and not used is told once in the log.
+    """
     for folder in env.shared_cache_dirs():
         try:
             entry = (folder / key.name).resolve(strict=True)
@@ -37,7 +40,7 @@ def find(key: BuildKey) -> Path | None:
 
 
 def entries() -> dict[str, list[Manifest]]:
-    """The manifest of every readable entry of each shared cache that is there and safe, by folder."""
+    """Returns the manifest of every readable entry of each shared cache that is there and safe, by folder."""
     found = {}
     for folder in env.shared_cache_dirs():
         with contextlib.suppress(OSError, RuntimeError):
@@ -47,7 +50,7 @@ def entries() -> dict[str, list[Manifest]]:
 
 
 def danger(folder: Path, files: Iterable[str] = ()) -> str | None:
-    """Why code of a folder, whose path has no links, may be another user's than root's or this one's; None where it cannot be."""
+    """Says why code of a folder, whose path has no links, may be another user's than root's or this one's; returns None where it cannot be."""
     trusted = {0, os.geteuid()}
     try:
         for path in (*(folder / name for name in files), folder, *folder.parents):

@@ -17,7 +17,7 @@ _PYC_HEADER = 16  # bytes before the code of a compiled file: among them when it
 
 @functools.cache
 def source_hash() -> str:
-    """Return the sha256 of every .py below the packages of GENERATORS; none of it is imported.
+    """Returns the sha256 of every .py below the packages of GENERATORS; none of it is imported.
 
     Where an installation has no sources, what Python compiled of them counts instead: its kernels are its own.
 
@@ -31,7 +31,7 @@ def source_hash() -> str:
 
 
 def _folders(name: str) -> list[Path]:
-    """Folders of a package of ours, found without importing it: schedules stand beside the package in a checkout and inside it in a wheel."""
+    """Returns the folders of one of our packages without importing it: schedules stand beside the package in a checkout and inside it in a wheel."""
     if name == "schedules":  # not resources.files, which would import the schedules, and tvm with them
         spec = importlib.util.find_spec("tvm_orient.schedules")
         return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
@@ -39,7 +39,7 @@ def _folders(name: str) -> list[Path]:
 
 
 def hash_sources(packages: Mapping[str, Sequence[Path]]) -> str:
-    """Return the sha256 of the sources below these folders by package; where they lie does not count.
+    """Returns the sha256 of the sources below these folders by package; where they lie does not count.
 
     Raises:
         FileNotFoundError: a package has no folder, or no source in it.

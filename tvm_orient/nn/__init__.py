@@ -1,4 +1,4 @@
-"""Modules over the public functions."""
+"""The torch.nn modules: `OrientedConv2d`, and the published module under its own name."""
 
 from .oriented import OrientedConv2d
 from .published import DepthwiseOrientedConv1d

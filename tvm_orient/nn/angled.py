@@ -1,4 +1,4 @@
-"""What the modules share: angles that are exact numbers on the host, and their copy theta, which travels with the state dict.
+"""The base of the modules: it holds angles as exact numbers on the host, and their copy theta, which travels with the state dict.
 
 The taps follow the numbers. theta may be cast, averaged or loaded rounded without moving one; where it comes with other angles, or somebody writes
 to it, they rule.
@@ -56,7 +56,7 @@ class Angled(torch.nn.Module):
         self._seen = (theta, _version(theta))
 
     def _now(self) -> Taps:
-        """The taps of theta as it is in this call: read again where it is another tensor, or was written to, since the last one.
+        """Returns the taps of theta as it is in this call; theta is read again where it is another tensor, or was written to, since the last call.
 
         Raises:
             InvalidArgument: theta was told to ask for a gradient, or holds what are no angles.
@@ -74,8 +74,11 @@ class Angled(torch.nn.Module):
         return self.taps
 
     def _due(self, theta: torch.Tensor | None) -> bool:
-        """Whether a theta that was written to is to be looked at. Each look waits for a GPU, and data-parallel training writes the same angles in each step:
-        after writes that changed nothing fewer and fewer are looked at, the first, second, fourth, eighth..."""
+        """Says whether a theta that was written to is to be looked at.
+
+        Each look waits for a GPU, and data-parallel training writes the same angles in each step. So fewer and fewer of the writes that change
+        nothing are looked at: the first, second, fourth, eighth...
+        """
         if theta is None or not _waits(theta):
             return True
         self._unchanged += 1
@@ -91,7 +94,7 @@ class Angled(torch.nn.Module):
         self._watch()
 
     def _follow(self, came: Sequence[float], dtype: torch.dtype, name: str) -> bool:
-        """Takes angles that came, unless they are the module's own, rounded on the way. Whether it took them."""
+        """Takes angles that came, unless they are the module's own, rounded on the way; says whether it took them."""
         if rounding.is_rounded(came, self._angles, dtype):
             return False
         before = self.taps
@@ -155,7 +158,7 @@ class Angled(torch.nn.Module):
         self._watch()
 
     def _fitting(self, came: Sequence[float], dtype: torch.dtype) -> Sequence[float] | None:
-        """As many angles as the module has own ones: some save one for each channel, some one for each group. None where they do not fit."""
+        """Returns the angles that came, as many as the module has: a file may hold one for each channel or for each group. None where they do not fit."""
         if len(came) == len(self._angles):
             return came
         wide, own = self._each_channel(came), self._each_channel(self._angles)
@@ -172,12 +175,12 @@ def _version(theta: torch.Tensor | None) -> int:
 
 
 def _waits(theta: torch.Tensor) -> bool:
-    """Whether reading theta waits for what a device has yet to do."""
+    """Says whether reading theta waits for what a device has yet to do."""
     return theta.is_cuda
 
 
 def _readable(theta: Any) -> TypeGuard[torch.Tensor]:
-    """Whether it is a tensor with numbers that the host may have."""
+    """Says whether theta is a tensor with numbers that the host may read."""
     if type(theta) not in (torch.Tensor, torch.nn.Parameter) or theta.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(theta) and _get_current_dispatch_mode() is None
@@ -189,6 +192,6 @@ def _numbers(theta: torch.Tensor) -> list[float]:
 
 
 def _matrix(weight: torch.Tensor) -> tuple[int, ...] | None:
-    """(C, K) of a weight (C, K) or (C, 1, 1, K); None where it is neither."""
+    """Returns (C, K) for a weight (C, K) or (C, 1, 1, K); None for any other shape."""
     shape = tuple(weight.shape)
     return (shape[0], shape[-1]) if len(shape) == 2 or (len(shape) == 4 and shape[1:3] == (1, 1)) else None

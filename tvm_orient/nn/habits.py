@@ -21,7 +21,7 @@ _INSTEAD = {
 
 
 def refused(init: _Init) -> _Init:
-    """An __init__(self, channels, kernel_size, *, ...) that answers what a Conv2d would take with what is to be written instead.
+    """Returns an __init__(self, channels, kernel_size, *, ...) that refuses the arguments of a Conv2d, and says what to write in their place.
 
     Raises:
         InvalidArgument: a third argument without a name, or a name that Conv2d or the published module has and this one has not.

@@ -10,7 +10,7 @@ from ..errors import InvalidArgument
 
 
 def optimizer_state(state: Mapping[str, Any], theirs: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
-    """An optimizer's state dict for a network of this package, made from that of the same network with published modules.
+    """Returns an optimizer's state dict for a network of this package, made from that of the same network with published modules.
 
     An optimizer numbers its parameters. In a published module theta is one of them, here it is a buffer, so the numbers differ. This leaves
     out what ours lacks and numbers the rest anew, by name.

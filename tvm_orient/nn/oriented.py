@@ -1,4 +1,4 @@
-"""Modules over the public functions."""
+"""OrientedConv2d: `tvm_orient.oriented_conv2d` as a module, with fixed angles and trained weights."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .scripted import Scriptable
 
 __all__ = ["DepthwiseOrientedConv1d", "OrientedConv2d"]
 
-_DIRECTIONS = 8  # of a module that is told nothing, or as many as it has channels
+_DIRECTIONS = 8  # directions of a module that is told neither theta nor directions, or as many as it has channels where those are fewer
 
 
 class OrientedConv2d(Angled):
     """`tvm_orient.oriented_conv2d` as a module: depthwise convolution with 1D kernels along fixed angles.
 
     Args:
-        channels: how many, C.
+        channels: C, the number of channels, >= 1.
         kernel_size: K; odd unless anchor is "start".
         theta: radians: a float, or floats (G,), (C,) or (C, 1), as `tvm_orient.oriented_conv2d`. `tvm_orient.from_degrees` makes them.
             A whole number from 1 to C is the old spelling of directions: it works, with a UserWarning.
         directions: instead of theta: G directions spread over 180 degrees (`tvm_orient.angles_between`), at most C. Where neither is given
             there are 8, or C where that is less.
         stride, dilation, padding_mode, anchor, residual, activation: as `tvm_orient.oriented_conv2d`.
-        bias: whether there is one.
-        device, dtype: of the parameters.
+        bias: add a trained bias to each channel.
+        device, dtype: where the parameters lie, and their dtype.
 
     Attributes:
         weight: parameter (C, K). A state dict may hold it as (C, 1, 1, K).
@@ -87,14 +87,14 @@ class OrientedConv2d(Angled):
         return checks.line_taps(angles, self.kernel_size, self.dilation, self.anchor, self.channels)
 
     def reset_parameters(self) -> None:
-        """Weight and bias uniform in +-1/sqrt(K): what torch.nn.Conv2d gives a depthwise kernel of K taps."""
+        """Draws weight and bias uniformly from +-1/sqrt(K), as torch.nn.Conv2d does for a depthwise kernel of K taps."""
         bound = 1 / math.sqrt(self.kernel_size)
         torch.nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)), dtype and errors as `tvm_orient.oriented_conv2d`. N may be left out."""
+        """Maps (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)), with the dtypes and errors of `tvm_orient.oriented_conv2d`; N may be left out."""
         taps = self.taps if torch.compiler.is_compiling() else self._now()
         if self.residual:
             centre = self.kernel_size // 2 if self.anchor == "center" else 0
@@ -102,7 +102,7 @@ class OrientedConv2d(Angled):
         return tap_conv2d(x, self.weight, taps, self.bias, stride=self.stride, padding_mode=self.padding_mode, activation=self.activation)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in this module's place."""
+        """Returns the module that torch.jit.script compiles in the place of this one."""
         centre = -1 if not self.residual else self.kernel_size // 2 if self.anchor == "center" else 0
         activation = checks.activation_name(self.activation)
         return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, activation, centre, last=False)
@@ -114,7 +114,11 @@ class OrientedConv2d(Angled):
 
 
 def _angles(theta: Any, directions: int | None, channels: int) -> Sequence[float]:
-    """Radians from the one of the two arguments that was given."""
+    """Returns the angles in radians from the one of the two arguments that was given.
+
+    Raises:
+        InvalidArgument: both are given, or there are more angles than channels.
+    """
     if theta is not None and directions is not None:
         raise InvalidArgument(f"theta says the angles and directions how many there are, got both ({theta!r} and {directions!r}): drop one")
     if isinstance(theta, int) and not isinstance(theta, bool) and 1 <= theta <= channels:

@@ -28,12 +28,12 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         kernel_size: K, odd.
         stride: the same for both axes, or (vertical, horizontal).
         padding: accepted and ignored, as published: the output has ceil(H/stride) x ceil(W/stride) pixels.
-        bias: whether there is one.
+        bias: add a trained bias to each channel.
         angle: radians: a number for all channels, or one for each. Beyond 2 pi there is a UserWarning.
         nhwc: operands and results are (N, H, W, C).
         resid: adds x to the result, as residual of `tvm_orient.oriented_conv2d`.
         arbitrary_size: accepted and ignored; every size works.
-        device, dtype: of the parameters.
+        device, dtype: where the parameters lie, and their dtype.
 
     Attributes:
         weight: parameter (C, 1, 1, K). A state dict may hold it as (C, K).
@@ -80,7 +80,7 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         self._begin(angles, device)
 
     def _take(self, angles: Sequence[float]) -> None:
-        """One angle for each channel, from one for all of them or as many as there are."""
+        """Takes one angle for each channel, from one for all of them or as many as there are."""
         if len(angles) not in (1, self.channels):
             raise InvalidArgument(f"angle must be a number or one for each of {self.channels} channels, got {len(angles)}: OrientedConv2d takes one per group")
         super()._take(list(angles) * self.channels if len(angles) == 1 else angles)
@@ -89,20 +89,20 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         return (count, 1) if self._column else (count,)
 
     def _lines(self, angles: Sequence[float]) -> Taps:
-        """One group of channels where all lines are the same, so that one kernel serves them."""
+        """Returns taps with one group of channels where all lines are the same, so that one kernel serves them."""
         taps = checks.line_taps(angles, self.kernel_size[1], 1, "center", self.channels)
         return taps.group(0) if len(set(taps.table)) == 1 else taps
 
     @property
     def resid(self) -> torch.Tensor | None:
-        """What the residual adds to the weight: (C, 1, 1, K), one at the centre tap; None without a residual."""
+        """The tensor that the residual adds to the weight: (C, 1, 1, K), one at the centre tap; None without a residual."""
         if not self.residual:
             return None
         centre = torch.arange(self.kernel_size[1], device=self.weight.device) == self.kernel_size[1] // 2
         return centre.to(self.weight.dtype).expand(self.weight.shape).clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride)); (N, H, W, C) both where nhwc is set. N may be left out."""
+        """Maps (N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride)), with C last in both where nhwc is set; N may be left out."""
         return self._filtered(x.movedim(-1, -3)).movedim(-3, -1) if self.nhwc else self._filtered(x)
 
     def _filtered(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
         return tap_conv2d(x, self.weight, taps, self.bias, stride=stride, padding_mode=self.padding_mode)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in this module's place."""
+        """Returns the module that torch.jit.script compiles in the place of this one."""
         centre = self.kernel_size[1] // 2 if self.residual else -1
         return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, "none", centre, self.nhwc)
 

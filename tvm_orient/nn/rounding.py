@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-_MEAN = 2.0**-16  # of an angle: what a mean, or a moving average, in float32 may move it by
-_TYPED = 1000  # an angle that somebody typed has no more than three decimals
+_MAX_MEAN_ERROR = 2.0**-16  # share of an angle by which a mean, or a moving average, in float32 may move it
+_TYPED_STEPS = 1000  # steps in one radian of an angle that somebody typed: no more than three decimals
 _EXACT = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 
 
 def is_rounded(came: Sequence[float], own: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether all the angles that came are the own ones: as they are, rounded to half precision or to dtype, or off by what a mean moves them.
+    """Says whether the angles that came are the own ones: exactly, rounded to half precision or to dtype, or moved by no more than a mean moves them.
 
     Args:
         came, own: radians; other numbers of them are other angles.
@@ -32,10 +32,10 @@ def is_rounded(came: Sequence[float], own: Sequence[float], dtype: torch.dtype) 
 
 
 def look_rounded(came: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether angles have been through a dtype that is too coarse for them: they are in it, or have its values and were not typed so."""
+    """Says whether angles have been through a dtype that is too coarse for them: they are in it, or have its values and were not typed so."""
     if dtype not in _EXACT:
         return True
-    typed = all((value * _TYPED).is_integer() for value in came)
+    typed = all((value * _TYPED_STEPS).is_integer() for value in came)
     return not typed and any(_cast(came, kind) == list(came) for kind in _HALVES)
 
 
@@ -45,9 +45,9 @@ def _cast(values: Sequence[float], dtype: torch.dtype) -> list[float]:
 
 
 def _all_close(came: Sequence[float], own: Sequence[float]) -> bool:
-    return all(abs(b - a) <= _MEAN * abs(a) for b, a in zip(came, own, strict=True))
+    return all(abs(b - a) <= _MAX_MEAN_ERROR * abs(a) for b, a in zip(came, own, strict=True))
 
 
 def _step(value: float, dtype: torch.dtype) -> float:
-    """The distance of neighbours in dtype at a value: means in half precision may end on either side."""
+    """Returns the distance of neighbours in dtype at a value: means in half precision may end on either side."""
     return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(abs(value))) if value else 0.0

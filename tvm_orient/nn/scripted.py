@@ -42,7 +42,7 @@ class Scriptable(torch.nn.Module):
         self.centre, self.last = centre, last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the original, outside of autocast: (N, C, H, W) or (C, H, W), channels last where `last` is set."""
+        """Computes what the original does outside of autocast, on (N, C, H, W) or (C, H, W), with C last where `last` is set."""
         if self.last:
             x = x.movedim(-1, -3)
         images = x.unsqueeze(0) if x.dim() == 3 else x

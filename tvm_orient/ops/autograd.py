@@ -62,7 +62,7 @@ _ours_next: dict[int, bool] = {}  # by the dispatch keys of a call: whether what
 
 
 def _ours_is_next(keys: Any) -> bool:
-    """Whether, for a call with these dispatch keys, what comes after autograd is our implementation: no mode, subclass or transform is at work."""
+    """Says whether our implementation comes after autograd for a call with these dispatch keys: no mode, subclass or transform is at work."""
     number = keys.raw_repr()
     ours = _ours_next.get(number)
     if ours is None:
@@ -71,20 +71,43 @@ def _ours_is_next(keys: Any) -> bool:
 
 
 def _saved(operands: Sequence[Any], options: tuple[Any, ...], output: torch.Tensor) -> Sequence[Any]:
-    """Keeps what an op's gradients need: its operands, but for the bias; that too, or the output, where its activation asks for it."""
+    """Returns the tensors that an op's gradients need: its operands without the bias; with relu also the output, with another activation also the bias."""
     if options[0] == "relu":
         return (*operands[:2], output)
     return operands[:2] if options[0] == "none" else operands
 
 
+def _recording_function(call: kernel.Call, options: tuple[Any, ...], gradients: Any, tensors: int) -> Any:
+    """Returns the Function of one call, which costs less than handing call and options to a common one."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *operands: Any) -> torch.Tensor:
+            output: torch.Tensor = call(*operands)
+            ctx.to_save = _saved(operands, options, output)  # what save_for_backward does
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+            return gradients(ctx, grads[0])[:tensors]
+
+    Function._backward_cls.options = options  # type: ignore[attr-defined]
+    return super(torch.autograd.Function, Function).apply  # without looking for transforms: ours is next
+
+
 def _differentiable(op: Any, find: Any, gradients: Any, *, tensors: int = 2) -> Any:
-    """Returns what an op does at the Autograd key: as torch.library.register_autograd does it, but cheaper in each call.
+    """Returns an op's implementation at the Autograd key, which does what torch.library.register_autograd does and costs less in each call.
 
     Where our implementation comes next it is called, not dispatched to; and a call without gradients does nothing for their sake.
-    Of the op's inputs the first are tensors; find is that of _implemented.
+
+    Args:
+        op: the operator.
+        find: returns the call of a kernel for the op's inputs, as the `find_` functions of `calls`.
+        gradients: returns the gradients in the op's inputs, given a ctx and the gradient in its result.
+        tensors: how many of the inputs, the first ones, are tensors.
 
     Returns:
-        A function of the dispatch keys, the operands, the options and, where the call may be kept in _quick, its key there.
+        A function of the dispatch keys, the operands, the options and, where the call may be kept in `calls.quick_calls`, its key there.
     """
 
     class Function(torch.autograd.Function):
@@ -99,23 +122,6 @@ def _differentiable(op: Any, find: Any, gradients: Any, *, tensors: int = 2) -> 
         def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
             return (*gradients(ctx, grads[0])[:tensors], None)
 
-    def recording(call: kernel.Call, options: tuple[Any, ...]) -> Any:
-        """Function for one call, which costs less than to hand it call and options."""
-
-        class Function(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *operands: Any) -> torch.Tensor:
-                output: torch.Tensor = call(*operands)
-                ctx.to_save = _saved(operands, options, output)  # what save_for_backward does
-                return output
-
-            @staticmethod
-            def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-                return gradients(ctx, grads[0])[:tensors]
-
-        Function._backward_cls.options = options  # type: ignore[attr-defined]
-        return super(torch.autograd.Function, Function).apply  # without looking for transforms: ours is next
-
     def recorded(keys: Any, operands: tuple[Any, ...], options: tuple[Any, ...], key: tuple[Any, ...] | None = None) -> torch.Tensor:
         def dispatched(*operands: Any) -> torch.Tensor:
             with torch._C._AutoDispatchBelowAutograd():
@@ -128,7 +134,7 @@ def _differentiable(op: Any, find: Any, gradients: Any, *, tensors: int = 2) -> 
         if operands[0].device.type == "cpu":
             plain_keys.add(keys.raw_repr())
         if key is not None and call in strict_calls:
-            quick_calls[key] = call, recording(call, options) if wanted else None
+            quick_calls[key] = call, _recording_function(call, options, gradients, tensors) if wanted else None
         if wanted:
             return super(torch.autograd.Function, Function).apply(*operands, (call, options))
         return call(*operands)
@@ -145,6 +151,7 @@ _REFUSALS = (TypeError, ValueError, RuntimeError)  # what tvm-ffi raises; torch'
 
 
 def conv_called(keys: Any, x: torch.Tensor, weight: torch.Tensor, taps: str, stride: list[int], padding_mode: str) -> torch.Tensor:
+    """Computes conv at the Autograd key: a call on a CPU like one before goes straight to its kernel."""
     key = None
     if keys.raw_repr() in plain_keys:
         key = x.shape, x.stride(), x.dtype, taps, stride[0], stride[1], padding_mode
@@ -163,6 +170,7 @@ def conv_called(keys: Any, x: torch.Tensor, weight: torch.Tensor, taps: str, str
 def conv_epilogue_called(
     keys: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, taps: str, stride: list[int], padding_mode: str
 ) -> torch.Tensor:
+    """Computes conv_epilogue at the Autograd key, as `conv_called`."""
     key = None
     if keys.raw_repr() in plain_keys:
         key = x.shape, x.stride(), x.dtype, taps, stride[0], stride[1], padding_mode, activation, bias is None
@@ -173,6 +181,6 @@ def conv_epilogue_called(
                     return call(x, weight, bias)
             elif record is not None:
                 return record(x, weight, bias)
-        except _REFUSALS:  # as in _conv_called
+        except _REFUSALS:  # as in conv_called
             pass
     return _conv_epilogue_recorded(keys, (x, weight, bias), (activation, taps, stride, padding_mode), key)

@@ -21,10 +21,10 @@ _BY_HAND = (
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a supported dtype.
+    """Returns the name that a spec has for a dtype.
 
     Raises:
-        InvalidArgument: not supported.
+        InvalidArgument: the dtype is not supported.
     """
     name = _NAMES.get(dtype)
     if name is None:
@@ -33,10 +33,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def tensor(given: Any, name: str) -> None:
-    """What a function takes as a tensor is one, and dense.
+    """Refuses an argument that is no dense tensor.
 
     Raises:
-        InvalidArgument: it is not.
+        InvalidArgument: it is no tensor, or a nested, quantized or sparse one.
     """
     if not isinstance(given, torch.Tensor):
         remedy = f": use torch.from_numpy({name})" if isinstance(given, np.ndarray) else f": use torch.tensor({name})" if isinstance(given, list) else ""
@@ -49,7 +49,7 @@ def tensor(given: Any, name: str) -> None:
 
 
 def _cast(name: str, dtype: torch.dtype, to: str) -> str:
-    """The next step for a tensor of the wrong dtype."""
+    """Returns the next step for a tensor of the wrong dtype, in words."""
     if dtype == torch.uint8:
         return f"use {name}.float() / 255 for an image of bytes"
     return f"use {name}.to({to})"
@@ -76,10 +76,10 @@ def _image(image: torch.Tensor, name: str) -> None:
 
 
 def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
-    """Weight (C, K) or (C, 1, 1, K) as (C, K).
+    """Returns a weight (C, K) or (C, 1, 1, K) as a view (C, K).
 
     Raises:
-        InvalidArgument: another shape.
+        InvalidArgument: the weight has another shape.
     """
     if weight.dim() == 4 and weight.shape[1] == 1 and weight.shape[2] == 1:
         return weight.flatten(1)
@@ -89,7 +89,7 @@ def weight_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 
 def conv_operands(x: torch.Tensor, weight: torch.Tensor, taps: Taps) -> None:
-    """Operands of conv: x (N,C,H,W), weight (C,K).
+    """Checks the operands of conv: x (N, C, H, W) and weight (C, K).
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -104,7 +104,7 @@ def conv_operands(x: torch.Tensor, weight: torch.Tensor, taps: Taps) -> None:
 
 
 def dx_operands(dy: torch.Tensor, weight: torch.Tensor, taps: Taps, height: int, width: int, stride: tuple[int, int]) -> None:
-    """Operands of conv_dx: dy (N,C,P,Q) with P = ceil(height/stride), weight (C,K).
+    """Checks the operands of conv_dx: dy (N, C, P, Q) with P = ceil(height/stride) and Q = ceil(width/stride), and weight (C, K).
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -114,7 +114,7 @@ def dx_operands(dy: torch.Tensor, weight: torch.Tensor, taps: Taps, height: int,
 
 
 def dw_operands(x: torch.Tensor, dy: torch.Tensor, stride: tuple[int, int]) -> None:
-    """Operands of conv_dw: x (N,C,H,W), dy (N,C,P,Q) with P = ceil(H/stride).
+    """Checks the operands of conv_dw: x (N, C, H, W), and dy (N, C, P, Q) with P = ceil(H/stride) and Q = ceil(W/stride).
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -135,7 +135,7 @@ def _plane(dy: torch.Tensor, height: int, width: int, stride: tuple[int, int]) -
 
 
 def options(stride: Any, padding_mode: str) -> tuple[int, int]:
-    """The stride as a pair, with padding_mode checked.
+    """Returns the stride as a pair (vertical, horizontal), after a check of padding_mode.
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -147,10 +147,10 @@ def options(stride: Any, padding_mode: str) -> tuple[int, int]:
 
 
 def activation_name(activation: str | None) -> str:
-    """The name that a spec has for an activation; None is "none".
+    """Returns the name that a spec has for an activation; None is "none".
 
     Raises:
-        InvalidArgument: an unknown one.
+        InvalidArgument: there is no such activation.
     """
     name = "none" if activation is None else activation
     if name not in ACTIVATIONS:
@@ -159,7 +159,7 @@ def activation_name(activation: str | None) -> str:
 
 
 def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:
-    """bias (C), like x.
+    """Checks a bias: (C,), with the dtype and device of x.
 
     Raises:
         InvalidArgument: a rule is broken.
@@ -172,7 +172,7 @@ def bias_vector(bias: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def angles(theta: Any, channels: int) -> tuple[float, ...]:
-    """theta (a number, (G,), (C,) or (C,1), radians) as numbers; a tensor is read once, on the host.
+    """Returns theta (a number, (G,), (C,) or (C, 1), in radians) as numbers; a tensor is read once, on the host.
 
     Raises:
         InvalidArgument: another shape, whole numbers, or a tensor that asks for a gradient.
@@ -194,7 +194,7 @@ def angles(theta: Any, channels: int) -> tuple[float, ...]:
 
 
 def line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> str:
-    """The key of oriented taps at any theta that `angles` takes.
+    """Returns the key of oriented taps at any theta that `angles` takes.
 
     Raises:
         InvalidArgument: as `angles` and `tvm_orient.Taps.oriented`.
@@ -203,6 +203,6 @@ def line_key(theta: Any, kernel_size: int, dilation: int, anchor: Anchor, channe
 
 
 def line_taps(theta: Sequence[float], kernel_size: int, dilation: int, anchor: Anchor, channels: int) -> Taps:
-    """Oriented taps with the fewest groups that give every channel its own line."""
+    """Returns oriented taps with the fewest groups that give every channel its own line."""
     taps = Taps.oriented(list(theta), kernel_size, dilation, anchor)
     return taps.for_channels(channels) if taps.groups == channels else taps

@@ -1,4 +1,4 @@
-"""What the public functions do differently while they are compiled or exported. Imported only then: it loads Dynamo, which takes as long as torch."""
+"""The public functions while they are compiled or exported. Imported only then: it loads Dynamo, which takes as long as torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NUMBERS = (bool, int, float, str, type(None))  # a word or None is refused wher
 
 
 def constant(value: Any) -> Any:
-    """A number as a plain one: where the compiler has made it a symbol, what is compiled holds for this value alone, and for others anew."""
+    """Returns a number as a plain one; where the compiler has made it a symbol, it compiles for this value alone, and for others anew."""
     return guard_scalar(value) if isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not isinstance(value, bool) else value
 
 
 def line_key(theta: Any, kernel_size: Any, dilation: Any, anchor: Anchor, channels: Any) -> str | None:
-    """The key of oriented taps, a constant of what is compiled; None where theta is or holds tensors, whose values nothing guards."""
+    """Returns the key of oriented taps, a constant of the compiled code; None where theta is or holds tensors, whose values nothing guards."""
     given = theta if isinstance(theta, list | tuple) else (theta,)
     if not all(isinstance(angle, _NUMBERS) for angle in given):
         return None
@@ -39,7 +39,7 @@ def _key(theta: tuple[Any, ...], kernel_size: int, dilation: int, anchor: Anchor
 
 
 def uncompiled(function: Callable[..., torch.Tensor], *given: Any, **options: Any) -> torch.Tensor:
-    """What the function gives, called between two graphs; with fullgraph=True an error that says what to do instead.
+    """Calls the function between two graphs and returns its result; with fullgraph=True the compiler raises an error that says what to do instead.
 
     Raises:
         InvalidArgument: there is no compiler that could leave it out, as in torch.export.

@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter counts for the operators: two operations for each tap of each pixel of the result, as it counts a depthwise Conv2d."""
+"""The operations that torch.utils.flop_counter counts for the operators: two for each tap of each pixel of the result, as it counts a depthwise Conv2d."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def _counted(images: Sequence[int], taps: int) -> int:
 
 
 def conv_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    """Operations of conv and conv_epilogue, from the shapes of their tensors; bias and activation are not counted."""
+    """Counts the operations of conv and conv_epilogue, from the shapes of their tensors; bias and activation are left out."""
     return _counted(out_shape, weight[1])
 
 
 def conv_dx_flops(dy: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of conv_dx, from the shapes of its tensors."""
+    """Counts the operations of conv_dx, from the shapes of its tensors."""
     return _counted(dy, weight[1])
 
 
 def conv_dw_flops(x: Sequence[int], dy: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    """Operations of conv_dw, from the shapes of its tensors."""
+    """Counts the operations of conv_dw, from the shapes of its tensors."""
     return _counted(dy, out_shape[1])
 
 

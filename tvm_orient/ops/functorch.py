@@ -1,4 +1,4 @@
-"""The three ops as torch.func and forward-mode differentiation see them.
+"""The three linear ops in a form that torch.func and forward-mode differentiation take.
 
 PyTorch's register_autograd makes functions that torch.func.grad refuses (pytorch issue 170834, still so in 2.13), and knows no
 forward mode. Where either is at work the public functions therefore go through these, which have the same gradients and vmap rules.
@@ -17,12 +17,12 @@ from .vmap import mapped
 
 
 def active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is running (never while compiling: the ops themselves are traced)."""
+    """Says whether a torch.func transform or forward-mode differentiation is running (never while compiling: the ops themselves are traced)."""
     return not torch.compiler.is_compiling() and (bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0)
 
 
 def _function(op: Callable[..., torch.Tensor], gradients: Callable[[Any, torch.Tensor], tuple[Any, ...]], *, foldable: bool) -> Any:
-    """An op as a function that transforms take; gradients(ctx, grad) are made of such functions in turn."""
+    """Returns an op as a Function that transforms take; gradients(ctx, grad) are made of such functions in turn. foldable is that of `vmap.mapped`."""
 
     class Function(torch.autograd.Function):
         @staticmethod

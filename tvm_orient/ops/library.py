@@ -1,4 +1,4 @@
-"""The operators' library: schemas of the torch operators."""
+"""The schemas of the torch operators. Nothing is implemented here, so that every other file of the operators can import it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ for _schema in (
     "conv_epilogue(Tensor x, Tensor weight, Tensor? bias, str activation, str taps, int[2] stride, str padding_mode) -> Tensor",
 ):
     library.define(_schema, tags=(torch.Tag.needs_exact_strides,))  # strides choose the layout, of the kernel and of the result
-
-
-# ---- gradients: each op is linear in both operands, and its adjoints are the other two ----------
 
 conv = torch.ops.tvm_orient.conv.default
 conv_dx = torch.ops.tvm_orient.conv_dx.default

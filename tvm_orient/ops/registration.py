@@ -1,4 +1,4 @@
-"""The torch operators: tvm_orient::conv, conv_dx and conv_dw, closed under differentiation.
+"""The operators' implementations, fakes, gradients and vmap rules are registered here: tvm_orient::conv, conv_dx, conv_dw and conv_epilogue.
 
 The geometry crosses the boundary as Taps.key: static, self-describing, stable under export. Kernels are chosen inside the
 implementation, where sizes are plain ints, so that torch.compile adds no guards for them.
@@ -18,7 +18,7 @@ from .vmap import mapped, mapped_epilogue
 
 
 def _implemented(name: str, find: Any, tensors: int = 2) -> None:
-    """Register an op's implementation: what find(*inputs) returns, called with the first of the inputs, those that are tensors."""
+    """Registers an op's implementation on CPU and CUDA: it calls what find(*inputs) returns with the first inputs, as many as `tensors` says."""
 
     def implementation(*inputs: Any) -> torch.Tensor:
         return find(*inputs)(*inputs[:tensors])
@@ -33,7 +33,7 @@ _implemented("conv_dw", find_conv_dw)
 _implemented("conv_epilogue", find_conv_epilogue, tensors=3)
 
 
-# ---- fakes: shapes only, with the strides that the kernels write --------------------------------
+# fakes: shapes alone, with the strides that the kernels write
 
 
 def _fake_weight(image: torch.Tensor, weight: torch.Tensor, taps: str) -> None:
@@ -45,7 +45,7 @@ def _fake_weight(image: torch.Tensor, weight: torch.Tensor, taps: str) -> None:
 
 
 def _image(like: torch.Tensor, height: Any, width: Any) -> torch.Tensor:
-    """An empty image of N, C and layout of another."""
+    """Returns an empty image of this height and width, with N, C and layout of another."""
     if layout_of(like) == "nhwc":
         return like.new_empty((like.shape[0], height, width, like.shape[1])).permute(0, 3, 1, 2)
     return like.new_empty((like.shape[0], like.shape[1], height, width))

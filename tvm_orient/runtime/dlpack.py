@@ -15,9 +15,9 @@ from ..errors import InvalidArgument
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 
-_CODES = {torch.bfloat16: 4}  # DLPack's kinds of numbers; the other dtypes here are plain floats
-_FLOAT = 2
-_DEVICES = {"cpu": 1, "cuda": 2}
+_CODES = {torch.bfloat16: 4}  # DLPack's code of a kind of numbers, where it is not _FLOAT
+_FLOAT = 2  # DLPack's code of IEEE floats of any width
+_DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's code of a kind of device
 
 
 class DLTensorView(ctypes.Structure):
@@ -42,19 +42,19 @@ Pair = tuple[DLTensorView, ctypes.c_void_p, DLTensorView, ctypes.c_void_p]  # tw
 
 
 def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a compact tensor."""
+    """Returns the strides of a compact tensor of this shape, in elements."""
     return tuple(itertools.accumulate(shape[:0:-1], lambda step, size: step * size, initial=1))[::-1]
 
 
 def allocator(device: Device) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]:
-    """torch.empty_strided for a device; on a CPU as torch's own compiled graphs call it, without dispatch."""
+    """Returns torch.empty_strided(shape, strides, dtype) for a device; on a CPU in the form that torch's own compiled graphs call, without dispatch."""
     if device.kind == "cpu":
         return getattr(torch._C._dynamo.guards, "_empty_strided_cpu", None) or (lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype))
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=f"cuda:{device.index}")
 
 
 def view(shape: Sequence[int], dtype: torch.dtype, kind: str, index: int) -> tuple[DLTensorView, ctypes.c_void_p]:
-    """A compact tensor of this shape on a device, without data yet, and its address."""
+    """Returns a compact tensor of this shape on a device, without data yet, and its address."""
     numbers = ctypes.c_int64 * len(shape)
     made = DLTensorView(
         None, _DEVICES[kind], index, len(shape), _CODES.get(dtype, _FLOAT), 8 * dtype.itemsize, 1, numbers(*shape), numbers(*strides_of(shape)), 0
@@ -71,7 +71,7 @@ class Images:
         self._planes = planes[::-1] if spec.op == "conv_dx" else planes
 
     def refuse_others(self, *operands: torch.Tensor) -> None:
-        """Check what the kernel cannot: it is told an address and nothing else.
+        """Refuses images that the kernel cannot check: it is told an address and nothing else.
 
         Raises:
             InvalidArgument: an image of another shape or dtype, or on another device.
@@ -85,6 +85,6 @@ class Images:
                 )
 
     def pair(self, n: int) -> Pair:
-        """Views of both, of n images, without data yet."""
+        """Returns views of both, of n images each, without data yet."""
         one, other = (view((n, *plane, self._spec.channels), self._dtype, self._device.kind, self._device.index) for plane in self._planes)
         return *one, *other

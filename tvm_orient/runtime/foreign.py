@@ -8,11 +8,11 @@ from ..errors import EnvironmentProblem
 from ..kernels import manifest
 from ..problem.device import own_cpu
 
-_NAMED = 8  # of what is lacking, in a message
+_MAX_NAMED = 8  # lacking instruction sets that a message names
 
 
 def refuse_foreign(kernel: Path) -> None:
-    """Refuse a CPU's kernel that may use instructions which this CPU lacks, by the how.json beside it; one without how.json is not looked at.
+    """Refuses a CPU's kernel that may use instructions which this CPU lacks, by the how.json beside it; one without how.json is not looked at.
 
     Args:
         kernel: the path of a kernel.so, in an entry of the cache or in a folder that `tvm_orient.kernels.bundle.export` made.
@@ -27,7 +27,7 @@ def refuse_foreign(kernel: Path) -> None:
     here = own_cpu()
     lacking = sorted(set(told.features).difference(here.features))
     if lacking and here.features:
-        few = ", ".join(lacking[:_NAMED]) + (f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else "")
+        few = ", ".join(lacking[:_MAX_NAMED]) + (f" and {len(lacking) - _MAX_NAMED} more" if len(lacking) > _MAX_NAMED else "")
         raise EnvironmentProblem(
             f"a kernel runs only where the instructions are that it was made for ({told.model}), and {here.name} lacks {few}: {kernel.parent}: "
             "build it on this machine, or with `tvm-orient build --arch x86-64-v3` or a lower level"

@@ -16,7 +16,7 @@ from .dlpack import Images, Pair, allocator, strides_of
 from .loader import loaded_library
 from .refusal import refuse
 
-_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes that generated vector loads count on; TVM itself checks nothing
+_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes by kind of device that generated vector loads count on; TVM itself checks nothing
 Call = Callable[..., torch.Tensor]
 
 
@@ -53,9 +53,9 @@ class Kernel:
         self.each = spec.channels * max(spec.height * spec.width, bands * taps)  # elements of one image in the largest tensor
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Operands of spec.op, in its shapes and dtype, on the device: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx, (x, dy) -> dw.
+        """Computes spec.op: (x, w) -> y, with spec.bias (x, w, bias) -> y, (dy, w) -> dx, (x, dy) -> dw.
 
-        Images are (N, C, H, W) of any strides; those of the result are of spec.layout.
+        Operands have the shapes and the dtype of the spec, and lie on the device. Images are (N, C, H, W) of any strides; the result has spec.layout.
 
         Raises:
             Unsupported: a tensor has 2**31 elements or more.
@@ -137,16 +137,16 @@ class Kernel:
         return image
 
     def _form(self, tensor: torch.Tensor) -> torch.memory_format:
-        """The memory format in which the kernel reads an operand."""
+        """Returns the memory format in which the kernel reads an operand."""
         return torch.channels_last if self.last and tensor.dim() == 4 else torch.contiguous_format
 
     def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The operand as the kernel reads it: in its format, and aligned for its vector loads."""
+        """Returns the operand as the kernel reads it: in its format, and aligned for its vector loads."""
         tensor = tensor.contiguous(memory_format=self._form(tensor))
         return tensor if tensor.data_ptr() % self.alignment == 0 else tensor.clone()
 
     def _runner(self) -> Callable[..., object]:
-        """The kernel's function. On CUDA with its device made current: TVM's host stub sets the device and does not restore it."""
+        """Returns the kernel's function; on CUDA with its device made current, since TVM's host stub sets the device and does not restore it."""
         if self.device.kind == "cpu":
             return self.function  # type: ignore[no-any-return]
 
@@ -184,7 +184,7 @@ class GenericAdapter:
 
 
 def opened(spec: ConvSpec, device: Device, path: Path, *, generic: bool) -> Kernel | GenericAdapter:
-    """The kernel in a library, in the form that serves a spec.
+    """Opens the library of a kernel, and returns the kernel in the form that serves a spec.
 
     Args:
         generic: the library holds the generic kernel.
@@ -198,12 +198,12 @@ def opened(spec: ConvSpec, device: Device, path: Path, *, generic: bool) -> Kern
 
 
 def activate(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """torch's activation of that name (spec.ACTIVATIONS)."""
+    """Applies torch's activation of that name (`spec.ACTIVATIONS`) and returns the result; "none" returns the tensor itself."""
     return tensor if name == "none" else getattr(torch.nn.functional, name)(tensor)
 
 
 def _workspace(spec: ConvSpec, path: Path) -> tuple[int, int]:
-    """(bands, taps) of the workspace that a kernel of its own needs, by the manifest beside it.
+    """Returns (bands, taps) of the workspace that a kernel of its own needs, by the manifest beside it.
 
     Raises:
         manifest.Unreadable: a kernel of conv_dw has none, or one that does not say.

@@ -23,7 +23,12 @@ _runtimes: list[ctypes.CDLL] = []
 
 @functools.lru_cache(maxsize=4096)
 def loaded_library(path: str, kind: str) -> tuple[Any, Any]:
-    """(module, function) of a kernel library, loaded once: specs share the generic one."""
+    """Loads a kernel library and returns (module, function), once in each process: specs share the generic one.
+
+    Raises:
+        NotLoaded: this machine cannot load it.
+        EnvironmentProblem: TVM's runtime is missing, or this CPU lacks instructions that the kernel may use.
+    """
     import tvm_ffi
 
     load_runtime(kind)
@@ -39,7 +44,7 @@ def loaded_library(path: str, kind: str) -> tuple[Any, Any]:
 
 
 def forget_libraries() -> None:
-    """Load a library anew when it is asked for again."""
+    """Forgets the loaded libraries, so that each is loaded anew when it is asked for again."""
     loaded_library.cache_clear()
 
 
@@ -55,7 +60,11 @@ class NotLoaded(EnvironmentProblem):
 
 
 def load_runtime(kind: str) -> None:
-    """Make TVM's runtime symbols visible without importing tvm, which costs 3 s."""
+    """Makes TVM's runtime symbols visible without importing tvm, which costs 3 s.
+
+    Raises:
+        EnvironmentProblem: apache-tvm is not installed, or its runtime library does not load.
+    """
     check_ffi()
     if "tvm" in sys.modules or len(_runtimes) > (kind == "cuda"):
         return
@@ -71,10 +80,10 @@ def load_runtime(kind: str) -> None:
 
 
 def device_of(tensor: torch.Tensor) -> Device:
-    """The device that a tensor lives on.
+    """Returns the device that a tensor lives on.
 
     Raises:
-        Unsupported: neither a CPU nor a CUDA tensor.
+        Unsupported: it is neither a CPU nor a CUDA tensor.
     """
     if tensor.device.type == "cpu":
         return cpu_device()

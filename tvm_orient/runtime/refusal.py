@@ -1,4 +1,4 @@
-"""Refusal: what a GPU's driver answers to a kernel, in plain words. TVM says it in an error of its own, which names neither the layer nor a way on."""
+"""Refusals: the answers of a GPU's driver to a kernel, in plain words. TVM repeats them in an error that names neither the layer nor a way on."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _UNKNOWN = "the CUDA driver's documentation says what that means", "`tvm-orient 
 
 
 def _key(name: str) -> str:
-    """CUDA_ERROR_ILLEGAL_ADDRESS and cudaErrorIllegalAddress are one."""
+    """Returns one key for the two names of an error, as CUDA_ERROR_ILLEGAL_ADDRESS and cudaErrorIllegalAddress."""
     return re.sub("^CUDA_ERROR_|^cudaError|_", "", name).lower()
 
 
 def refuse(problem: Exception, spec: ConvSpec, device: Device, kernel: Path) -> None:
-    """Raise LaunchFailed for an error of a call of a kernel, if the driver refused it; return if it is another error.
+    """Raises LaunchFailed for an error of a call of a kernel where the driver refused it, and returns where it is another error.
 
     Raises:
         LaunchFailed: the driver did not load or launch the kernel.

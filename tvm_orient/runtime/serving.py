@@ -1,107 +1,39 @@
-"""Launch: which kernel answers a call. A problem's own, where it is tuned, built or asked for; for its first calls the generic one."""
+"""Which kernel answers a call: a problem's own where it is tuned, built or asked for; for the first calls of others the generic one."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .. import env
-from ..errors import BuildFailed, EnvironmentProblem, OrientError
+from ..errors import BuildFailed, EnvironmentProblem
 from ..forks import Lock
 from ..kernels import compile_cost
 from ..kernels.build import build
-from ..kernels.cache import Busy
 from ..kernels.resolve import explain
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, generic_choices, is_generic
-from .kernel import Call, GenericAdapter, Kernel, opened
+from .kernel import GenericAdapter, Kernel, opened
 from .loader import NotLoaded, forget_libraries
+from .provisional import NEVER, ProvisionalKernel, TooLong, asked_here, capturing
 
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
-_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `compile_cost` foresees, where nobody asked for it
-_UNASKED_LIMIT_S = 300.0  # after so many seconds it is given up: the machine is busy, or the estimate wrong
-_WAIT_S = 20.0  # that the call which has it compiled waits for it
-_NEVER = sys.maxsize
+_MAX_UNASKED_S = 18.0  # CPU seconds that compiling may take, as `compile_cost` foresees, where nobody asked for it
+_UNASKED_LIMIT_S = 300.0  # seconds after which compiling that nobody asked for is given up: the machine is busy, or the estimate wrong
 _Key = tuple[ConvSpec, str, int]
 _kernels: dict[_Key, Kernel | GenericAdapter | ProvisionalKernel] = {}
-_locks: dict[_Key, Lock] = {}  # of each problem; whoever holds it loads or compiles the problem's kernel
-_at_once: list[int] = []  # threads that have entered compiling_at_once
+_locks: dict[_Key, Lock] = {}  # one for each problem; whoever holds it loads or compiles the problem's kernel
 _replaced: set[str] = set()  # paths of kernels that did not load and were built again, once in each process
 _callbacks: list[Callable[[], None]] = []
 _log = logging.getLogger(__name__)
 
 
-class ProvisionalKernel:
-    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own.
-
-    The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
-
-    Args:
-        generic: answers until then.
-        calls: after so many its own is made.
-        choices: that its own is made by, as the logs were when the first call asked them.
-    """
-
-    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int, choices: Sequence[Choice]) -> None:
-        self.spec, self.device, self.kernel, self.left, self.calls, self.choices = spec, device, generic, calls, calls, choices
-        self._maker: threading.Thread | None = None
-
-    def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes what `Kernel` does, on the same operands."""
-        self.left -= 1
-        if (self.left <= 0 or (_at_once and _asked())) and not _capturing(self.device):
-            self._replace()
-        return self.kernel(first, second, bias)
-
-    def prepared(self, *_: torch.Tensor) -> Call:
-        """Returns itself, for operands of any shape: every call counts, so each comes here."""
-        return self
-
-    def _replace(self) -> None:
-        if _asked():
-            self._make(asked=True)
-            return
-        maker = self._maker
-        if maker is None:
-            maker = self._maker = threading.Thread(target=self._make, kwargs={"asked": False}, name="tvm_orient compiles", daemon=True)
-            maker.start()
-            maker.join(_WAIT_S)
-        if not maker.is_alive():
-            self._maker = None
-
-    def _make(self, *, asked: bool) -> None:
-        """The problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
-        left = self.calls  # until it is looked for again
-        try:
-            found = _own(self.spec, self.device, self.choices, asked=asked)
-            if found is not None:
-                self.kernel, left = found, _NEVER
-        except Busy:  # another process is at it
-            pass
-        except _TooLong as problem:
-            left = _NEVER
-            _log.info("%s stays on the generic kernel: %s", self.spec, problem)
-        except OrientError as problem:
-            left = _NEVER
-            _log.warning("%s stays on the generic kernel: %s", self.spec, problem)
-        except Exception:  # a fault of the package, which must not come up in a call that the generic kernel answers
-            left = _NEVER
-            _log.warning("%s stays on the generic kernel", self.spec, exc_info=True)
-        self.left = left
-
-
-class _TooLong(Exception):
-    """Nobody asked for a kernel, and compiling it would take long; says what asks for it."""
-
-
 def kernel(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = None) -> Kernel | GenericAdapter:
-    """The loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
+    """Returns the loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Args:
         choices: that it is made by where this process has none; None asks the logs, as `tvm_orient.kernels.resolve.explain`.
@@ -122,7 +54,7 @@ def _own(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None, *, as
 
     Raises:
         Busy: not asked for, and another process makes it.
-        _TooLong: not asked for, and it would take too long.
+        TooLong: not asked for, and it would take too long.
     """
     key = (spec, device.slug, device.index)
     found = _kernels.get(key)
@@ -157,16 +89,16 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
     if found is not None:
         return found
     _refuse_capture(spec, device)
-    calls = 1 if _asked() else env.building_call()
+    calls = 1 if asked_here() else env.building_call()
     choices = _explained(spec, device)
     if calls <= 1 or is_generic(choices) or torch.are_deterministic_algorithms_enabled():
         return kernel(spec, device, choices)
-    if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _UNASKED_S:
+    if any(choice.step in _EXACT for choice in choices) and compile_cost.seconds(spec, device) <= _MAX_UNASKED_S:
         try:
             return kernel(spec, device, choices)
         except (BuildFailed, EnvironmentProblem) as problem:
             _log.warning("%s stays on the generic kernel: %s", spec, problem)
-            calls = _NEVER
+            calls = NEVER
     with _locks.setdefault(key, Lock()):
         found = _kernels.get(key)
         if found is None:
@@ -175,12 +107,12 @@ def kernel_for_call(spec: ConvSpec, device: Device) -> Kernel | GenericAdapter |
 
 
 def _explained(spec: ConvSpec, device: Device) -> list[Choice]:
-    """The choices that the logs hold for a problem now, or its templates make; asked once for each problem that is called."""
+    """Returns the choices that the logs hold for a problem now, or its templates make; asked once for each problem that is called."""
     return [part.choice for part in explain(spec, device)]
 
 
 def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int) -> Kernel | GenericAdapter | ProvisionalKernel:
-    """A problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
+    """Returns a problem's own kernel where a cache has it and it loads; else the generic one for so many calls."""
     try:
         return load(spec, device, choices, compiling=False)
     except NotLoaded as problem:
@@ -188,28 +120,13 @@ def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choi
     except EnvironmentProblem:  # no cache has it
         pass
     generic = _generic(spec, device)
-    if calls < _NEVER:
+    if calls < NEVER:
         _log.info("%s is new: it runs on the generic kernel until call %d, or tvm_orient.warmup, compiles its own; see `tvm-orient tune`", spec, calls)
-    return ProvisionalKernel(spec, device, generic, calls, choices)
-
-
-@contextlib.contextmanager
-def compiling_at_once() -> Iterator[None]:
-    """While it is entered, every call of this thread, and of the threads that autograd runs for it, compiles the kernel that it lacks."""
-    _at_once.append(threading.get_ident())
-    try:
-        yield
-    finally:
-        _at_once.remove(threading.get_ident())
-
-
-def _asked() -> bool:
-    """Whether a call of this thread is to compile what it lacks. Autograd's threads are none of Python's, which calls them dummies."""
-    return bool(_at_once) and (threading.get_ident() in _at_once or isinstance(threading.current_thread(), threading._DummyThread))
+    return ProvisionalKernel(spec, device, generic, calls, lambda asked: _own(spec, device, choices, asked=asked))
 
 
 def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling: bool = True, limit: float | None = None) -> Kernel | GenericAdapter:
-    """The kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
+    """Returns the kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
 
     Args:
         limit: as of `tvm_orient.kernels.build.build`.
@@ -235,17 +152,21 @@ def _generic(spec: ConvSpec, device: Device, *, compiling: bool = True) -> Kerne
     return load(spec, device, generic_choices(spec, device), compiling=compiling)
 
 
-def _capturing(device: Device) -> bool:
-    return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def _refuse_capture(spec: ConvSpec, device: Device) -> None:
-    if _capturing(device):
+    if capturing(device):
         raise EnvironmentProblem(f"{spec} has no loaded kernel and a CUDA graph is being captured: call tvm_orient.warmup first")
 
 
 def acquire(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bool = True) -> Kernel | GenericAdapter:
-    """The kernel of these choices; the generic one where there is no other and none may be compiled."""
+    """Returns the kernel of these choices; the generic one where no cache has it and none may be compiled.
+
+    Args:
+        asked: False where a call waits for a kernel that it did not ask for: then compiling may take only so long.
+
+    Raises:
+        Unsupported, BuildFailed, EnvironmentProblem: as `load`; or a CUDA graph is being captured.
+        Busy, TooLong: not asked for, as `_own`.
+    """
     _refuse_capture(spec, device)
     if not asked:
         return _made_unasked(spec, device, choices)
@@ -267,14 +188,14 @@ def acquire(spec: ConvSpec, device: Device, choices: Sequence[Choice], asked: bo
 
 
 def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> Kernel | GenericAdapter:
-    """A problem's own kernel, for which a call waits that did not ask for it.
+    """Returns a problem's own kernel, for which a call waits that did not ask for it.
 
     Raises:
         Busy: another process makes it.
-        _TooLong: no cache has it, and compiling it would take too long.
+        TooLong: no cache has it, and compiling it would take too long.
     """
     foreseen = compile_cost.seconds(spec, device)
-    if foreseen <= _UNASKED_S:
+    if foreseen <= _MAX_UNASKED_S:
         _log.info("%s: compiling its own kernel, about %.0f s", spec, foreseen)
         return load(spec, device, choices, limit=_UNASKED_LIMIT_S)
     try:
@@ -282,15 +203,15 @@ def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> 
     except NotLoaded:
         raise
     except EnvironmentProblem as problem:
-        raise _TooLong(
+        raise TooLong(
             f"its own, of {compile_cost.offsets(spec)} distinct offsets in {spec.taps.groups} groups, would take about "
-            f"{foreseen:.0f} s to compile, and unasked it may take {_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` "
+            f"{foreseen:.0f} s to compile, and unasked it may take {_MAX_UNASKED_S:.0f} s: tvm_orient.warmup, TVM_ORIENT_BUILD=1 or `tvm-orient build` "
             "compile it, `tvm-orient tune` tunes it"
         ) from problem
 
 
 def forget() -> None:
-    """Drop the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
+    """Drops the loaded kernels, so that the next call asks the logs again (after tuning, say)."""
     _kernels.clear()
     forget_libraries()
     _replaced.clear()
@@ -298,7 +219,7 @@ def forget() -> None:
 
 
 def on_forget(callback: Callable[[], None]) -> None:
-    """Register a table that must be emptied with ours."""
+    """Registers a function that empties a table of kernels; it is called whenever the tables here are emptied."""
     _callbacks.append(callback)
 
 

@@ -1,4 +1,4 @@
-"""The shop that tuning works in: processes that compile candidates, several at once, and the process that measures them.
+"""The processes that tuning works with: those that compile candidates, several at once, and the one that measures them.
 
 A builder (`python -m tvm_orient.tuning.builder`) reads one JSON request a line and answers one JSON line, as the measuring process does. A
 round of candidates is compiled before any of it is measured, so that no compiler runs beside a measurement.
@@ -23,11 +23,11 @@ from ..toolchain.worker import ChildProcess, environment, module_command, serve
 from .runner import Runner
 
 Workspace = tuple[int, int] | None
-_BUILD_S = 180.0  # seconds that one candidate may take; the slowest known takes a tenth of it
+_MAX_BUILD_S = 180.0  # seconds that one candidate may take to compile; the slowest known takes a tenth of it
 
 
 def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspace:
-    """Compiles one candidate to path; the shape of the workspace that conv_dw needs, per image and channel.
+    """Compiles one candidate to path, and returns the shape of the workspace that conv_dw needs for each image and channel, (bands, taps), or None.
 
     Raises:
         BuildFailed: TVM or the compiler behind it refused.
@@ -46,7 +46,7 @@ class _Builder(ChildProcess):
     lasting = True  # a candidate that was refused spoils nothing
 
     def __init__(self, device: Device) -> None:
-        super().__init__(module_command("tvm_orient.tuning.builder"), _BUILD_S, environment())
+        super().__init__(module_command("tvm_orient.tuning.builder"), _MAX_BUILD_S, environment())
         self.device = device
 
     def build(self, part: ConvSpec, choice: Choice, path: Path) -> Workspace:
@@ -60,7 +60,9 @@ class _Builder(ChildProcess):
 class BuilderPool:
     """Compiled candidates of one angle at a time, and the worker that measures on the device; shared by problems tuned in a row.
 
-    jobs: processes that compile; with 1, candidates are compiled in this process.
+    Args:
+        device: the one that candidates are compiled for and measured on.
+        jobs: processes that compile; with 1, candidates are compiled in this process.
     """
 
     def __init__(self, device: Device, jobs: int = 1) -> None:
@@ -92,7 +94,7 @@ class BuilderPool:
                 self._built[part, choice] = problem
 
     def built(self, part: ConvSpec, choice: Choice) -> tuple[Path, Workspace]:
-        """(library, workspace) of a candidate, compiled now if it was not before.
+        """Returns (path of the library, workspace) of a candidate, compiled now if it was not before.
 
         Raises:
             BuildFailed: it does not compile.

@@ -1,4 +1,4 @@
-"""The last comparison of a tuning run: a copy, the default and the winner in turn, and whether what they took can be believed."""
+"""The last comparison of a tuning run: a copy, the default and the winner are timed in turn, and their times are doubted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..problem.spec import ConvSpec
 from ..records.plausible import impossible
 from .runner import Runner
 
-RUNS = 5  # of each, in turn
-_TICK_S = 2e-6  # differences that a call and a clock make by themselves
-_STEADY = 0.3  # how far the second longest of the runs may be from the second shortest, as a share of the median
-_AGREES = 1.5  # times that a trial and the comparison may differ by
+RUNS = 5  # times that each is timed, in turn
+_TICK_S = 2e-6  # seconds by which times differ through a call and a clock alone
+_MAX_SPREAD = 0.3  # share of the median by which the second longest run may exceed the second shortest
+_MAX_DISAGREEMENT = 1.5  # ratio by which a trial and the comparison may differ
 Kernel = tuple[Path, tuple[int, int] | None]  # library, workspace
 
 
@@ -35,7 +35,7 @@ class Result:
         return self.best, self.spread, self.base, self.floor
 
     def won(self, margin: float) -> bool:
-        """Whether the winner beats the default by this share, and is no slower in all rounds but one."""
+        """Says whether the winner beats the default by this share, and is no slower in all rounds but one."""
         least = 1 / (1 - margin)
         return statistics.median(self.gains) >= least and self.gains[1] >= min(1.0, least)
 
@@ -71,7 +71,7 @@ def contest(spec: ConvSpec, batch: int, worker: Runner, default: Kernel, winner:
 
 def _apart(runs: Sequence[float], least: float = 0.0) -> bool:
     ordered = sorted(runs)
-    return ordered[-2] - ordered[1] > max(least, _STEADY * statistics.median(ordered))
+    return ordered[-2] - ordered[1] > max(least, _MAX_SPREAD * statistics.median(ordered))
 
 
 def _unsteady(series: dict[str, list[float]]) -> str | None:
@@ -82,8 +82,8 @@ def _unsteady(series: dict[str, list[float]]) -> str | None:
 
 
 def noise(name: str, trial: float | None, compared: float) -> str:
-    """That a trial of the search and the comparison differ too far, both in seconds, for the search to have chosen well; empty where they agree."""
-    if trial is None or max(trial, compared) <= _AGREES * min(trial, compared):
+    """Says that a trial of the search and the comparison, both in seconds, differ too far for the search to have chosen well; "" where they agree."""
+    if trial is None or max(trial, compared) <= _MAX_DISAGREEMENT * min(trial, compared):
         return ""
     times = f"{trial * 1e6:.4g} us in the search and {compared * 1e6:.4g} us in the last comparison"
     return f"{name} took {times}, so the trials were noise: measure them anew (--restart)"

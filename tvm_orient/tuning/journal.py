@@ -1,4 +1,4 @@
-"""The journal of tuning trials: what a run that was stopped goes on from."""
+"""The journal of tuning trials, from which a run that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = ".trials"  # in the folder of logs
 
 
 def journals(directory: Path, device: Device) -> Path:
-    """The folder of a device's journals, beside its logs in directory."""
+    """Returns the folder of a device's journals, beside its logs in directory."""
     return directory / FOLDER / device.slug
 
 
@@ -28,7 +28,7 @@ class Journal:
         self.path = journals(directory, device) / f"{part.op}-{name}.jsonl"
 
     def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
-        """(template, version, decisions, seconds or None) of every readable trial, each choice once."""
+        """Returns (template, version, decisions, seconds or None) of every readable trial, each choice once."""
         found: dict[str, tuple[str, int, dict[str, int], float | None]] = {}
         lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
         for line in lines:
@@ -39,7 +39,7 @@ class Journal:
         return list(found.values())
 
     def forget(self) -> None:
-        """Remove the trials of this problem at this batch size, and no others.
+        """Removes the trials of this problem at this batch size, and no others.
 
         Raises:
             TuningFailed: the file cannot be removed.
@@ -50,7 +50,11 @@ class Journal:
             raise TuningFailed(f"the journal of trials {self.path} cannot be removed ({problem}): remove it by hand, or tune in another --log-dir") from problem
 
     def add(self, choice: Choice, seconds: float | None, error: str) -> None:
-        """Append one trial."""
+        """Appends one trial: its seconds, or None and the error that it failed with.
+
+        Raises:
+            TuningFailed: the file cannot be written.
+        """
         key = json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
         entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
         try:

@@ -16,8 +16,8 @@ from ..errors import EnvironmentProblem
 from ..evaluate import machine
 from ..problem.device import Device
 
-BUSY = 0.15  # share of the cores that others may use before what a CPU measures is noise
-_AGAIN_S = 2.0  # between two looks
+BUSY = 0.15  # share of the cores that others may use before a CPU's measurements are noise
+_AGAIN_S = 2.0  # seconds between two looks
 _log = logging.getLogger(__name__)
 Told = Callable[[float, float], None]
 
@@ -67,7 +67,7 @@ class Patience:
 
 @contextlib.contextmanager
 def alone(device: Device) -> Iterator[None]:
-    """One tuner a device at a time: two would measure each other."""
+    """Keeps other tuners off a device until the context is left, and waits for one that is at work: two would measure each other."""
     path = Path(tempfile.gettempdir()) / f"tvm_orient-{os.getuid()}-{device.slug}-{device.index}.lock"
     lock = filelock.FileLock(path)
     try:

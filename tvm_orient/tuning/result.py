@@ -1,4 +1,4 @@
-"""What a tuning run tells while it goes on, and what it ends with."""
+"""The progress that a tuning run reports, and the outcomes and errors that it ends with."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ Report = Callable[[Progress], None]
 
 
 def in_microseconds(seconds: float | None) -> float | None:
-    """Return seconds as microseconds; None stays None."""
+    """Returns seconds as microseconds; None stays None."""
     return None if seconds is None else seconds * 1e6

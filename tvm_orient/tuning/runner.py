@@ -1,4 +1,4 @@
-"""Measure kernels in a process of their own: a candidate that crashes takes its worker along, not the tuner.
+"""Kernels are measured in a process of their own: a candidate that crashes takes its worker along, not the tuner.
 
 The worker (`python -m tvm_orient.tuning.runner`) answers one request after another. It times a kernel as the bench does, with
 cold caches (`evaluate.timing`).
@@ -25,7 +25,7 @@ from ..problem.device import Device
 from ..problem.spec import ConvSpec, Operand
 from ..toolchain.worker import Answer, ChildProcess, environment, module_command, serve
 
-_COPIED_BYTES = 4  # of an element that the floor's copy moves
+_COPIED_BYTES = 4  # bytes of an element that the floor's copy moves
 Request = dict[str, Any]
 
 
@@ -45,7 +45,7 @@ class Kept:
         self._held: dict[str, tuple[Hashable, Iterator[list[torch.Tensor]]]] = {}
 
     def turns(self, what: str, of: Hashable, make: Callable[[], list[list[torch.Tensor]]]) -> Iterator[list[torch.Tensor]]:
-        """Sets of operands in turn, without end: those that are held where they are of the same thing, else new ones in their place.
+        """Returns sets of operands in turn, without end: those that are held where they are of the same thing, else new ones in their place.
 
         Args:
             what: "kernel" or "copy".
@@ -66,12 +66,12 @@ class Runner(ChildProcess):
         self.device = device
 
     def time(self, spec: ConvSpec, batch: int, kernel: Path, workspace: tuple[int, int] | None) -> Timing:
-        """Time a kernel on fresh random operands."""
+        """Times a kernel of a spec on random operands of N = batch."""
         answer = self.told(self._request(spec, batch, kernel, workspace))
         return Timing(answer.get("median"), answer.get("spread", 0.0), answer.get("error", ""))
 
     def verify(self, spec: ConvSpec, kernel: Path, workspace: tuple[int, int] | None) -> tuple[float | None, str]:
-        """(largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
+        """Returns (largest error relative to the largest output, "") of a kernel against the reference at N = 2, or (None, why it is wrong)."""
         answer = self.told(self._request(spec, 2, kernel, workspace) | {"verify": True})
         return answer.get("relative"), answer.get("error", "")
 
@@ -79,7 +79,7 @@ class Runner(ChildProcess):
         return {"spec": spec.key, "batch": batch, "kernel": str(kernel), "workspace": workspace, "device": dataclasses.asdict(self.device)}
 
     def copy_seconds(self, size: int) -> float:
-        """Seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors.
+        """Returns the seconds that `y.copy_(x)` takes to move `size` bytes in all (half read, half written), on rotating tensors.
 
         Raises:
             TuningFailed: it does not run.
@@ -102,7 +102,7 @@ def _function(request: Request) -> Any:
 
 
 def _torch_order(operand: Operand, tensor: torch.Tensor) -> torch.Tensor:
-    """A kernel's tensor with its axes in torch's order."""
+    """Returns a kernel's tensor with its axes in torch's order."""
     return tensor.movedim(operand.channel_axis, 1) if tensor.dim() == 4 else tensor
 
 
@@ -112,7 +112,7 @@ def _problem(request: Request) -> tuple[ConvSpec, Device, tuple[Operand, ...]]:
 
 
 def _made(operand: Operand, where: torch.device) -> torch.Tensor:
-    """A tensor for an operand: normal random numbers where the caller fills it, else the NaN that a kernel has to replace."""
+    """Returns a tensor for an operand: normal random numbers where the caller fills it, else the NaN that a kernel has to replace."""
     dtype = getattr(torch, operand.dtype)
     if operand.role == "input":
         return torch.randn(operand.shape, dtype=dtype, device=where)
@@ -120,7 +120,7 @@ def _made(operand: Operand, where: torch.device) -> torch.Tensor:
 
 
 def timed(request: Request, kept: Kept) -> Answer:
-    """{"median", "spread"} in seconds of a kernel; kept holds its operands for the next kernel of the same problem."""
+    """Returns {"median", "spread"} in seconds of a kernel; kept holds its operands for the next kernel of the same problem."""
     spec, device, operands = _problem(request)
     where = torch_device(device)
 
@@ -136,7 +136,7 @@ def timed(request: Request, kept: Kept) -> Answer:
 
 
 def copied(request: Request, kept: Kept) -> Answer:
-    """{"median", "spread"} in seconds of a copy that moves request["copy"] bytes, half of them read and half written."""
+    """Returns {"median", "spread"} in seconds of a copy that moves request["copy"] bytes, half of them read and half written."""
     device, count = Device(**request["device"]), max(1, request["copy"] // (2 * _COPIED_BYTES))
     where = torch_device(device)
 
@@ -149,7 +149,7 @@ def copied(request: Request, kept: Kept) -> Answer:
 
 
 def checked(request: Request) -> Answer:
-    """{"relative": largest error over the largest value} of a kernel that is right, else {"error": what is wrong}."""
+    """Returns {"relative": largest error over the largest value} for a kernel that is right, else {"error": what is wrong}."""
     spec, device, operands = _problem(request)
     torch.manual_seed(1)
     tensors = [_made(operand, torch_device(device)) for operand in operands]
@@ -161,7 +161,7 @@ def checked(request: Request) -> Answer:
 
 
 def _main() -> None:
-    """Answer requests until standard input ends."""
+    """Answers requests until standard input ends."""
     from ..toolchain.tvm import load_tvm  # after torch, which brings libcudart
 
     load_tvm()

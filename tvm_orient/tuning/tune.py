@@ -1,4 +1,4 @@
-"""Tune: find the best decisions for each angle of a spec on this device, verify them, and record them.
+"""Tuning finds the best decisions for each angle of a spec on this device, verifies them, and records them.
 
 A layer is tuned angle by angle, and of two mirrored angles (a and 180 - a) one: records then serve every layer that has the angle. Every trial is
 kept in a journal beside the logs, so that a run that was stopped goes on where it was. What is recorded is measured on a quiet machine, in turn.
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
-    """The angles of a spec that need tuning: one of each mirrored pair, in order."""
+    """Returns the angles of a spec that need tuning, each as a spec of its own: one of each mirrored pair, in order."""
     parts: list[ConvSpec] = []
     for _, _, part in spec.plain.parts():
         if not any(known.taps in (part.taps, part.taps.mirrored) for known in parts):
@@ -38,14 +38,15 @@ def tune(
     spec: ConvSpec, device: Device, *, trials: int = 64, batch: int = 8, seed: int = 0, report: Report | None = None, directory: Path | None = None,
     shop: BuilderPool | None = None, restart: bool = False, wait: float = WAIT_S,
 ) -> list[Outcome]:  # fmt: skip
-    """Tune every distinct angle of a spec, and record each winner that is right and beats the untuned default.
+    """Tunes every distinct angle of a spec, and records each winner that is right and beats the untuned default; returns an outcome for each.
 
     Args:
         trials: candidates that are timed for each angle, >= 1.
-        batch: the N they are timed at, >= 1.
-        report: told after each trial.
-        directory: of the logs (default: the user's).
-        shop: its processes are used and kept; None: one is made for this call, which compiles in this process.
+        batch: the N that they are timed at, >= 1.
+        seed: of the search; a run with the same seed and the same times proposes the same candidates.
+        report: is told after each trial, and while the run waits.
+        directory: the folder of the logs; None is the user's.
+        shop: the builders to use, which are kept; None makes some for this call, which compile in this process.
         restart: forget what the journals hold of these angles at this batch, and measure all anew; records stay.
         wait: seconds to wait in all for other work on a CPU to end, >= 0.
 
