@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-UNFINISHED = 3
+UNFINISHED = 3  # exit status of a script whose time was over before its work
 
 console = Console(markup=False, emoji=False, highlight=False)
 if not console.is_terminal:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..errors import InvalidArgument
 from ..problem.spec import ConvSpec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 1  # number of the fields that a record has; lines of another are only counted
 SLUG = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # one folder name: no separator, not hidden
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

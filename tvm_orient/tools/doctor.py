@@ -294,7 +294,7 @@ def _nvcc() -> Finding:
 # ---- kernels ------------------------------------------------------------------------------------
 
 _LAYER = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.8], 7))  # of two angles: merging is looked at too
-_IMAGES = 2
+_IMAGES = 2  # N of the layer that is run
 
 
 def _kernel(device: Device) -> Finding:
