@@ -35,7 +35,7 @@ def apart(plane_skew: int) -> tuple[int, int]:
 
 
 def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
-    """All threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
+    """Lets all threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
     if scope == "shared":
         sch.set_scope(block, 0, scope)
     *loops, last = sch.get_loops(block)[around:]
@@ -70,7 +70,7 @@ def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
 
 
 def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared", unroll: bool = False) -> None:
-    """All threads of the block fill a buffer of planes (n, plane, row, ..., column) together; a thread keeps its place in a row in every turn.
+    """Lets all threads of the block fill a buffer of planes (n, plane, row, ..., column) together; a thread keeps its place in a row in every turn.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
 

@@ -133,7 +133,7 @@ def _records(found: Sequence[_Result], facts: dict[str, Any], rows: Sequence[Row
 
 
 def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tuple[records_record.Record | None, str]:
-    """(the record of a comparison between a problem's best candidate and its default, ""), or (None, why there is none)."""
+    """Returns (the record of a comparison between a problem's best candidate and its default, ""), or (None, why there is none)."""
     if "error" in result:
         return None, result["error"]
     best, base = result["median"], result["default"]

@@ -12,5 +12,5 @@ if not console.is_terminal:
 
 
 def say(text: str) -> None:
-    """One line, however long."""
+    """Print one line, however long."""
     console.print(text, soft_wrap=True)

@@ -108,7 +108,7 @@ class ConvSpec:
 
     @property
     def out_width(self) -> int:
-        """Columns of y: ceil(width / stride)."""
+        """Returns the columns of y: ceil(width / stride)."""
         return -(-self.width // self.stride[1])
 
     @property
