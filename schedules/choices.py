@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Choice:
     @classmethod
     def of(cls, template: Template[Any], config: Config, step: str = "default") -> Choice:
         """Returns a choice from a template and a config of its decisions."""
-        return cls(template.name, template.version, tuple(sorted(config.decisions().items())), step)
+        return cls.named(template.name, template.version, config.decisions(), step)
 
     @property
     def config(self) -> Config:
@@ -35,8 +35,18 @@ class Choice:
         Raises:
             InvalidArgument: there is no such template, or the decisions do not name its knobs.
         """
-        config: Config = registry.find(self.template).config(dict(self.decisions))
+        config: Config = registry.find(self.template).config(self.by_name)
         return config
+
+    @classmethod
+    def named(cls, template: str, version: int, decisions: Mapping[str, Any], step: str = "default") -> Choice:
+        """Returns a choice from what a record or a journal holds: decisions by name, of which words are left out, since no template decides on any."""
+        return cls(template, version, tuple(sorted((name, value) for name, value in decisions.items() if isinstance(value, int))), step)
+
+    @property
+    def by_name(self) -> dict[str, int]:
+        """Returns the decisions by name, as records and journals hold them; `named` makes the choice again."""
+        return dict(self.decisions)
 
     @property
     def plain(self) -> list[Any]:

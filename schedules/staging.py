@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm_orient.codegen.cuda.batched_loads import MAX_UNROLLED, batches
+from tvm_orient.codegen.cuda.batched_loads import MAX_UNROLLED_TURNS, batches
 from tvm_orient.sass.bank_conflicts import WARP
 
 from .tiling import most_dividing, parted
@@ -35,7 +35,7 @@ def apart(plane_skew: int) -> tuple[int, int]:
 
 
 def cooperate(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared") -> None:
-    """All threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
+    """Lets all threads of the block fill a shared buffer together, in so many loops, the innermost axis as one vector where it is one."""
     if scope == "shared":
         sch.set_scope(block, 0, scope)
     *loops, last = sch.get_loops(block)[around:]
@@ -65,12 +65,12 @@ def copied_by_rows(vector: int, *turns: int) -> tuple[int, int]:
 
     Where turns are unrolled the loads of all batches are on their way at once: they are neither volatile nor behind a branch.
     """
-    copy = vector + (_COPY_BY_ROWS if max(turns) <= MAX_UNROLLED else _COPY_IN_LOOP)
-    return copy, 1 + sum(min(1, count) if count <= MAX_UNROLLED else batches(count, vector) for count in turns)
+    copy = vector + (_COPY_BY_ROWS if max(turns) <= MAX_UNROLLED_TURNS else _COPY_IN_LOOP)
+    return copy, 1 + sum(min(1, count) if count <= MAX_UNROLLED_TURNS else batches(count, vector) for count in turns)
 
 
 def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: int = 1, scope: str = "shared", unroll: bool = False) -> None:
-    """All threads of the block fill a buffer of planes (n, plane, row, ..., column) together; a thread keeps its place in a row in every turn.
+    """Lets all threads of the block fill a buffer of planes (n, plane, row, ..., column) together; a thread keeps its place in a row in every turn.
 
     So a turn only adds constants to an address, where `cooperate` divides. Threads that do not fill a row idle.
 
@@ -91,7 +91,7 @@ def cooperate_by_rows(sch: Any, block: Any, threads: int, vector: int, around: i
     step, row = sch.split(row, [None, rows])
     sch.reorder(turn, step, plane, row)
     turns = sch.fuse(n, turn, step)
-    if unroll and int(sch.get(turns).extent) <= MAX_UNROLLED:
+    if unroll and int(sch.get(turns).extent) <= MAX_UNROLLED_TURNS:
         sch.unroll(turns)
     sch.bind(sch.fuse(plane, row, *columns), "threadIdx.x")
     if last is not None:

@@ -208,7 +208,7 @@ def sanitizer(device: Device, size: Size, more: bool = False) -> Iterator[Job]:
 
 
 def candidates(device: Device, size: Size) -> Iterator[Job]:
-    """Kernels that tuning would try, for each problem of one angle of the table; those of a problem follow each other, its default first."""
+    """Yield the kernels that tuning would try, for each problem of one angle of the table; those of a problem follow each other, its default first."""
     for ops in (("conv", "conv_dw"), ("conv_dx",)):
         for taps, side, op, angle in itertools.product(size.taps, size.sides, ops, size.angles):
             one = spec(op, (size.channels, side, side), taps, (angle,))

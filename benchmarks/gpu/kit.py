@@ -237,7 +237,7 @@ def _code() -> Iterator[tuple[Path, str]]:
 
 
 def runtime(site: Path, python: str) -> None:
-    """The files that running needs, from the wheels, in one folder for PYTHONPATH; nothing where it is there."""
+    """Put the files that running needs, from the wheels, into one folder for PYTHONPATH; nothing is done where it is there."""
     if site.is_dir():
         return
     with tempfile.TemporaryDirectory(dir=site.parent) as name:

@@ -76,7 +76,7 @@ class Run:
         return self.deadline - time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line, with the time since the start."""
+        """Print one line, with the time since the start."""
         print(f"{time.monotonic() - self.begin:5.0f}s {text}", flush=True)
 
     def facts(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Run:
         return found
 
     def step(self, name: str) -> None:
-        """Every job of a step that has no result yet, until the deadline."""
+        """Do every job of a step that has no result yet, until the deadline."""
         jobs = [job for part in STEPS[name] for job in self.jobs if job["part"] == part]
         self.worker.close()  # a step has a process of its own
         if not jobs:

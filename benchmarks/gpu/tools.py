@@ -46,7 +46,7 @@ class Running(Protocol):
 
 
 def counters(run: Running, jobs: Sequence[_Job]) -> None:
-    """Hardware counters of one launch of each job's kernels, in files that the module `counters` reads."""
+    """Read hardware counters of one launch of each job's kernels, in files that the module `counters` reads."""
     program = sanitizer.program("ncu", ("bin", "nsight-compute", "."))
     if program is None:
         run.say("counters: skipped: ncu is neither on PATH nor in a folder of CUDA")

@@ -63,7 +63,7 @@ def main(
 
 
 def worth(kind: str, quick: bool) -> list[tuple[ConvSpec, int]]:
-    """Problems with their batches, most valuable first: the table in float32, then bfloat16, the networks' layers, float16.
+    """Return problems with their batches, most valuable first: the table in float32, then bfloat16, the networks' layers, float16.
 
     Those of eight angles alone: each tunes every one of its angles.
     """
@@ -136,7 +136,7 @@ def watch(deadline: float) -> Callable[[Progress], None]:
 
 
 def prune(directory: Path, device: Device) -> None:
-    """The best record of each problem stays."""
+    """Keep the best record of each problem."""
     for op in OPS:
         path = store.log_path(directory, device.slug, op)
         if path.exists():
@@ -147,7 +147,7 @@ def prune(directory: Path, device: Device) -> None:
 
 
 def report(outcomes: list[Outcome]) -> Table:
-    """By op and number of taps: angles, trials, seconds of a trial, where the time went, gain over the default."""
+    """Return by op and number of taps: angles, trials, seconds of a trial, where the time went, gain over the default."""
     sheet = Table("op", "K", "angles", "recorded", "trials", "failed", "s a trial", "where the time went", "gain over the default")
     groups: dict[tuple[str, int], list[Outcome]] = {}
     for outcome in outcomes:

@@ -27,7 +27,7 @@ Row = dict[str, str]
 
 
 def path(name: str, kind: str = "") -> Path:
-    """static-NAME.csv, or static-KIND-NAME.csv."""
+    """Returns the path of static-NAME.csv, or static-KIND-NAME.csv."""
     return RESULTS / f"static-{kind and kind + '-'}{name}.csv"
 
 

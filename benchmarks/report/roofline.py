@@ -44,13 +44,13 @@ def points(rows: Sequence[Row], state: str = "cold") -> Iterator[tuple[Point, Po
 
 
 def bandwidth(rows: Sequence[Row], state: str = "cold") -> float | None:
-    """GB/s that the floors reached, their median; None where none was timed."""
+    """Return the GB/s that the floors reached, their median; None where none was timed."""
     found = [row.gbps for row in rows if row.floor and row.cache == state and row.gbps]
     return statistics.median(found) if found else None
 
 
 def peak(rows: Sequence[Row]) -> float | None:
-    """GFLOP/s of float32 multiply-adds at the clock that was read; None where it or the machine is not known."""
+    """Return the GFLOP/s of float32 multiply-adds at the clock that was read; None where it or the machine is not known."""
     read = [float(found[1]) for row in rows if (found := re.match(r"sm (\d+) MHz", row.clocks)) and row.hardware in FLOPS_A_CLOCK]
     return statistics.median(read) * FLOPS_A_CLOCK[rows[0].hardware] / 1e3 if read else None
 

@@ -64,7 +64,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """pass, miss, open (holds so far, cells are missing) or none (nothing measured)."""
+        """Return pass, miss, open (holds so far, cells are missing) or none (nothing measured)."""
         if self.broken or (self.worst and (self.worst[0] < self.target if self.least else self.worst[0] > self.target)):
             return "miss"
         return "none" if self.worst is None else "pass" if len(self.values) >= self.wanted else "open"
@@ -122,7 +122,7 @@ def ratio(row: Row, other: Row) -> float:
 
 
 def by_plane(ours: Iterable[Row]) -> dict[tuple[int, int, int, int], dict[str, Row]]:
-    """Our rows by (channels, height, width, batch), then by angles."""
+    """Return our rows by (channels, height, width, batch), then by angles."""
     planes: dict[tuple[int, int, int, int], dict[str, Row]] = {}
     for row in ours:
         planes.setdefault((row.channels, row.height, row.width, row.batch), {})[row.angles] = row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-UNFINISHED = 3
+UNFINISHED = 3  # exit status of a script whose time was over before its work
 
 console = Console(markup=False, emoji=False, highlight=False)
 if not console.is_terminal:
@@ -12,5 +12,5 @@ if not console.is_terminal:
 
 
 def say(text: str) -> None:
-    """One line, however long."""
+    """Print one line, however long."""
     console.print(text, soft_wrap=True)

@@ -74,7 +74,7 @@ def _time_choices_anew() -> None:
 
 
 def _start() -> None:
-    """No processes of torch's own: these are as many as the cores."""
+    """Leave no processes of torch's own: these are as many as the cores."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 

@@ -34,7 +34,7 @@ COLUMNS = ("layout", "channels", "height", "kernel_size", "activation", "fused_m
 
 
 def milliseconds(calls: dict[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
-    """Median time of a call; the calls take turns."""
+    """Returns the median time of a call; the calls take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 3):
         for name, call in calls.items():

@@ -129,7 +129,7 @@ def measured(spec: ConvSpec, device: Device, batch: int, peers: list[str], repea
 
 
 def summary(rows: list[Row], path: Path) -> None:
-    """The cells as a table for a page, the pictures, and where a peer wins."""
+    """Prints the cells as a table for a page, the pictures, and where a peer wins."""
     if not any(row.median_ms for row in rows):
         say("nothing was measured")
         return

@@ -75,7 +75,7 @@ def estimated(trial: Trial, device: Device) -> float:
 
 
 def distance(every: Sequence[Trial], device: Device) -> float:
-    """Mean of how far the estimates are, as a logarithm."""
+    """Return the mean of how far the estimates are, as a logarithm."""
     return float(np.mean([min(_FAR, abs(math.log(estimated(trial, device) / trial.microseconds))) for trial in every]))
 
 

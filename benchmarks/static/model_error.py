@@ -36,7 +36,7 @@ def seconds(clocks: float, spec: ConvSpec, batch: int, arch: str) -> float:
 
 
 def wanted(rows: list[Row]) -> list[Row]:
-    """Untuned kernels of one angle that were timed with cold caches."""
+    """Return the untuned kernels of one angle that were timed with cold caches."""
     return [row for row in rows if row.method == DEFAULT and row.cache == "cold" and row.median_ms and len(ConvSpec.from_key(row.spec).parts()) == 1]
 
 

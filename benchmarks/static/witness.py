@@ -119,7 +119,7 @@ _GENERIC = "generic"  # the generic kernel
 _CUBIN = "cubin"  # the machine code is hashed too
 _QUICK = 3  # one pair of so many is left in a quick run
 _LONGEST = 160  # characters of a value that a difference shows
-_ABSENT = "absent"
+_ABSENT = "absent"  # what a difference shows for a value that one of two witnesses lacks
 _SETTINGS = "TVM_"  # what the environment variables begin with that change a choice, a kernel or a key
 
 Entry = dict[str, Any]

@@ -87,7 +87,7 @@ class BaseDw(Template[D]):
         return own
 
     def _sum_in_register(self, sch: Any, block: Any, thread: Any) -> None:
-        """A sum is kept in a register, and several of its terms are loaded at once: TVM would add them up where the result is stored."""
+        """Keeps a sum in a register, while several of its terms are loaded at once: TVM would add them up where the result is stored."""
         sch.compute_at(block, thread, preserve_unit_loops=True)
         loop = sch.get_loops(block)[-1]
         extent = int(sch.get(loop).extent)
@@ -123,7 +123,7 @@ class BaseDw(Template[D]):
         sch.unroll(sch.get_loops(init)[-1])
 
     def _stage_apart(self, sch: Any, staged: Sequence[Any], block: Any, threads: int) -> None:
-        """Whole planes are copied as they lie, and lie an odd number of vectors apart, so that lanes of several meet in no bank."""
+        """Copies whole planes as they lie; staged, they lie an odd number of vectors apart, so that lanes of several meet in no bank."""
         for planes in staged:
             quad = int(sch.get(sch.get_loops(planes)[-1]).extent)
             sch.compute_at(planes, block, preserve_unit_loops=True)
@@ -131,7 +131,7 @@ class BaseDw(Template[D]):
             sch.storage_align(planes, 0, 1, 2 * quad, quad)
 
     def _second_pass(self, sch: Any) -> None:
-        """A thread sums a slice of the images for a weight, then one thread a weight the slices, in order.
+        """Schedules the second pass: a thread sums a slice of the images for a weight, then one thread a weight the slices, in order.
 
         A cross-thread reduction would not survive the merge of angles.
         """

@@ -58,7 +58,7 @@ class BasePatch(Template[P]):
         return in_turn(sch, channels, config.channels_per_block, config.tiles_per_block, config.stages)
 
     def _direct(self, sch: Any, y: Any, block: PatchGeometry) -> tuple[Any, int]:
-        """Each thread stores its own patch: (loop over tiles, threads)."""
+        """Lets each thread store its own patch; returns (loop over tiles, threads)."""
         config = block.config
         out = sch.cache_write(y, 0, "local") if block.vector_store else y
         n, c, h, w = sch.get_loops(out)
@@ -80,7 +80,7 @@ class BasePatch(Template[P]):
         return turn, int(sch.get(thread).extent)
 
     def _collected(self, sch: Any, y: Any, block: PatchGeometry) -> tuple[Any, int]:
-        """Patches meet in shared memory, and the block stores whole rows: (loop over tiles, threads)."""
+        """Lets patches meet in shared memory, from where the block stores whole rows; returns (loop over tiles, threads)."""
         config = block.config
         out = sch.cache_write(y, 0, "shared")
         own = sch.cache_write(y, 0, "local")  # stores between the loads would keep the compiler from joining them

@@ -105,7 +105,10 @@ def _conv(dtype: str, sums: str, circular: bool, spread: bool) -> Any:
 
 
 def _dw(dtype: str, sums: str, circular: bool) -> Any:
-    """First pass: a block sums a band of rows of one plane, a tap a thread. Second: a weight a thread, images and bands in order."""
+    """Returns the kernel of conv_dw.
+
+    First pass: a block sums a band of rows of one plane, a tap a thread. Second: a weight a thread, images and bands in order.
+    """
     from tvm import tirx
     from tvm.script import tirx as T
 

@@ -201,7 +201,7 @@ class Pixels(Template[PixelsConfig]):
 
 
 def _stage_in_registers(sch: Any, stage: Any, place: Any) -> None:
-    """Each thread loads what its patch reads into registers of its own."""
+    """Lets each thread load what its patch reads into registers of its own."""
     sch.set_scope(stage, 0, "local")
     sch.compute_at(stage, place, preserve_unit_loops=True)
     for loop in sch.get_loops(stage)[-5:]:
@@ -293,7 +293,9 @@ class PixelsDw(Template[PixelsDwConfig]):
         self._second_pass(sch)
 
     def _second_pass(self, sch: Any) -> None:
-        """A block sums one tap of some channels: each of its threads a slice of the bands, then one thread a channel the slices, in order.
+        """Schedules the second pass.
+
+        A block sums one tap of some channels: each of its threads a slice of the bands, then one thread a channel the slices, in order.
 
         A cross-thread reduction would not survive the merge of angles.
         """

@@ -252,7 +252,7 @@ class TwoPassDw(BaseDw[TwoPassDwConfig]):
             sch.unroll(loop)
 
     def _own_dy(self, sch: Any, column: Any) -> None:
-        """A thread loads the dy of its patch into registers: no other needs it."""
+        """Lets a thread load the dy of its patch into registers: no other needs it."""
         dys = sch.get_sblock(names.DYS)
         sch.compute_at(dys, column, preserve_unit_loops=True)
         sch.set_scope(dys, 0, "local")

@@ -145,7 +145,7 @@ class WholePlane(Template[WholePlaneConfig]):
 
 
 def _in_line(sch: Any, loop: Any, threads: int, vector: int) -> None:
-    """All threads of the block copy what lies in one piece, a vector each."""
+    """Lets all threads of the block copy what lies in one piece, a vector each."""
     if vector > 1:
         loop, lanes = sch.split(loop, [None, vector])
         sch.vectorize(lanes)

@@ -1,10 +1,10 @@
-"""The habits of the sources: short functions of few parameters, docstrings that begin with what is done, one constant a line."""
+"""The habits of the sources: short functions of few parameters, docstrings that begin with what is done, one constant or attribute a line."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tests.support.sources import ROOT
 
@@ -77,18 +77,25 @@ def bad_beginnings(source: str) -> Iterator[str]:
                 yield text.splitlines()[0]
 
 
-def constants(source: str) -> Iterator[list[str]]:
-    """Yield the names in capitals that each assignment at the top of a module gives a value."""
-    for statement in ast.parse(source).body:
+def assigned(body: Iterable[ast.stmt]) -> Iterator[list[str]]:
+    """Yield the names that each assignment of a module's or a class's body gives a value."""
+    for statement in body:
         if isinstance(statement, ast.Assign | ast.AnnAssign):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-            yield [name for name in names if name.isupper()]
+            yield [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+def constants(source: str) -> Iterator[list[str]]:
+    """Yield the names in capitals that each assignment at the top of a module gives a value."""
+    return ([name for name in names if name.isupper()] for names in assigned(ast.parse(source).body))
 
 
 def packed_constants(source: str) -> Iterator[str]:
-    """Yield the constants that are assigned several in a statement, as one text a statement."""
-    return (", ".join(names) for names in constants(source) if len(names) > 1)
+    """Yield the constants of the module, and the attributes of its classes, that are assigned several in a statement, as one text a statement."""
+    yield from (", ".join(names) for names in constants(source) if len(names) > 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}: {', '.join(names)}" for names in assigned(node.body) if len(names) > 1)
 
 
 def misnamed_constants(source: str) -> Iterator[str]:
@@ -142,4 +149,5 @@ def test_what_is_found() -> None:
     assert list(bad_beginnings('"""Offers a box."""\nclass Box:\n    """As it was.\n\n    More.\n    """\n')) == ["As it was."]
     assert list(bad_beginnings('async def put():\n    """Whether it fits."""\n')) == ["Whether it fits."]
     assert list(packed_constants("A, _B = 1, 2\nc, d = 3, 4\nE = 5\nF = G = 6\ndef put():\n    H, I = 7, 8\n")) == ["A, _B", "F, G"]
+    assert list(packed_constants("class Box:\n    name, size = 'box', 1\n    lid = 2\n")) == ["Box: name, size"]
     assert list(misnamed_constants("_MOST_S: float = 1.0\nMOSTLY = 2\nLEAST = 3\n_FEWEST_LINES = 4\nMAX = 5\n")) == ["_MOST_S", "LEAST", "_FEWEST_LINES"]

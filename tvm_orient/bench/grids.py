@@ -11,9 +11,9 @@ import numpy as np
 from ..problem.spec import DTYPES, OPS, ConvSpec
 from ..problem.taps import Taps
 
-EIGHT = tuple(22.5 * step for step in range(8))
+EIGHT = tuple(22.5 * step for step in range(8))  # degrees
 Plane = tuple[int, int, int]  # channels, height, width
-_HALVES = tuple(name for name in ("bfloat16", "float16") if name in DTYPES)
+_HALVES = tuple(name for name in ("bfloat16", "float16") if name in DTYPES)  # dtypes of half precision
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, int]:
-        """(spec key, batch): rows of one cell are compared with each other."""
+        """Returns (spec key, batch): rows of one cell are compared with each other."""
         return self.spec, self.batch
 
     @property

@@ -10,7 +10,7 @@ import typer
 from .application import app, examples
 from .output import Json, console, print_json, size, table
 
-_DAY_S = 86400
+_DAY_S = 86400  # seconds of a day
 cache_app = typer.Typer(no_args_is_help=True, help="List or clear the compiled kernels of this machine.", epilog=examples("cache list"))
 app.add_typer(cache_app, name="cache")
 

@@ -68,7 +68,7 @@ def _by_records(part: Explained, device: Device, default: dict[str, Any], layer:
     where = "on this machine" if device.kind == "cpu" else f"on a machine with {device.slug}"
     if record is None:
         return [f"a record would go first: `tvm-orient tune {key}` {where} measures choices of every template that serves and records each angle's best"]
-    same = (default["template"], default["decisions"]) == (part.choice.template, dict(part.choice.decisions))
+    same = (default["template"], default["decisions"]) == (part.choice.template, part.choice.by_name)
     said = []
     if same:
         said.append("without the record nothing would change: it holds what the default would be")

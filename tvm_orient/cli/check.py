@@ -126,7 +126,7 @@ def _verdict(one: Checked) -> str:
 
 def _plain(one: Checked) -> dict[str, Any]:
     parts = [
-        {"degrees": list(part.taps.degrees), "channels": [first, stop], **dataclasses.asdict(choice), "decisions": dict(choice.decisions)}
+        {"degrees": list(part.taps.degrees), "channels": [first, stop], **dataclasses.asdict(choice), "decisions": choice.by_name}
         for (first, stop, part), choice in zip(one.spec.parts(), one.choices, strict=True)
     ]
     ways = [_plain_outcome(one, outcome) for outcome in one.outcomes]

@@ -86,7 +86,7 @@ def _plain(spec: ConvSpec, parts: list[Explained], compared: list[dict[str, Any]
             "step": part.choice.step,
             "template": part.choice.template,
             "template_version": part.choice.version,
-            "decisions": dict(part.choice.decisions),
+            "decisions": part.choice.by_name,
             "record": None if part.record is None else part.record.model_dump(by_alias=True),
             "source": None if part.source is None else str(part.source),
             "tried": [{"step": step, "why_not": why} for step, why in part.tried],

@@ -19,7 +19,7 @@ from ..problem.spec import ConvSpec
 from ..problem.taps import Taps
 
 _PIPE_WIDTH = 100  # columns where no terminal says how many
-_QUIET = 10.0  # seconds between lines of progress where there is no terminal
+QUIET_S = 10.0  # seconds between lines of progress where there is no terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 
@@ -39,11 +39,11 @@ def progress(printer: Console) -> Iterator[Callable[[str], None]]:
         with printer.status("starting") as status:
             yield status.update
         return
-    said = -_QUIET
+    said = -QUIET_S
 
     def say(text: str) -> None:
         nonlocal said
-        if time.monotonic() - said >= _QUIET:
+        if time.monotonic() - said >= QUIET_S:
             said = time.monotonic()
             printer.print(text, soft_wrap=True)
 

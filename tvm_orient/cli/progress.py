@@ -16,12 +16,11 @@ from rich.text import Text
 
 from ..problem.spec import ConvSpec
 from .application import complain
-from .output import angle, duration, microseconds, speedup, table
+from .output import QUIET_S, angle, duration, microseconds, speedup, table
 
 if TYPE_CHECKING:
     from ..tuning.result import Progress
 
-_QUIET = 10.0  # seconds between lines where there is no terminal
 _STOPPING = "stopping after this trial; Ctrl-C again stops at once"
 
 
@@ -67,7 +66,7 @@ class Board:
         new = progress.part not in self.latest or (progress.waiting is None) != (self.current is None or self.current.waiting is None)
         done = progress.trial >= progress.trials and progress.waiting is None
         self.latest[progress.part] = self.current = progress
-        if self.live is None and (new or done or time.monotonic() - self.said > _QUIET):
+        if self.live is None and (new or done or time.monotonic() - self.said > QUIET_S):
             self.said = time.monotonic()
             self.printer.print(_line(progress), soft_wrap=True)
         if self.stopping:

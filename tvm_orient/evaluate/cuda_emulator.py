@@ -30,7 +30,7 @@ _TYPE = re.compile(r"(\w+)\* __restrict__")
 _GRID = re.compile(r'in T\.thread_binding\((.+?), thread="blockIdx\.x"\)')
 _WALL = 64  # values of a shared buffer's type before and after it, which nobody may write
 _MAX_BUFFERS = 16  # parameters that a kernel can take: the C++ around it has room for so many
-_COMPILER_TIMEOUT_S = 300
+_COMPILER_TIMEOUT_S = 300  # seconds
 _FAULTS = {
     1: "a barrier that only some threads of a block reach",
     2: "a write past the end of a shared buffer",

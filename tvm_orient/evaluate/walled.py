@@ -73,7 +73,7 @@ def call(
 
 
 def _walled(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """(a copy of the tensor between NaN walls, the whole buffer)."""
+    """Returns (a copy of the tensor between NaN walls, the whole buffer)."""
     buffer = torch.full((tensor.numel() + 2 * WALL,), math.nan, dtype=tensor.dtype)
     inside = buffer[WALL : WALL + tensor.numel()].view(tensor.shape)
     inside.copy_(tensor)

@@ -33,7 +33,7 @@ def accepts(part: ConvSpec, device: Device, record: Record) -> str | None:
         return f"template {record.template} does not exist in this version"
     if template.version != record.template_version:
         return f"template {record.template} is version {template.version}, the record is for {record.template_version}"
-    decisions = {name: value for name, value in record.decisions.items() if isinstance(value, int)}
+    decisions = Choice.named(record.template, record.template_version, record.decisions).by_name
     noise = doubtful(record.spec, record.median_us, record.spread_us, record.floor_us, record.provenance)
     return noise or template.declines(part, device) or template.invalid(part, device, decisions)
 
@@ -74,8 +74,7 @@ def explain(spec: ConvSpec, device: Device, mode: str | None = None) -> list[Exp
             except Unsupported as reason:
                 return _all_generic(spec, device, found.tried, str(reason))
         else:
-            decisions = tuple(sorted((k, v) for k, v in found.record.decisions.items() if isinstance(v, int)))
-            choice = Choice(found.record.template, found.record.template_version, decisions, found.step)
+            choice = Choice.named(found.record.template, found.record.template_version, found.record.decisions, found.step)
         answers.append(Explained(part, choice, found.record, found.source, found.tried))
     return answers
 

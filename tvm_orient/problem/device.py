@@ -39,10 +39,10 @@ _CARDS = {  # by compute capability
 _MIN_SPECIFIC = 90  # from here on an arch has a twin whose code runs on no other, such as sm_90a, which the driver's GPUs are called by
 _ARCHS = {f"sm_{number}{a}": card for number, card in _CARDS.items() for a in (("", "a") if int(number) >= _MIN_SPECIFIC else ("",))}
 # CUdevice_attribute numbers (cuda.h)
-_SMS = 16
-_OPTIN_SHARED_MEMORY = 97
-_MAJOR = 75
-_MINOR = 76
+_SMS = 16  # multiprocessors
+_OPTIN_SHARED_MEMORY = 97  # bytes of shared memory that a block may ask for
+_MAJOR = 75  # of the compute capability
+_MINOR = 76  # of the compute capability
 _GPU_VECTOR = 16  # bytes of the widest load of a GPU
 _CPU_VECTORS = {"avx512f": 64, "avx2": 32}  # bytes of the SIMD registers of an instruction set, widest first
 _MIN_VECTOR = 16  # bytes that every other CPU has

@@ -46,7 +46,7 @@ def oriented_offsets(theta: NDArray[np.float32], kernel_size: int, dilation: int
 
 
 def angles_between(count: int) -> NDArray[np.float32]:
-    """pi * g / count for g < count: directions spread evenly over 180 degrees from 0, as in the published networks.
+    """Returns pi * g / count for g < count: directions spread evenly over 180 degrees from 0, as in the published networks.
 
     Returns:
         float32 (count,), radians.
@@ -80,7 +80,7 @@ def from_degrees(degrees: float | Sequence[float] | NDArray[Any]) -> Any:
 
 
 def in_radians(theta: Any) -> NDArray[np.float64]:
-    """theta as float64, after a look at whether it can have been meant otherwise: as degrees, or as a number of directions.
+    """Returns theta as float64, after a look at whether it can have been meant otherwise: as degrees, or as a number of directions.
 
     Beyond 2 pi in magnitude there is a UserWarning.
 

@@ -12,11 +12,11 @@ from ..forks import kept
 from .taps import Taps
 
 OPS = ("conv", "conv_dx", "conv_dw")
-DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-HALVES = ("float16", "bfloat16")
+DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes of an element
+HALVES = ("float16", "bfloat16")  # dtypes of half precision, whose sums are float32
 _WORD = 4  # bytes of a word of a GPU
-PADDING_MODES = ("zeros", "circular")
-LAYOUTS = ("nchw", "nhwc")
+PADDING_MODES = ("zeros", "circular")  # what lies beyond the edges of x
+LAYOUTS = ("nchw", "nhwc")  # how images lie in memory
 LIMIT = 2**31 - 1  # elements of a tensor: kernels index with 32 bits
 ACTIVATIONS = ("none", "relu", "silu", "gelu")
 _KEY = re.compile(r"(conv|conv_dx|conv_dw)(\+bias)?(?:\+([a-z]+))?-c(\d+)h(\d+)w(\d+)-s(\d+)(?:x(\d+))?-(\w+)-(\w+)-(\w+)-(.+)")
@@ -108,7 +108,7 @@ class ConvSpec:
 
     @property
     def out_width(self) -> int:
-        """Columns of y: ceil(width / stride)."""
+        """Returns the columns of y: ceil(width / stride)."""
         return -(-self.width // self.stride[1])
 
     @property

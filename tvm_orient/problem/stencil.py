@@ -1,4 +1,4 @@
-"""Works out the gather that a single-group problem is: folded, pruned terms by phase, and the padded stage that feeds them.
+"""Works out the stencil that a single-group problem is: folded, pruned terms by phase, and the padded stage that feeds them.
 
 conv and conv_dx have one form: output (i*A + a) reads source rows i*step + row for the terms of its phase a, where A is the
 stride of conv_dx and step the stride of conv. No tensor library is needed here, so that choosing a kernel stays quick.

@@ -65,7 +65,7 @@ class Taps:
 
     @classmethod
     def from_offsets(cls, offsets: Any) -> Taps:
-        """Any integers (G, K, 2), last axis (dh, dw), in pixels: a line, a cross, a dilated or a thick line.
+        """Returns taps at any integers (G, K, 2), last axis (dh, dw), in pixels: a line, a cross, a dilated or a thick line.
 
         Raises:
             InvalidArgument: not integers, not (G, K, 2), empty, or an offset beyond +-32768.
@@ -90,7 +90,7 @@ class Taps:
 
     @property
     def groups(self) -> int:
-        """Number of channel groups G."""
+        """Returns the number of channel groups G."""
         return len(self.table)
 
     @property
@@ -100,7 +100,7 @@ class Taps:
 
     @property
     def offsets(self) -> NDArray[np.int32]:
-        """int32 (G, K, 2), last axis (dh, dw)."""
+        """Returns int32 (G, K, 2), last axis (dh, dw)."""
         return np.asarray(self.table, dtype=np.int32)
 
     @property
@@ -136,7 +136,7 @@ class Taps:
         return {offset: tuple(taps) for offset, taps in places.items()}
 
     def channel_ranges(self, channels: int) -> list[tuple[int, int]]:
-        """[start, stop) of each group's channels; an empty range for a group that none of so few channels falls into."""
+        """Returns [start, stop) of each group's channels; an empty range for a group that none of so few channels falls into."""
         groups = self.groups
         # smallest c with (G*(c+1)-1)//C >= g  is  ceil((g*C+1)/G) - 1
         edges = [min(channels, max(0, -(-(g * channels + 1) // groups) - 1)) for g in range(groups)] + [channels]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .line_offsets import Anchor, Offset, oriented_offsets
 
-# from the roundest angle to the finest: the first level with a multiple that gives the table names it
+# degrees, from the roundest angle to the finest: the first level with a multiple that gives the table names it
 _STEPS = (90.0, 45.0, 22.5, 11.25, 15.0, 5.0, 1.0, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 
 

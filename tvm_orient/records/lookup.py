@@ -73,7 +73,7 @@ def lookup(
 
 
 def _steps(spec: ConvSpec, device: Device, user: Sequence[Path], shipped: Sequence[Path]) -> Iterator[tuple[str, list[tuple[Record, Path]], str]]:
-    """Each step's name, its candidates best first, and what to say where there are none; worked out only when asked for."""
+    """Yields each step's name, its candidates best first, and what to say where there are none; worked out only when asked for."""
 
     def own(record: Record) -> bool:
         return record.device == device.slug

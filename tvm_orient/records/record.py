@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..errors import InvalidArgument
 from ..problem.spec import ConvSpec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 1  # number of the fields that a record has; lines of another are only counted
 SLUG = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # one folder name: no separator, not hidden
 
 Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,17 +58,17 @@ class Record(BaseModel):
 
     @property
     def identity(self) -> tuple[str, str, int, str]:
-        """(spec, template, template_version, device): two records with the same one are two tries at the same thing."""
+        """Returns (spec, template, template_version, device): two records with the same one are two tries at the same thing."""
         return (self.spec, self.template, self.template_version, self.device)
 
     @property
     def date(self) -> str:
-        """When it was measured; empty where the provenance does not say."""
+        """Returns when it was measured; empty where the provenance does not say."""
         return str(self.provenance.get("date", ""))
 
     @property
     def line(self) -> str:
-        """Canonical JSON without the newline: sorted keys, no spaces, ASCII, no NaN."""
+        """Returns canonical JSON without the newline: sorted keys, no spaces, ASCII, no NaN."""
         return json.dumps(self.model_dump(by_alias=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -235,7 +235,7 @@ def _words(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    """Fastest first, what could not run last."""
+    """Returns a table of the methods, the fastest first, what could not run last."""
     fastest = min((row.median_ms for row in rows if row.median_ms and not row.ours and not row.floor), default=None)
     sheet = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     sheet.add_column("same result by")

@@ -273,7 +273,7 @@ def _nvdisasm() -> Finding:
 
 
 def _in_wheels(tail: str) -> list[Path]:
-    """Files of that name in NVIDIA's wheels, whose layout is nvidia/cu13/..."""
+    """Returns the files of that name in NVIDIA's wheels, whose layout is nvidia/cu13/..."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     return sorted(path for folder in folders for path in Path(folder).glob(f"cu*/{tail}"))
@@ -294,7 +294,7 @@ def _nvcc() -> Finding:
 # ---- kernels ------------------------------------------------------------------------------------
 
 _LAYER = ConvSpec("conv", 8, 14, 14, Taps.oriented([0.0, 0.8], 7))  # of two angles: merging is looked at too
-_IMAGES = 2
+_IMAGES = 2  # N of the layer that is run
 
 
 def _kernel(device: Device) -> Finding:

@@ -77,10 +77,10 @@ class AngleTuner:
 
     def _resume(self, templates: Sequence[Template[Any]]) -> None:
         """Takes over the trials of earlier runs that are still valid."""
-        for name, version, decisions, seconds in self.journal.entries():
-            template = next((t for t in templates if (t.name, t.version) == (name, version)), None)
-            if template is not None and template.invalid(self.part, self.device, decisions) is None:
-                self.done.append((Choice.of(template, template.config(decisions)), seconds))
+        for choice, seconds in self.journal.entries():
+            template = next((t for t in templates if (t.name, t.version) == (choice.template, choice.version)), None)
+            if template is not None and template.invalid(self.part, self.device, choice.by_name) is None:
+                self.done.append((choice, seconds))
         self.resumed = len(self.done)
 
     def _search(self, template: Template[Any], budget: int) -> None:

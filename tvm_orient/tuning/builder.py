@@ -37,7 +37,7 @@ def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspa
     except OrientError:
         raise
     except Exception as problem:  # a candidate that TVM cannot schedule is a result, not a crash
-        raise BuildFailed(f"{choice.template} {dict(choice.decisions)}: {str(problem)[-300:]}") from problem
+        raise BuildFailed(f"{choice.template} {choice.by_name}: {str(problem)[-300:]}") from problem
     compile_library(module, device, path)
     return workspace_shape(part, [module["main"]])
 
@@ -52,7 +52,7 @@ class _Builder(ChildProcess):
     def build(self, part: ConvSpec, choice: Choice, path: Path) -> Workspace:
         answer = self.told({"spec": part.key, "choice": choice.plain, "device": dataclasses.asdict(self.device), "path": str(path)})
         if "error" in answer:
-            raise BuildFailed(f"{choice.template} {dict(choice.decisions)} did not compile: {answer['error']}")
+            raise BuildFailed(f"{choice.template} {choice.by_name} did not compile: {answer['error']}")
         space = answer["workspace"]
         return (int(space[0]), int(space[1])) if space else None
 

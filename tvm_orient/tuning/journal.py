@@ -27,16 +27,15 @@ class Journal:
         name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]
         self.path = journals(directory, device) / f"{part.op}-{name}.jsonl"
 
-    def entries(self) -> list[tuple[str, int, dict[str, int], float | None]]:
-        """Returns (template, version, decisions, seconds or None) of every readable trial, each choice once."""
-        found: dict[str, tuple[str, int, dict[str, int], float | None]] = {}
+    def entries(self) -> list[tuple[Choice, float | None]]:
+        """Returns (choice, seconds, or None where it failed) of every readable trial, each choice once."""
+        found: dict[Choice, float | None] = {}
         lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash cut short
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that a crash cut short
                 entry = json.loads(line)
-                name, version, decisions = json.loads(entry["choice"])
-                found[entry["choice"]] = (name, int(version), {k: int(v) for k, v in decisions.items()}, entry["seconds"])
-        return list(found.values())
+                found[Choice.named(*json.loads(entry["choice"]))] = entry["seconds"]
+        return list(found.items())
 
     def forget(self) -> None:
         """Removes the trials of this problem at this batch size, and no others.
@@ -55,7 +54,7 @@ class Journal:
         Raises:
             TuningFailed: the file cannot be written.
         """
-        key = json.dumps([choice.template, choice.version, dict(choice.decisions)], sort_keys=True)
+        key = json.dumps([choice.template, choice.version, choice.by_name], sort_keys=True)
         entry = {"choice": key, "seconds": seconds, **({"error": error[:500]} if error else {})}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

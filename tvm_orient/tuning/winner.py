@@ -85,7 +85,7 @@ class Judge:
         with self.stages.within("verify"):
             error, wrong = self.shop.worker.verify(self.part, *kernel)
         if error is None:
-            return Verdict(note=f"wrong: {dict(choice.decisions)}: {wrong}")
+            return Verdict(note=f"wrong: {choice.by_name}: {wrong}")
         result = self._result(base, kernel)
         if result is None:
             return Verdict(note="the winner did not run a second time")
@@ -120,7 +120,7 @@ class Judge:
     def _record(self, choice: Choice, result: Result, error: float) -> Record:
         median, spread, base, floor = (1e6 * seconds for seconds in result.times)
         return Record(
-            spec=self.part.key, template=choice.template, template_version=choice.version, decisions=dict(choice.decisions), device=self.device.slug,
+            spec=self.part.key, template=choice.template, template_version=choice.version, decisions=choice.by_name, device=self.device.slug,
             median_us=median, spread_us=spread, default_us=base, floor_us=floor, error=error, provenance=self._provenance(),
         )  # fmt: skip
 

@@ -222,11 +222,11 @@ def source_of(spec: ConvSpec, name: str, **decisions: int) -> str:
     return library.cuda_source(lower.scheduled(spec, GPU, [Choice.of(template, dataclasses.replace(template.default(spec, GPU), **decisions))]), GPU)
 
 
-RAW = {"raw": 1, "patch_w": 4, "patch_h": 2, "vector": 4, "collect": 0, "pad": 0, "skew": 0, "tile": 0}
+WORDS = {"smem_native_dtype": 1, "patch_w": 4, "patch_h": 2, "vector": 4, "store_via_smem": 0, "row_pad": 0, "plane_skew": 0, "tile": 0}
 MISSED: dict[str, tuple[ConvSpec, str, dict[str, int], str, str]] = {
     "asynchronous": (F32, "shared_patch", {}, "_shared_ptr", "_fast_ptr"),
-    "batched": (F16, "shared_patch", {"raw": 0}, "_shared_ptr", "_fast_ptr"),
-    "by_words": (F16, "shared_patch", RAW, "stage_shared", "window_shared"),
+    "batched": (F16, "shared_patch", {"smem_native_dtype": 0}, "_shared_ptr", "_fast_ptr"),
+    "by_words": (F16, "shared_patch", WORDS, "stage_shared", "window_shared"),
     "predicated": (F32, "direct", {}, "stage_local", "window_local"),
 }
 

@@ -15,7 +15,7 @@ from .. import names
 from .rewritten import Rewritten
 
 _MAX_HELD = 32  # registers of a batch, which has at most that many turns
-MAX_UNROLLED = 128  # turns that are all unrolled, so that they add constants to addresses
+MAX_UNROLLED_TURNS = 128  # turns that are all unrolled, so that they add constants to addresses
 _HALF = "(?:half|nv_bfloat16)"
 _RAW = {"": "unsigned short", "2": "unsigned", "4": "uint2"}  # by lanes: the type that holds them as they lie in memory
 _LOOP = re.compile(
@@ -89,7 +89,7 @@ def _parted(loop: re.Match[str], types: dict[str, str]) -> str | None:
     fetch = [*(line for line in before if _PLACE.fullmatch(line)), f"{held} = {names.LOAD}<{raw}>({load.address}, {inside});"]
     store = _guarded(_without_test(f"{body[: load.start]}*({load.type}*)&{held}{body[load.end :]}"), ragged)
     lines = [
-        f"#pragma unroll {turns if turns <= MAX_UNROLLED else 1}",
+        f"#pragma unroll {turns if turns <= MAX_UNROLLED_TURNS else 1}",
         f"for (int tvm_orient_first = 0; tvm_orient_first < {turns}; tvm_orient_first += {each}) {{",
         f"  {raw} tvm_orient_held[{each}];",
     ]

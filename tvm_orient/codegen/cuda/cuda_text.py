@@ -39,7 +39,10 @@ def launches(source: str) -> list[tuple[str, int]]:
 
 
 def divergent(source: str) -> list[str]:
-    """Barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on; each as the headers above it and its line."""
+    """Returns the barriers, and jumps that skip barriers, under a condition that the threads of a block need not agree on.
+
+    Each is told as the headers above it and its line.
+    """
     found = []
     for one in definitions(source):
         names = _thread_dependent(one.body)

@@ -47,7 +47,7 @@ class _Bands:
 
     @property
     def count(self) -> int:
-        """Bands of a plane."""
+        """Returns the number of bands of a plane."""
         return self.tall // self.rows * self.tiles
 
 
