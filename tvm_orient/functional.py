@@ -249,7 +249,7 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
 
 
 def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: Any, device: str | torch.device = "cpu") -> None:
-    """Load kernels, compiling what is missing, so that later calls neither compile nor read the disk.
+    """Loads kernels, compiling what is missing, so that later calls neither compile nor read the disk.
 
     Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on.
 
@@ -261,7 +261,7 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
         device: where the specs will run: "cpu", "cuda", "cuda:1" or a torch.device.
 
     Raises:
-        InvalidArgument: what is neither specs nor can be called.
+        InvalidArgument: what is neither made of specs nor callable.
         Unsupported, BuildFailed, EnvironmentProblem: as `oriented_conv2d`.
     """
     specs = [what] if isinstance(what, ConvSpec) else what

@@ -1,4 +1,4 @@
-"""Build: a spec and a device to a kernel on disk, by the best record that the logs hold for each of its angles."""
+"""Building: a spec and a device become a kernel on disk, by the best record that the logs hold for each angle."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class BuildKey:
 
     @kept
     def digest(self) -> str:
-        """20 hexadecimal digits, a function of the fields and of FORMAT.
+        """The name of the content: 20 hexadecimal digits, a function of the fields and of `manifest.FORMAT`.
 
         Raises:
             TypeError: a field holds a value with no stable encoding (only str, int, bool, None and tuples have one).

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """Another process is making the kernel that was asked for, and there was to be no waiting."""
+    """Another process is making the kernel, and the caller did not want to wait."""
 
 
 class KernelCache:

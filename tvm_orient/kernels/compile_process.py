@@ -119,6 +119,8 @@ def disk_full(folder: Path) -> EnvironmentProblem:
 
 
 class _Compiler(ChildProcess):
+    """A process that compiles, what it wrote to its standard error, and the environment variables that it was started with (`tools`)."""
+
     lasting = True  # a kernel that was refused spoils nothing
 
     def __init__(self) -> None:

@@ -59,7 +59,7 @@ class Angled(torch.nn.Module):
         """Returns the taps of theta as it is in this call; theta is read again where it is another tensor, or was written to, since the last call.
 
         Raises:
-            InvalidArgument: theta was told to ask for a gradient, or holds what are no angles.
+            InvalidArgument: theta was told to ask for a gradient, or holds numbers that are no angles.
         """
         theta, (seen, version) = self._buffers["theta"], self._seen
         try:

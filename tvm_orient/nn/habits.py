@@ -1,4 +1,4 @@
-"""Arguments by the habit of torch.nn.Conv2d, where a module takes others: each is refused with the spelling that is right here."""
+"""Arguments that torch.nn.Conv2d takes and our modules do not: each is refused with the spelling that is right here."""
 
 from __future__ import annotations
 

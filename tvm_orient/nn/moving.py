@@ -1,4 +1,4 @@
-"""Moving a training run from the published modules to those of this package."""
+"""The state of a training run, moved from the published modules to those of this package."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def optimizer_state(state: Mapping[str, Any], theirs: Sequence[str], ours: Seque
 
     Args:
         state: state_dict() of the optimizer of the published network; it stays as it is.
-        theirs: names of the parameters of the published network in the order in which its optimizer got them; those of its named_parameters(),
-            where it got its parameters().
-        ours: the same of the network of this package.
+        theirs: names of the parameters of the published network in the order in which its optimizer got them: those of named_parameters(),
+            where the optimizer got parameters().
+        ours: the same for the network of this package.
 
     Returns:
         What load_state_dict of the optimizer of our network takes. It has as many groups of parameters, each with the options of the published one.
 
     Raises:
-        InvalidArgument: state is of another number of parameters than theirs names, or ours has a parameter that theirs lacks.
+        InvalidArgument: state and theirs differ in the number of parameters, or ours has a parameter that theirs lacks.
     """
     numbers = list(itertools.chain.from_iterable(group["params"] for group in state["param_groups"]))
     if len(numbers) != len(theirs):

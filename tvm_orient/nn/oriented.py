@@ -104,8 +104,7 @@ class OrientedConv2d(Angled):
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Returns the module that torch.jit.script compiles in the place of this one."""
         centre = -1 if not self.residual else self.kernel_size // 2 if self.anchor == "center" else 0
-        activation = checks.activation_name(self.activation)
-        return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, activation, centre, last=False)
+        return Scriptable(self, checks.activation_name(self.activation), centre, last=False)
 
     def extra_repr(self) -> str:
         options = f"stride={self.stride}, padding_mode={self.padding_mode!r}, bias={self.bias is not None}, residual={self.residual}"

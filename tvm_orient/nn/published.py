@@ -115,7 +115,7 @@ class DepthwiseOrientedConv1d(Angled, torch.nn.Conv2d):
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Returns the module that torch.jit.script compiles in the place of this one."""
         centre = self.kernel_size[1] // 2 if self.residual else -1
-        return Scriptable(self.weight, self.bias, self.theta, self.taps.key, list(self.stride), self.padding_mode, "none", centre, self.nhwc)
+        return Scriptable(self, "none", centre, self.nhwc)
 
     def extra_repr(self) -> str:
         options = "".join(f", {name}=True" for name, on in (("nhwc", self.nhwc), ("resid", self.residual)) if on)

@@ -1,4 +1,4 @@
-"""Whether angles that come back from a state dict are those that went in, rounded on the way.
+"""Rounded angles: those that come back from a state dict are compared with those that went in.
 
 A checkpoint that is cast to half precision, or averaged with its equals, brings theta a little beside what it was; at the axes, and at multiples
 of 30 degrees, one bit is enough to move taps by a pixel.
@@ -21,8 +21,8 @@ def is_rounded(came: Sequence[float], own: Sequence[float], dtype: torch.dtype) 
     """Says whether the angles that came are the own ones: exactly, rounded to half precision or to dtype, or moved by no more than a mean moves them.
 
     Args:
-        came, own: radians; other numbers of them are other angles.
-        dtype: in which they came. Values that are no longer in half precision are told by what they are.
+        came, own: radians. Where they differ in number they are different angles.
+        dtype: the one that they came in. Angles that were half precision once and are no longer are known by their values.
     """
     if len(came) != len(own) or list(came) == list(own):
         return len(came) == len(own)

@@ -1,7 +1,7 @@
 """OrientedConv2d in the language of torch.jit.script, which knows neither Taps nor keyword arguments with defaults."""
 
 # no postponed annotations here: torch.jit.script cannot resolve them
-from typing import List, Optional  # noqa: UP035  # the names that it knows
+from typing import Any
 
 import torch
 
@@ -9,36 +9,20 @@ from .. import ops  # noqa: F401  # defines the operators
 
 
 class Scriptable(torch.nn.Module):
-    """The module that torch.jit.script compiles in the place of an OrientedConv2d: it holds its very parameters.
+    """The module that torch.jit.script compiles in the place of one of ours: it holds its very parameters.
 
     Args:
-        weight: (C, K) or (C, 1, 1, K).
-        bias: (C,), or None.
-        theta: radians, the buffer of the original, for the state dict alone.
-        taps: `Taps.key`.
-        stride: (vertical, horizontal).
-        padding_mode: "zeros" or "circular".
+        original: an OrientedConv2d or a DepthwiseOrientedConv1d, with its weight, bias, theta, taps, stride and padding_mode.
         activation: "none", "relu", "silu" or "gelu".
         centre: the tap that a residual adds one to; -1 where there is no residual.
         last: images are (N, H, W, C).
     """
 
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: Optional[torch.Tensor],  # noqa: UP045
-        theta: torch.Tensor,
-        taps: str,
-        stride: List[int],  # noqa: UP006
-        padding_mode: str,
-        activation: str,
-        centre: int,
-        last: bool,
-    ) -> None:
+    def __init__(self, original: Any, activation: str, centre: int, last: bool) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
-        self.register_buffer("theta", theta)
-        self.taps, self.stride, self.padding_mode, self.activation = taps, stride, padding_mode, activation
+        self.weight, self.bias = original.weight, original.bias
+        self.register_buffer("theta", original.theta)  # for the state dict alone
+        self.taps, self.stride, self.padding_mode, self.activation = original.taps.key, list(original.stride), original.padding_mode, activation
         self.centre, self.last = centre, last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ _DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's code of a kind of device
 
 
 class DLTensorView(ctypes.Structure):
-    """A DLTensor: set data, and pass its address to the kernel."""
+    """A DLTensor, DLPack's struct of a tensor: set data, and pass its address to the kernel."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),

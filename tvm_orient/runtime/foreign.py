@@ -1,4 +1,4 @@
-"""Foreign kernels: those made for another CPU. One that uses an instruction which this CPU lacks would end the process."""
+"""Foreign kernels, which were made for another CPU, are refused: one that uses an instruction which this CPU lacks would end the process."""
 
 from __future__ import annotations
 

@@ -24,12 +24,14 @@ class Kernel:
     """A loaded kernel of one spec on one device; call it with the operands, get the result.
 
     Args:
-        path: of its kernel.so.
+        spec: the problem.
+        device: where the operands lie.
+        path: the kernel.so.
         generic: path holds the generic kernel, which is told the spec's sizes and offsets in each call.
 
     Raises:
-        EnvironmentProblem: TVM's runtime library is missing, path was made for instructions that this CPU lacks, this machine cannot load it, or the
-            how.json beside a kernel of conv_dw does not say what workspace it needs.
+        EnvironmentProblem: TVM's runtime library is missing, this CPU lacks instructions that the kernel may use, this machine cannot load the kernel,
+            or the how.json beside a kernel of conv_dw does not say what workspace it needs.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path, *, generic: bool = False) -> None:
@@ -165,7 +167,7 @@ class Kernel:
 
 
 class GenericAdapter:
-    """The generic kernel in the place of one that it cannot be: it knows neither layout nor epilogue, so torch adds both."""
+    """The generic kernel for a spec in channels_last or with an epilogue: the kernel knows neither, so torch adds both."""
 
     def __init__(self, spec: ConvSpec, device: Device, path: Path) -> None:
         self.spec, self.device, self.path = spec, device, path

@@ -1,4 +1,4 @@
-"""Libraries loaded: TVM's runtime, kernels, and the device that a tensor lives on."""
+"""The loading of libraries: TVM's runtime and kernels; and the device that a tensor lives on."""
 
 from __future__ import annotations
 

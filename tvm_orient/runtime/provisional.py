@@ -53,9 +53,11 @@ class ProvisionalKernel:
     The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
 
     Args:
-        generic: answers until then.
+        spec: the problem.
+        device: where the operands lie.
+        generic: answers until the problem has its own.
         calls: the number of the call that has the problem's own kernel made, >= 2; it is looked for again after as many.
-        own: makes it, told whether it is asked for; returns None while another thread makes it, and raises Busy and TooLong where it is not asked for.
+        own: makes it, told whether it is asked for; returns None while another thread makes it. Where it is not asked for it may raise Busy and TooLong.
     """
 
     def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int, own: Own) -> None:

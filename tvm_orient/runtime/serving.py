@@ -36,7 +36,7 @@ def kernel(spec: ConvSpec, device: Device, choices: Sequence[Choice] | None = No
     """Returns the loaded kernel of a spec on a device: from this process, from the cache, or compiled now.
 
     Args:
-        choices: that it is made by where this process has none; None asks the logs, as `tvm_orient.kernels.resolve.explain`.
+        choices: what it is made by where this process does not hold it; None asks the logs, as `tvm_orient.kernels.resolve.explain`.
 
     Raises:
         Unsupported: as `tvm_orient.kernels.build.build`.
@@ -129,7 +129,8 @@ def load(spec: ConvSpec, device: Device, choices: Sequence[Choice], *, compiling
     """Returns the kernel that the choices make: from a cache, or compiled now. One that this machine cannot load is built again, once.
 
     Args:
-        limit: as of `tvm_orient.kernels.build.build`.
+        compiling: False forbids compiling.
+        limit: seconds, as for `tvm_orient.kernels.build.build`.
 
     Raises:
         Unsupported: as `tvm_orient.kernels.build.build`.

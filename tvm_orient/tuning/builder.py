@@ -43,6 +43,8 @@ def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspa
 
 
 class _Builder(ChildProcess):
+    """A process that compiles candidates for one device."""
+
     lasting = True  # a candidate that was refused spoils nothing
 
     def __init__(self, device: Device) -> None:
@@ -50,6 +52,7 @@ class _Builder(ChildProcess):
         self.device = device
 
     def build(self, part: ConvSpec, choice: Choice, path: Path) -> Workspace:
+        """Compiles as the function `build` does, in the process."""
         answer = self.told({"spec": part.key, "choice": choice.plain, "device": dataclasses.asdict(self.device), "path": str(path)})
         if "error" in answer:
             raise BuildFailed(f"{choice.template} {choice.by_name} did not compile: {answer['error']}")

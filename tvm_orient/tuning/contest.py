@@ -20,7 +20,7 @@ Kernel = tuple[Path, tuple[int, int] | None]  # library, workspace
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of a copy of the same bytes, of the default and of the winner: medians of RUNS rounds."""
+    """The seconds that a copy of the same bytes (floor), the default (base) and the winner (best) took: medians of RUNS rounds."""
 
     floor: float
     base: float

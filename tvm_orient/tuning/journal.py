@@ -21,7 +21,7 @@ def journals(directory: Path, device: Device) -> Path:
 
 
 class Journal:
-    """Trials of one problem on one device at one batch size, append-only; what makes a second run resume."""
+    """The trials of one problem on one device at one batch size; a file that is only appended to, so that a second run can resume."""
 
     def __init__(self, directory: Path, device: Device, part: ConvSpec, batch: int) -> None:
         name = hashlib.sha256(f"{part.key} {batch}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Waiting for a quiet machine: what is timed beside other work, or beside another tuner, is noise."""
+"""Waiting for a quiet machine: times that are measured beside other work, or beside another tuner, are noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Told = Callable[[float, float], None]
 
 
 class Busy(EnvironmentProblem):
-    """Other work used this machine for longer than was to be waited."""
+    """Other work used this machine for longer than the run was to wait."""
 
 
 class Patience:
@@ -31,7 +31,7 @@ class Patience:
 
     Args:
         device: a GPU is never waited for: what its host does hardly matters to it.
-        seconds: to wait at most, >= 0.
+        seconds: how long to wait at most, >= 0.
     """
 
     def __init__(self, device: Device, seconds: float) -> None:
@@ -41,10 +41,10 @@ class Patience:
         """Returns once others use at most BUSY of the cores that this process may use.
 
         Args:
-            told: is given their share (0 to 1) and the seconds that are left, at each look that finds them; None: the log is, once.
+            told: is given their share (0 to 1) and the seconds that are left, at each look that finds more; None writes both to the log, once.
 
         Raises:
-            Busy: they still do after all that was to be waited.
+            Busy: others still use more when the time is over.
         """
         first = True
         while (share := self._share()) is not None and share > BUSY:

@@ -13,7 +13,7 @@ from ..records.record import Record
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, after each trial."""
+    """The state of a run, reported after each trial and while it waits."""
 
     part: ConvSpec  #: the angle that is being tuned
     position: int  #: its place among the angles, from 0
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during tuning; outcomes: of the angles until then, the last one's as far as it came."""
+    """Ctrl-C was pressed during tuning; `outcomes` holds those of the angles until then, the last one as far as it came."""
 
     def __init__(self, outcomes: list[Outcome]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class TooBusy(EnvironmentProblem):
-    """Other work outlasted the wait for it; outcomes: of the angles until then."""
+    """Other work outlasted the wait for it; `outcomes` holds those of the angles until then."""
 
     def __init__(self, message: str, outcomes: list[Outcome]) -> None:
         super().__init__(message)

@@ -31,7 +31,7 @@ Request = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one kernel: median and half the distance between the 20th and the 80th percentile; or why there is none."""
+    """The seconds that one kernel takes: the median, and half the distance between the 20th and the 80th percentile; or why there is none."""
 
     median: float | None
     spread: float = 0.0
@@ -39,7 +39,7 @@ class Timing:
 
 
 class Kept:
-    """Operands that stay for the next call: those of one problem and those of one size of copy, each with its place in their turns."""
+    """Operands that stay for the next call: those of one problem and those of one size of copy, each with its place in the sequence of turns."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[Hashable, Iterator[list[torch.Tensor]]]] = {}
@@ -49,8 +49,8 @@ class Kept:
 
         Args:
             what: "kernel" or "copy".
-            of: what they are of.
-            make: makes them.
+            of: what they belong to, a problem or a size; other operands are made when it changes.
+            make: makes the sets.
         """
         if what not in self._held or self._held[what][0] != of:
             self._held.pop(what, None)  # gone before the new ones take memory
@@ -59,7 +59,7 @@ class Kept:
 
 
 class Runner(ChildProcess):
-    """A worker process for one device; replaced when a candidate kills it, fails in it or takes too long."""
+    """A worker process for one device, which is replaced when a candidate kills it, fails in it or takes longer than timeout seconds."""
 
     def __init__(self, device: Device, timeout: float = 30.0) -> None:
         super().__init__(module_command("tvm_orient.tuning.runner"), timeout, environment())

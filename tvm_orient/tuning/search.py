@@ -57,6 +57,8 @@ def decisions_of(sch: Any) -> Decisions:
 
 @derived_object
 class _Valid(ms.postproc.PyPostproc):  # type: ignore[misc]
+    """Drops candidates that the template calls invalid."""
+
     def __init__(self, valid: Callable[[Decisions], bool]) -> None:
         super().__init__()
         self.valid = valid
@@ -73,6 +75,8 @@ class _Valid(ms.postproc.PyPostproc):  # type: ignore[misc]
 
 @derived_object
 class _MoveKnob(ms.mutator.PyMutator):  # type: ignore[misc]
+    """Moves one knob of a candidate to a neighbouring value."""
+
     def __init__(self, random_state: random.Random) -> None:
         super().__init__()
         self.random = random_state
@@ -94,6 +98,8 @@ class _MoveKnob(ms.mutator.PyMutator):  # type: ignore[misc]
 
 @derived_object
 class _KnobFeatures(ms.feature_extractor.PyFeatureExtractor):  # type: ignore[misc]
+    """Shows the cost model the knobs of a candidate."""
+
     def __init__(self, features: Callable[[Decisions], Sequence[float]]) -> None:
         super().__init__()
         self.features = features
@@ -122,6 +128,8 @@ class _Handover(ms.builder.PyBuilder):  # type: ignore[misc]
 
 @derived_object
 class _Done(ms.runner.PyRunnerFuture):  # type: ignore[misc]
+    """Holds a result that is there already: seconds, or None for a failure."""
+
     def __init__(self, seconds: float | None) -> None:
         super().__init__()
         self.seconds = seconds
@@ -135,6 +143,8 @@ class _Done(ms.runner.PyRunnerFuture):  # type: ignore[misc]
 
 @derived_object
 class _Runner(ms.runner.PyRunner):  # type: ignore[misc]
+    """Hands a round of candidates to the callbacks, first all of them to `ahead`, then one after the other to `measure`."""
+
     def __init__(self, measure: Callable[[Decisions], float | None], ahead: Callable[[list[Decisions]], None]) -> None:
         super().__init__()
         self.measure, self.ahead = measure, ahead

@@ -1,4 +1,4 @@
-"""Settings: what a tuning run is told about all of its angles."""
+"""Settings: the options of a tuning run, which are the same for all of its angles."""
 
 from __future__ import annotations
 
