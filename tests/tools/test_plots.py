@@ -17,7 +17,7 @@ from tvm_orient.errors import EnvironmentProblem, InvalidArgument
 from tvm_orient.problem.line_offsets import angles_between
 from tvm_orient.problem.taps import Taps
 from tvm_orient.tools.plots import responses as plots_responses
-from tvm_orient.tools.plots import speed, style
+from tvm_orient.tools.plots import speed
 from tvm_orient.tools.plots import taps as plots_taps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +114,8 @@ def test_taps_png(taps: Taps, picture: Path) -> None:
 def figure_of(draw: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The figure that a drawing would save."""
     made: list[Any] = []
-    monkeypatch.setattr(style, "save_figure", lambda figure, path: made.append(figure))
+    for drawing in (plots_taps, plots_responses):
+        monkeypatch.setattr(drawing, "save_figure", lambda figure, path: made.append(figure))
     draw()
     return made[0]
 
