@@ -132,7 +132,8 @@ def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_pulling_the_plug(times: int, instant: Callable[[float], Path], tmp_path: Path) -> None:
     kit, out, chance = instant(0.05), tmp_path / "out", random.Random(0)
     whole = run_kit(kit, "--minutes", "2", "--steps", "candidates")
     assert whole.returncode == 0, whole.stdout + whole.stderr
@@ -141,7 +142,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     shutil.rmtree(kit / "results")
     command = [sys.executable, str(kit / "run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
     counts = []
-    for _ in range(20):
+    for _ in range(times):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(chance.uniform(0.2, 1.1))
         os.killpg(process.pid, signal.SIGKILL)

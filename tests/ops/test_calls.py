@@ -18,7 +18,6 @@ from tests.support.sampling import sampled
 from tvm_orient import ops
 from tvm_orient.problem.taps import Taps
 
-
 STEPS = [((1, 1), "zeros"), ((2, 1), "zeros"), ((2, 2), "circular")]
 
 
