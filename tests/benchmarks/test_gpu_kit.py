@@ -11,6 +11,8 @@ import tarfile
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.kit import ROOT, jobs_of
 
 
@@ -39,6 +41,7 @@ def test_packing_alone_compiles_nothing(made: Path, tmp_path: Path) -> None:
     assert "did not fit" in small.stdout, small.stdout
 
 
+@pytest.mark.long
 def test_a_kit_whose_making_was_cut_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "kit"
     command = [sys.executable, "-m", "benchmarks.gpu.kit", "--target", "cpu", "--quick", "--bare", "--out", str(out), "alone-float32"]

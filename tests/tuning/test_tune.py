@@ -17,7 +17,7 @@ from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.evaluate import machine, reference, tolerance
 from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import cpu_device
-from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.records import record as records_record
 from tvm_orient.runtime import serving
@@ -117,7 +117,7 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
     assert float((out.double() - reference.run(spec, *operands)).abs().max()) <= tolerance.tolerance(spec, 2, *operands)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param("nchw", marks=pytest.mark.long), "nhwc"])
 def test_a_candidate_brings_the_workspace_of_its_layout(layout: str, tmp_path: Path) -> None:
     """Channels lie last in one and second in the other, and the bands of partial sums beside them."""
     spec, device = ConvSpec("conv_dw", 8, 40, 12, Taps.oriented([0.4], 7), layout=layout), cpu_device()
@@ -168,6 +168,7 @@ def ending_library(folder: Path) -> Path:
     return library
 
 
+@pytest.mark.long
 def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
     with Runner(cpu_device(), timeout=60) as worker:
         missing = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
