@@ -148,15 +148,16 @@ def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyP
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, *arguments)  # type: ignore[arg-type]
 
+    spec = SPEC.parts()[1][2]  # of one angle
     monkeypatch.setattr(Runner, "time", time_then_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background with Ctrl-C ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            tune.tune(SPEC, cpu_device(), trials=12, batch=1, directory=tmp_path)
+            tune.tune(spec, cpu_device(), trials=12, batch=1, directory=tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(Runner, "time", real)
-    outcomes = tune.tune(SPEC, cpu_device(), trials=6, batch=1, directory=tmp_path)
+    outcomes = tune.tune(spec, cpu_device(), trials=6, batch=1, directory=tmp_path)
     assert outcomes[0].resumed >= 3
 
 
