@@ -25,6 +25,7 @@ from tvm_orient.bench.rows import read_csv
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*jobs_of(kit, "floors"), *jobs_of(kit, "alone")[:2], *jobs_of(kit, "candidates")[:4]]
     keep(kit, [*few, *jobs_of(kit, "counters"), *({**job, "part": "sanitizer", "do": "sanitizer"} for job in few[2:4])])
