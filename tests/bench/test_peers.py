@@ -78,7 +78,7 @@ def test_traced(name: str, op: str) -> None:
 
 
 @needs_a_compiler
-@pytest.mark.parametrize(("name", "op"), [("compiled_gather", "conv_dx"), ("compiled_shift_padded", "conv_dw")])
+@pytest.mark.parametrize(("name", "op"), [pytest.param("compiled_gather", "conv_dx", marks=pytest.mark.long), ("compiled_shift_padded", "conv_dw")])
 def test_compiled(name: str, op: str) -> None:
     check(PEERS[name], ConvSpec(op, 3, 6, 9, Taps.oriented(angles_between(2), 3)))
 

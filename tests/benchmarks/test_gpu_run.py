@@ -26,6 +26,7 @@ from tvm_orient.bench.rows import read_csv
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_the_kit_to_the_tables(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*jobs_of(kit, "floors"), *jobs_of(kit, "alone")[:2], *jobs_of(kit, "candidates")[:4]]
     keep(kit, [*few, *jobs_of(kit, "counters"), *({**job, "part": "sanitizer", "do": "sanitizer"} for job in few[2:4])])
@@ -80,6 +81,7 @@ def bad_kernel(folder: Path, body: str, like: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the kernels that are at fault")
 def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON", str(tmp_path / "poisoned"))
@@ -133,7 +135,8 @@ def test_first_jobs_that_fail_alike_stop_it(kit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_pulling_the_plug(times: int, instant: Callable[[float], Path], tmp_path: Path) -> None:
     kit, out, chance = instant(0.05), tmp_path / "out", random.Random(0)
     whole = run_kit(kit, "--minutes", "2", "--steps", "candidates")
     assert whole.returncode == 0, whole.stdout + whole.stderr
@@ -142,7 +145,7 @@ def test_pulling_the_plug(instant: Callable[[float], Path], tmp_path: Path) -> N
     shutil.rmtree(kit / "results")
     command = [sys.executable, str(kit / "run.py"), "--target", "cpu", "--steps", "candidates", "--out", str(out), "--minutes", "2"]
     counts = []
-    for _ in range(20):
+    for _ in range(times):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(chance.uniform(0.2, 1.1))
         os.killpg(process.pid, signal.SIGKILL)

@@ -14,13 +14,21 @@ from torch import Tensor
 import tvm_orient as to
 from tests.support.helpers import EIGHT, OPS, assert_close, line, operands, spec_of
 from tests.support.operators import THREE, arguments, smooth
+from tests.support.sampling import sampled
 from tvm_orient import ops
 from tvm_orient.problem.taps import Taps
 
+STEPS = [((1, 1), "zeros"), ((2, 1), "zeros"), ((2, 2), "circular")]
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("stride", "padding"), [((1, 1), "zeros"), ((2, 1), "zeros"), ((2, 2), "circular")])
-@pytest.mark.parametrize("op", OPS)
+
+@pytest.mark.parametrize(
+    ("op", "stride", "padding", "dtype"),
+    sampled(
+        [(op, *step, dtype) for op in OPS for step in STEPS for dtype in ("float32", "float64")],
+        pairs=lambda op, stride, padding, dtype: (op, dtype),
+        once=lambda op, stride, padding, dtype: (stride,),
+    ),
+)
 def test_values(op: str, stride: tuple[int, int], padding: str, dtype: str) -> None:
     taps = line(0, 67.5, 135, k=7)
     spec = spec_of(op, 6, 8, 10, taps, stride, padding, dtype)

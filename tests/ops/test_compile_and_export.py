@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import tvm_orient as to
 from tests.support.operators import THREE
+from tests.support.sampling import sampled
 from tvm_orient import ops
 from tvm_orient.problem.taps import Taps
 
@@ -22,8 +24,14 @@ def step(f: Callable[..., Tensor], x: Tensor, w: Tensor) -> tuple[Tensor, Tensor
     return (y, *torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).cos()).sum(), (x, w)))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("function", ["oriented_conv2d", "tap_conv2d"])
+@pytest.mark.parametrize(
+    ("function", "backend"),
+    sampled(
+        itertools.product(["oriented_conv2d", "tap_conv2d"], ["aot_eager", "inductor"]),
+        pairs=lambda *_: (),
+        once=lambda function, backend: (function, backend),
+    ),
+)
 def test_compiled_whole(function: str, backend: str) -> None:
     taps, bias = Taps.oriented(THREE, 5), torch.randn(6)
 

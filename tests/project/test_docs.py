@@ -142,6 +142,7 @@ def test_docstrings(name: str, thing: Any) -> None:
         assert hasattr(to, error) or error in OTHER_ERRORS, f"{name} raises {error}, no error of ours"
 
 
+@pytest.mark.long
 def test_pictures_are_those_that_the_script_draws(tmp_path: Path) -> None:
     pinned = re.search(r"^matplotlib==(.*)$", (ROOT / "constraints.txt").read_text(), flags=re.M)
     assert pinned

@@ -198,6 +198,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_kernels_of_a_kit(machine: Machine, packed: Path, tmp_path: Path) -> None:
     """Without TVM and without a compiler they are launched by the ops under the card's own name, with what their source asks for."""
     places = {"PATH": machine.tools(compilers=False), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_CACHE_DIR": str(tmp_path)}

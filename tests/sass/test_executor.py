@@ -61,7 +61,7 @@ def test_machine_code_of_every_template(dtype: str, arch: str) -> None:
         check_machine(machine, ORDERS, note=name)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.long), "sm_90a"])
 def test_machine_code_of_the_generic_kernel(arch: str) -> None:
     device, found = arch_device(arch), {}
     for op in ("conv", "conv_dx", "conv_dw"):
@@ -148,7 +148,7 @@ def mutants(code: str, warps: int) -> Iterator[tuple[str, str]]:
                 yield "copy after the barrier", moved(copy, barrier)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_90a", marks=pytest.mark.long)])
 def test_every_mutant_is_found(arch: str) -> None:
     device, built, tried = arch_device(arch), {}, 0
     for i, (name, op, channels, size, taps, dtype, decisions) in enumerate(_MUTATED.values()):

@@ -40,25 +40,28 @@ def test_for_cuda(case: str, op: str) -> None:
     check_serial(last_spec(op, case), batches=(1, 3))
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_blocks(op: str) -> None:
-    for case in ("a vector and some", "stride 3x2", "circular, ragged stride"):
-        spec = last_spec(op, case)
-        check_blocks(spec, default_choices(spec, GPU))
+def each(*cases: str) -> list[pytest.ParameterSet]:
+    """These cases beside every op: a sample with each of both."""
+    return sampled(itertools.product(cases, OPS), pairs=lambda *_: (), once=lambda case, op: (case, op))
 
 
-@pytest.mark.parametrize("case", ["whole vectors", "stride 3x2", "circular", "wider than the plane", "float64"])
-def test_operators_keep_the_format(case: str) -> None:
-    for op in OPS:
-        spec = last_spec(op, case)
-        first, second = operands(spec, 2)
-        images = [t.contiguous(memory_format=LAST) if t.dim() == 4 else t for t in (first, second)]
-        plane = (spec.height, spec.width) if op == "conv_dx" else ()
-        out = getattr(ops, op)(*images, spec.taps.key, *plane, spec.stride, spec.padding_mode)
-        assert_close(out, spec, (first, second))
-        if op != "conv_dw":
-            assert out.is_contiguous(memory_format=LAST)
-            assert not out.is_contiguous()
+@pytest.mark.parametrize(("case", "op"), each("a vector and some", "stride 3x2", "circular, ragged stride"))
+def test_blocks(case: str, op: str) -> None:
+    spec = last_spec(op, case)
+    check_blocks(spec, default_choices(spec, GPU))
+
+
+@pytest.mark.parametrize(("case", "op"), each("whole vectors", "stride 3x2", "circular", "wider than the plane", "float64"))
+def test_operators_keep_the_format(case: str, op: str) -> None:
+    spec = last_spec(op, case)
+    first, second = operands(spec, 2)
+    images = [t.contiguous(memory_format=LAST) if t.dim() == 4 else t for t in (first, second)]
+    plane = (spec.height, spec.width) if op == "conv_dx" else ()
+    out = getattr(ops, op)(*images, spec.taps.key, *plane, spec.stride, spec.padding_mode)
+    assert_close(out, spec, (first, second))
+    if op != "conv_dw":
+        assert out.is_contiguous(memory_format=LAST)
+        assert not out.is_contiguous()
 
 
 def test_the_kernel_is_the_native_one() -> None:

@@ -38,6 +38,18 @@ def sampled(rows: Iterable[tuple[object, ...]], pairs: Callable[..., Aspects], o
     return [pytest.param(*row, id=name, marks=[] if i in chosen else [pytest.mark.long]) for i, (row, name) in enumerate(zip(cases, names, strict=True))]
 
 
+def sampled_together(rows: Iterable[tuple[object, ...]], once: Callable[..., Aspects]) -> list[pytest.ParameterSet]:
+    """Makes two parameters of all rows, for a test that takes several of them at once: those of the sample, and the others, marked `long`.
+
+    Args:
+        rows: a tuple a case.
+        once: from a row, the aspects whose values the sample covers one by one.
+    """
+    every = sampled(rows, pairs=lambda *row: (), once=once)
+    few, others = ([one.values for one in every if bool(one.marks) == late] for late in (False, True))
+    return [pytest.param(few, id="sample"), pytest.param(others, id="others", marks=[pytest.mark.long])]
+
+
 def facets(spec: ConvSpec) -> Aspects:
     """Returns what is worth covering two by two of a problem: op, step, padding, dtype and layout."""
     down, right = spec.stride

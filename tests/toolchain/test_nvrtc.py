@@ -15,7 +15,7 @@ from tvm_orient.toolchain import nvrtc
 
 # where the compile extra is not installed these tests are skipped, with the reason in pytest's summary (-ra)
 pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or nvdisasm: {nvrtc_missing()}")
-ARCHS = ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"]
+ARCHS = ["sm_80", "sm_90a", "sm_120", *(pytest.param(arch, marks=pytest.mark.long) for arch in ("sm_89", "sm_100a"))]
 _EM_CUDA = 190  # e_machine of a cubin
 
 

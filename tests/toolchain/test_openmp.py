@@ -215,6 +215,7 @@ def test_openmp_runtimes_loaded_before_torch_are_left_alone(tmp_path: Path) -> N
 
 
 @needs_linux
+@pytest.mark.long
 def test_openmp_runtimes_loaded_after_torch_are_left_alone(tmp_path: Path) -> None:
     """The system's own libgomp too, where there is one."""
     load, unasked = stand_ins(tmp_path)
@@ -223,6 +224,7 @@ def test_openmp_runtimes_loaded_after_torch_are_left_alone(tmp_path: Path) -> No
 
 
 @needs_linux
+@pytest.mark.long
 @pytest.mark.skipif(not importlib.util.find_spec("sklearn"), reason="no scikit-learn, whose wheels bring a libgomp")
 def test_beside_scikit_learn(tmp_path: Path) -> None:
     script(tmp_path, "import sklearn.cluster", START, ONE_THREAD, LOADERS)

@@ -17,7 +17,7 @@ from tvm_orient.errors import BuildFailed, InvalidArgument
 from tvm_orient.evaluate import machine, reference, tolerance
 from tvm_orient.kernels import resolve
 from tvm_orient.problem.device import cpu_device
-from tvm_orient.problem.spec import LAYOUTS, ConvSpec
+from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.records.record import Record
 from tvm_orient.runtime import serving
@@ -86,7 +86,7 @@ def test_distinct_parts_take_one_of_each_mirrored_pair() -> None:
     assert [part.taps.key for part in tune.distinct_parts(spec)] == ["k7a0", "k7a22.5", "k7a45", "k7a67.5", "k7a90"]
 
 
-@pytest.mark.parametrize("op", ["conv", "conv_dw"])
+@pytest.mark.parametrize("op", [pytest.param("conv", marks=pytest.mark.long), "conv_dw"])
 def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
     monkeypatch.setattr(winner, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
@@ -118,7 +118,7 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
     assert float((out.double() - reference.run(spec, *operands)).abs().max()) <= tolerance.tolerance(spec, 2, *operands)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param("nchw", marks=pytest.mark.long), "nhwc"])
 def test_a_candidate_brings_the_workspace_of_its_layout(layout: str, tmp_path: Path) -> None:
     """Channels lie last in one and second in the other, and the bands of partial sums beside them."""
     spec, device = ConvSpec("conv_dw", 8, 40, 12, Taps.oriented([0.4], 7), layout=layout), cpu_device()
@@ -149,15 +149,16 @@ def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyP
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, *arguments)  # type: ignore[arg-type]
 
+    spec = SPEC.parts()[1][2]  # of one angle
     monkeypatch.setattr(Runner, "time", time_then_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background with Ctrl-C ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            tune.tune(SPEC, cpu_device(), trials=12, batch=1, directory=tmp_path)
+            tune.tune(spec, cpu_device(), trials=12, batch=1, directory=tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(Runner, "time", real)
-    outcomes = tune.tune(SPEC, cpu_device(), trials=6, batch=1, directory=tmp_path)
+    outcomes = tune.tune(spec, cpu_device(), trials=6, batch=1, directory=tmp_path)
     assert outcomes[0].resumed >= 3
 
 
@@ -169,6 +170,7 @@ def ending_library(folder: Path) -> Path:
     return library
 
 
+@pytest.mark.long
 def test_crash_and_silence_of_a_candidate_are_results(tmp_path: Path) -> None:
     with Runner(cpu_device(), timeout=60) as worker:
         missing = worker.time(SPEC.parts()[0][2], 1, tmp_path / "absent.so", None)
