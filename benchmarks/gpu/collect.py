@@ -147,7 +147,7 @@ def record_of(result: _Result, facts: dict[str, Any], rows: Iterable[Row]) -> tu
         return None, f"times that cannot be true: {why}"
     (choice,) = choices_of(result)
     record = Record(
-        spec=spec.key, template=choice.template, template_version=choice.version, decisions=choice.by_name, device=device.slug,
+        spec=spec.key, template=choice.template, template_version=choice.version, decisions={**choice.by_name}, device=device.slug,
         median_us=1e6 * best, spread_us=1e6 * result["spread"], default_us=1e6 * base, floor_us=1e6 * floor, error=result["error_of"],
         provenance={
             "gpu": device.name, "cc": device.arch, "units": device.units, "driver": facts.get("driver"), "date": result["date"], "trials": result["trials"],

@@ -26,14 +26,6 @@ pytestmark = pytest.mark.skipif(nvrtc_missing() is not None, reason=f"NVRTC or n
 LEANING = [line(angle, k=k) for angle in ANGLES[1:4] for k in (7, 31)]
 
 
-<<<<<<< HEAD
-def defaults(
-    device: Device, *sizes: tuple[int, int], op: str = "conv", angles: Sequence[float] = ANGLES, dtype: str = "float32"
-) -> list[tuple[ConvSpec, Choice]]:
-    """Single-angle problems of 512 channels by (K, plane) with the choice that an untuned machine makes."""
-    specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for k, height in sizes for angle in angles]
-    return [(spec, default_choices(spec, device)[0]) for spec in specs]
-=======
 Case = tuple[str, str, int, int, float]  # op, dtype, K, height and width, degrees
 
 
@@ -45,8 +37,7 @@ def rows(op: str, dtype: str, *sizes: tuple[int, int], angles: Sequence[float]) 
 def defaults(cases: Sequence[Case], device: Device) -> list[tuple[ConvSpec, Choice]]:
     """Single-angle problems of 512 channels with the choice that an untuned machine makes."""
     specs = [spec_of(op, 512, height, height, line(angle, k=k), dtype=dtype) for op, dtype, k, height, angle in cases]
-    return [(spec, schedules_choices.default_choices(spec, device)[0]) for spec in specs]
->>>>>>> g-t
+    return [(spec, default_choices(spec, device)[0]) for spec in specs]
 
 
 def agrees(spec: ConvSpec, choice: Choice, found: Predicted, device: Device) -> None:

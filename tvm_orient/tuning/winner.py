@@ -120,7 +120,7 @@ class Judge:
     def _record(self, choice: Choice, result: Result, error: float) -> Record:
         median, spread, base, floor = (1e6 * seconds for seconds in result.times)
         return Record(
-            spec=self.part.key, template=choice.template, template_version=choice.version, decisions=choice.by_name, device=self.device.slug,
+            spec=self.part.key, template=choice.template, template_version=choice.version, decisions={**choice.by_name}, device=self.device.slug,
             median_us=median, spread_us=spread, default_us=base, floor_us=floor, error=error, provenance=self._provenance(),
         )  # fmt: skip
 
