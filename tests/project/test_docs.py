@@ -20,6 +20,7 @@ import torch
 
 import tvm_orient as to
 from benchmarks.report import page_tables
+from tests.support.once import once
 from tvm_orient.evaluate import reference
 from tvm_orient.problem import device
 
@@ -54,15 +55,17 @@ def own(module: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(shared: Path) -> Path:
     """The pages, as `make docs` builds them."""
     pytest.importorskip("sphinx", reason="the docs extra is not installed")
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-d", str(out / "state"), "docs", str(out / "html")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr.strip(), done.stderr
-    return out / "html"
+
+    def make(out: Path) -> None:
+        command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-d", str(out / "state"), "docs", str(out / "html")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not done.stderr.strip(), done.stderr
+
+    return once(shared / "site", make) / "html"
 
 
 def described(site: Path) -> set[int]:
