@@ -219,6 +219,7 @@ echo "ERROR SUMMARY: 0 errors"; echo "RACECHECK SUMMARY: 2 hazards displayed"
 """
 
 
+@pytest.mark.long
 def test_tools(kit: Path, tmp_path: Path) -> None:
     counted = jobs_of(kit, "counters")
     keep(kit, [*counted, *({**job, "part": "sanitizer", "do": "sanitizer"} for job in counted)])

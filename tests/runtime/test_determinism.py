@@ -30,6 +30,29 @@ def problem(op: str, layout: str, dtype: str) -> ConvSpec:
     return spec_of(op, 16, 9, 10, Taps.oriented(EIGHT[1:4], 5), dtype=dtype, layout=layout)
 
 
+def test_a_module_that_is_saved_and_loaded_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels belong to problems, not to modules: before a problem has its own and after, both modules run the same one."""
+    monkeypatch.setenv("TVM_ORIENT_BUILD", "100000")
+    module, x = OrientedConv2d(6, 5, directions=3), torch.randn(2, 6, 11, 7)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = OrientedConv2d(6, 5, theta=[1.0, 1.1, 1.2])
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for make in (lambda: None, lambda: warmup(loaded, x)):
+        make()
+        results = []
+        for one in (module, loaded, module, loaded):
+            leaf = x.clone().requires_grad_()
+            y = one(leaf)
+            results.append((y, *torch.autograd.grad(y.sin().sum(), (leaf, one.weight))))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# ---- under load; what is above compiles, which takes many times longer beside it ---------------
+
+
 @pytest.fixture(scope="module")
 def kernels() -> dict[ConvSpec, list[Kernel | GenericAdapter]]:
     """Of each problem its own kernel and the generic one; made before the load, under which a compiler takes minutes."""
@@ -69,23 +92,3 @@ def test_the_same_bits_under_load(load: None, kernels: dict[ConvSpec, list[Kerne
         expected = kernel(first, second)
         for _ in range(_RUNS):
             assert torch.equal(kernel(first, second), expected)
-
-
-def test_a_module_that_is_saved_and_loaded_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels belong to problems, not to modules: before a problem has its own and after, both modules run the same one."""
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "100000")
-    module, x = OrientedConv2d(6, 5, directions=3), torch.randn(2, 6, 11, 7)
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    loaded = OrientedConv2d(6, 5, theta=[1.0, 1.1, 1.2])
-    loaded.load_state_dict(torch.load(file, weights_only=True))
-    for make in (lambda: None, lambda: warmup(loaded, x)):
-        make()
-        results = []
-        for one in (module, loaded, module, loaded):
-            leaf = x.clone().requires_grad_()
-            y = one(leaf)
-            results.append((y, *torch.autograd.grad(y.sin().sum(), (leaf, one.weight))))
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -99,17 +99,24 @@ def test_decisions_drawn_at_random(template: Template, op: str) -> None:
             drawn += 1
 
 
+@pytest.mark.parametrize(
+    "specs",
+    [
+        pytest.param([spec_of(op, *case) for op in OPS for case in CASES.values()] + NETWORKS[::5], id="some"),
+        pytest.param(NETWORKS, id="networks", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_the_default_is_always_valid(template: Template) -> None:
+def test_the_default_is_always_valid(template: Template, specs: list[ConvSpec]) -> None:
     device, served = SMALL_GPU, 0
-    for spec in [spec_of(op, *case) for op in OPS for case in CASES.values()] + NETWORKS:
+    for spec in specs:
         for _, _, part in fitted(template, spec).parts():
             if template.declines(part, device) is None:
                 served += 1
                 default = template.default(part, device).decisions()
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 60
+    assert served > 10
 
 
 @pytest.mark.parametrize("op", OPS)

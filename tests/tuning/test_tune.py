@@ -251,6 +251,7 @@ def test_builders_make_what_this_process_would() -> None:
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_one_shop_for_several_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[int] = []
     prepare = BuilderPool.prepare
