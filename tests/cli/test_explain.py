@@ -66,13 +66,13 @@ def test_explain_compares_what_no_record_decides(key: str, user_logs: Path) -> N
 
 
 def test_explain_compares_on_a_cpu_and_where_a_record_answers(user_logs: Path) -> None:
-    default = registry.default(ConvSpec.from_key(KEY), cpu_device())[1]
+    default = registry.default(ConvSpec.from_key(KEY), cpu_device())[1].decisions()
     other = {**default, "tap_outer": 1 - default["tap_outer"]}
     store.append(record(KEY, decisions=other))
     tuned, untuned = printed_json("explain", "--target", "cpu", *TINY, "--angles", "0,90")["specs"][0]["parts"]
     assert [(row["template"], row["total"], row["chosen"]) for row in untuned["candidates"]] == [("cpu_rows", None, True)]
     assert [(row["template"], row["decisions"], row["chosen"]) for row in tuned["candidates"]] == [("cpu_rows", other, True)]
-    assert (tuned["default"]["template"], tuned["default"]["decisions"]) == ("cpu_rows", dict(default))
+    assert (tuned["default"]["template"], tuned["default"]["decisions"]) == ("cpu_rows", default)
     assert tuned["default"]["total"] is None
     assert any(said.startswith("without the record the default would be cpu_rows (") for said in tuned["changes"])
     assert any(said == "when it was tuned, the choice took 10.0 us and the default of that day 20.0 us" for said in tuned["changes"])
@@ -98,6 +98,8 @@ def test_explain_says_what_would_change_a_choice(user_logs: Path) -> None:
     assert second.startswith(f"next is {following['template']}, estimated {following['total'] / chosen['total'] - 1:.0%} slower")
     assert third.startswith("a record would go first")
     layer = orient("explain", "--channels", 64, "--height", 28, "--width", 28, "--kernel-size", 7, "--arch", "sm_80").stdout
+    sentences = layer.partition("what would change the choice")[2].strip().splitlines()
+    assert [number for number, sentence in enumerate(sentences) if "a record would go first" in sentence] == [len(sentences) - 1]
     assert "what would change the choice" in layer
     (lent,) = printed_json("explain", KEY.replace("h6w5", "h7w5"), "--target", "cpu")["specs"][0]["parts"]
     assert lent["step"] == "nearest"
