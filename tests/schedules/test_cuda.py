@@ -109,7 +109,7 @@ def test_the_default_is_always_valid(template: Template) -> None:
                 default = template.default(part, device).decisions()
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 60
+    assert served > 30, "too few of these problems are served to say that it is always valid"
 
 
 @pytest.mark.parametrize("op", OPS)
