@@ -98,6 +98,8 @@ def test_explain_says_what_would_change_a_choice(user_logs: Path) -> None:
     assert second.startswith(f"next is {following['template']}, estimated {following['total'] / chosen['total'] - 1:.0%} slower")
     assert third.startswith("a record would go first")
     layer = orient("explain", "--channels", 64, "--height", 28, "--width", 28, "--kernel-size", 7, "--arch", "sm_80").stdout
+    sentences = layer.partition("what would change the choice")[2].strip().splitlines()
+    assert [number for number, sentence in enumerate(sentences) if "a record would go first" in sentence] == [len(sentences) - 1]
     assert "what would change the choice" in layer
     (lent,) = printed_json("explain", KEY.replace("h6w5", "h7w5"), "--target", "cpu")["specs"][0]["parts"]
     assert lent["step"] == "nearest"

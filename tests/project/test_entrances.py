@@ -15,6 +15,7 @@ from torch import Tensor
 import tvm_orient as to
 from tests.support.helpers import line
 from tvm_orient.nn import DepthwiseOrientedConv1d, OrientedConv2d
+from tvm_orient.problem.spec import ACTIVATIONS
 
 TWO = [0.0, 0.785]
 TAPS = line(0, 45, k=5)
@@ -131,6 +132,15 @@ def test_a_scripted_module(name: str, tmp_path: Path) -> None:
     assert list(scripted[0].state_dict()) == list(module.state_dict())
     scripted(x).float().square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@script_warns
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+def test_a_scripted_residual_has_every_activation(activation: str) -> None:
+    """In half precision the activation follows the residual, outside the kernel; every one is called by name there."""
+    module = OrientedConv2d(4, 5, theta=TWO, residual=True, activation=activation, dtype=torch.bfloat16)
+    x = image_of(module)
+    assert torch.equal(torch.jit.script(module)(x), module(x))
 
 
 @script_warns

@@ -11,9 +11,10 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("CONTRIBUTING.md", "docs/glossary.md", "docs/templates.md", "docs/design.md", "docs/performance.md", *sorted(
+PAGES = ("CONTRIBUTING.md", "docs/glossary.md", "docs/templates.md", "docs/design.md", "docs/performance.md", "docs/wrong-result.md", *sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "contributing").glob("*.md")
 ))  # fmt: skip
+SOURCES = ("tvm_orient", "schedules", "benchmarks", "tests", "docs")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,16 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     named = set(re.findall(r"`((?:tvm_orient|schedules|tests/project|docs)/[\w/.-]*)`", (ROOT / page).read_text()))
     made_up = {"schedules/cuda/one_pixel.py", "docs/img/"}  # the template that design.md shows as an example
     assert not sorted(name for name in named - made_up if not (ROOT / name).exists())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_without_a_folder_exist(page: str) -> None:
+    """Such as `passes.py`, and the scripts that it says to run."""
+    text, files = (ROOT / page).read_text(), {path.name for folder in SOURCES for path in (ROOT / folder).rglob("*.py")}
+    assert not sorted(set(re.findall(r"`(\w+\.py)`", text)) - files)
+    assert not sorted(run for run in re.findall(r"python (\w+/[\w/]+\.py)", text) if not (ROOT / run).exists())
+    modules = [run.replace(".", "/") for run in re.findall(r"python -m ((?:benchmarks|tvm_orient)[\w.]*)", text)]
+    assert not sorted(run for run in modules if not (ROOT / f"{run}.py").exists() and not (ROOT / run / "__main__.py").exists())
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -116,7 +116,7 @@ def test_the_default_is_always_valid(template: Template, specs: list[ConvSpec]) 
                 default = template.default(part, device).decisions()
                 assert template.invalid(part, device, default) is None, (part, default)
                 assert all(type(value) is int for value in default.values())
-    assert served > 10
+    assert served > 10, "too few of these problems are served to say that it is always valid"
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -88,10 +88,12 @@ def _by_records(part: Explained, device: Device, default: dict[str, Any], layer:
 def show(printer: Console, parts: list[Explained], said: list[list[str]]) -> None:
     """Prints the sentences; angles of which the same is said stand together."""
     angles: dict[str, list[str]] = {}
+    places: dict[str, int] = {}
     for part, sentences in zip(parts, said, strict=True):
-        for sentence in sentences:
+        for place, sentence in enumerate(sentences):
             angles.setdefault(sentence, []).append(angle(part.part.taps))
+            places.setdefault(sentence, place)
     printer.print("\nwhat would change the choice", style="bold")
-    for sentence, of in angles.items():
+    for sentence, of in sorted(angles.items(), key=lambda item: places[item[0]]):  # what is said of one angle beside what is said of another
         head = "" if len(of) == len(parts) else f"{' '.join(of)}: "
         printer.print(f"- {head}{sentence}", soft_wrap=True)
