@@ -26,7 +26,7 @@ MANY_PARAMETERS = {
     "tvm_orient/cli/tune.py: tune": _COMMAND,
     "tvm_orient/nn/oriented.py: OrientedConv2d.__init__": _CONV2D,
     "tvm_orient/nn/published.py: DepthwiseOrientedConv1d.__init__": _CONV2D,
-    "tvm_orient/functional.py: oriented_conv2d": "the options of torch.nn.functional.conv2d and of an epilogue, by keyword: grouped they would be harder to call",
+    "tvm_orient/functional.py: oriented_conv2d": "the options of conv2d and of an epilogue, by keyword: grouped they would be harder to call",
     "tvm_orient/tuning/tune.py: tune": "the options of a run, by keyword, as `tvm-orient tune` has them",
     "schedules/cpu/generic.py: _stage.fill": _KERNEL,
     "schedules/cpu/generic.py: _conv.main": _KERNEL,

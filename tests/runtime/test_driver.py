@@ -97,9 +97,9 @@ def test_a_wrapper_named_nvcc_is_never_run(machine: Machine, made: Ran) -> None:
     assert made.events == [], "compiling neither loads nor launches"
     entries = KernelCache(machine.cache).entries()
     specs = {spec.key for name, spec in CALLS.items() if name != "generic"}
-    assert {entry["key"]["spec"] for entry in entries} >= specs
+    assert {entry.key["spec"] for entry in entries} >= specs
     assert len(entries) == len(specs) + 1
-    assert {(entry["key"]["device"], entry["key"]["arch"]) for entry in entries} == {(H200.slug, H200.arch)}
+    assert {(entry.key["device"], entry.key["arch"]) for entry in entries} == {(H200.slug, H200.arch)}
     for entry in entries:
         library = (machine.cache / entry["name"] / "kernel.so").read_bytes()
         assert b".nv.info.main_kernel" in library, "it holds no cubin"
