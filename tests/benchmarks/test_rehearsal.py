@@ -13,8 +13,8 @@ from tests.support.rehearsal import Job, Rehearsal, rehearse
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FEW = ("floors", "alone-float32", "counters")
-ALL = (*FEW, "merged-float32", "candidates-float32", "peers", "alone-float16")
+FEW = ("floors", "alone-float32")
+ALL = (*FEW, "counters", "merged-float32", "candidates-float32", "peers", "alone-float16")
 STEPS = {
     "alone-float32": "table",
     "merged-float32": "table",
@@ -38,7 +38,8 @@ def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not compiled" not in done.stdout
-    return parts, rehearse(folder / "made" / "kit.tar.xz", folder / "run", Machine(shared / "machine"), more=sanitized)
+    more = sanitized if parts == ALL else lambda jobs: sanitized(jobs)[:1]
+    return parts, rehearse(folder / "made" / "kit.tar.xz", folder / "run", Machine(shared / "machine"), more=more)
 
 
 @pytest.mark.slow
@@ -52,6 +53,6 @@ def test_every_step_runs_to_its_end_and_no_kernel_is_bad(rehearsed: tuple[tuple[
     for part in set(parts) - {"counters"}:
         assert f"{STEPS.get(part, part)}: " in run.said, run.said
     found = {name.partition("/")[0] for name in run.results}
-    assert found >= {"floors", "alone-float32", "ncu", "memcheck", "racecheck", *({"merged-float32", "peers"} & set(parts))}
+    assert found >= {"floors", "alone-float32", "memcheck", "racecheck", *(("merged-float32", "peers", "ncu") if parts == ALL else ())}
     assert not [result for result in run.results.values() if "error" in result]
     assert run.launches > len(run.results)
