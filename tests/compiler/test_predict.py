@@ -25,7 +25,16 @@ def test_predictions_agree_with_what_is_known(arch: str) -> None:
         first = found.bounds[0]
         live = len(stencil(spec).every) / (4 if spec.op == "conv_dx" else 1)
         assert first.fma >= live * 0.95
-        assert first.worst == max(first.clocks.values()) == first.clocks[first.limit]
+        assert first.limiter_clocks == max(first.clocks.values()) == first.clocks[first.limiter]
         assert 0 < first.occupancy <= 1
         copied = 32 * spec.bytes_moved(64) / 64 / spec.outputs / gpu_specs.gpu_spec(arch).dram
         assert copied <= first.clocks["dram"] <= 1.2 * copied
+
+
+def test_problems_of_several_dtypes_are_predicted_at_once() -> None:
+    """Each dtype has helpers of its own at the top of its source."""
+    device = arch_device("sm_90a")
+    specs = [spec_of("conv", 8, 14, 14, line(0, k=7), dtype=dtype) for dtype in ("float32", "float16", "bfloat16")]
+    cases = [(spec, default_choices(spec, device)[0]) for spec in specs]
+    alone = [predict([case], device)[0].kernels[0] for case in cases]
+    assert [found.kernels[0].registers for found in predict(cases, device)] == [kernel.registers for kernel in alone]

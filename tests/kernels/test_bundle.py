@@ -37,6 +37,15 @@ def test_cuda_export_holds_the_cubin(op: str, tmp_path: Path) -> None:
     assert ("workspace" in facts) == (op == "conv_dw")
 
 
+def test_a_gpu_after_a_cpu(tmp_path: Path) -> None:
+    """One process that compiles for both would have loaded TVM without a driver, and TVM then keeps CUDA source where a cubin belongs."""
+    spec = ConvSpec("conv", 4, 7, 7, Taps.oriented(0.0, 3))
+    bundle.export(spec, cpu_device(), tmp_path / "cpu")
+    folder = bundle.export(spec, arch_device("sm_90a"), tmp_path / "cuda")
+    assert (folder / "kernel.cubin").read_bytes() in (folder / "kernel.so").read_bytes()
+    bundle.export(spec, cpu_device(), tmp_path / "again")
+
+
 def test_cpu_export_and_replacement(tmp_path: Path) -> None:
     spec = ConvSpec("conv", 4, 7, 7, Taps.oriented(0.0, 3))
     first = bundle.export(spec, cpu_device(), tmp_path)

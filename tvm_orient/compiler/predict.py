@@ -60,18 +60,19 @@ def together(sources: Mapping[str, str]) -> str:
 
 
 def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
-    """Compile single-angle specs by their choices, all in one source, and return the prediction for each.
+    """Compile single-angle specs by their choices, those of a dtype in one source, and return the prediction for each.
 
     Raises:
         BuildFailed: a kernel does not compile, or does something that `interpreter.run` does not follow.
         EnvironmentProblem: TVM, NVRTC, its headers or nvdisasm are missing.
     """
-    sources, launches = {}, []
+    sources: dict[str, dict[str, str]] = {}  # by dtype, which decides the helpers that a source begins with
+    launches = []
     for index, (spec, choice) in enumerate(cases):
         module = scheduled(spec, device, [choice])
-        sources[f"case{index}"] = cuda_source(module, device)
+        sources.setdefault(spec.dtype, {})[f"case{index}"] = cuda_source(module, device)
         launches.append([] if is_generic([choice]) or not has_gpu_spec(device.arch) else _launches(module, spec, choice))
-    found = {kernel.name: kernel for kernel in cubin.kernels(nvrtc.compile_cubin(together(sources), device.arch))}
+    found = {kernel.name: kernel for alike in sources.values() for kernel in cubin.kernels(nvrtc.compile_cubin(together(alike), device.arch))}
     results = []
     for index, (spec, _) in enumerate(cases):
         kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)

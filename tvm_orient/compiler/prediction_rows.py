@@ -7,6 +7,7 @@ from statistics import fmean
 
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
+from ..problem.taps_key import degrees_text
 from ..schedules.choices import Choice, default_choices
 from .predict import Predicted, predict, predict_layer
 
@@ -63,7 +64,7 @@ def layer_row(spec: ConvSpec, device: Device) -> Row:
 def _row(spec: ConvSpec, choice: Choice, found: Predicted) -> Row:
     kernel, one = found.kernels[0], found.bounds[0]
     return {
-        "op": spec.op, "height": spec.height, "kernel_size": spec.kernel_size, "angle": spec.taps.key.partition("a")[2],
+        "op": spec.op, "height": spec.height, "kernel_size": spec.kernel_size, "angle": "_".join(map(degrees_text, spec.taps.degrees)),
         "registers": kernel.registers, "spills": found.spills, "shared_bytes": kernel.shared, "occupancy": f"{one.occupancy:.2f}",
         "lds_per_output": f"{one.loads:.2f}", "passes_per_output": f"{one.wavefronts:.1f}", "fma_per_output": f"{one.fma:.1f}",
         "instructions_per_output": f"{one.instructions:.1f}", "bound": one.limiter, **{f"clocks_{name}": f"{one.clocks[name]:.1f}" for name in RESOURCES},

@@ -85,7 +85,7 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
         "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
         "choices": [choice.plain for choice in choices],
     }  # fmt: skip
-    with _shop.compiler() as compiler:
+    with _shop.compiler(device.kind) as compiler:
         try:
             answer = compiler.ask(request, limit)
         except TimeoutError as problem:
@@ -122,6 +122,7 @@ class _Compiler(ChildProcess):
     """A process that compiles, what it wrote to its standard error, and the environment variables that it was started with (`tools`)."""
 
     lasting = True  # a kernel that was refused spoils nothing
+    kind = ""  # of the devices that it compiles for: where there is no driver, the stand-in must be there before TVM is
 
     def __init__(self) -> None:
         command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
@@ -155,17 +156,27 @@ class _Shop:
         self._room = threading.BoundedSemaphore(max(1, min(_MAX_COMPILERS, cores())))
 
     @contextlib.contextmanager
-    def compiler(self) -> Iterator[_Compiler]:
-        """Lends a compiler that nobody else asks meanwhile; where as many work as may at once, waits for the next that is done."""
+    def compiler(self, kind: str) -> Iterator[_Compiler]:
+        """Lends a compiler that nobody else asks meanwhile; where as many work as may at once, waits for the next that is done.
+
+        Args:
+            kind: of device, "cpu" or "cuda": a process that has compiled for one never compiles for the other.
+        """
         with self._room:
-            compiler = self._waiting.pop() if self._waiting else _Compiler()
+            compiler = self._idle(kind) or _Compiler()
             if compiler.tools != _tools():
                 compiler.end()
                 compiler = _Compiler()
+            compiler.kind = kind
             try:
                 yield compiler
             finally:
                 self._waiting.append(compiler)
+
+    def _idle(self, kind: str) -> _Compiler | None:
+        """Takes the compiler of a kind that was used last from those that wait; returns None where none of it waits."""
+        place = max((index for index, one in enumerate(self._waiting) if one.kind == kind), default=None)
+        return None if place is None else self._waiting.pop(place)
 
 
 _shop = _Shop()
