@@ -25,7 +25,7 @@ os.environ.pop("TVM_ORIENT_LOOKUP", None)
 os.environ["TVM_ORIENT_BUILD"] = "1"  # what is tested is each problem's own kernel
 os.environ["MPLBACKEND"] = "Agg"
 
-settings.register_profile("ci", max_examples=50, derandomize=True, deadline=None, database=None)
+settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 

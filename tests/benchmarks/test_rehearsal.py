@@ -28,7 +28,7 @@ def sanitized(jobs: list[Job]) -> list[Job]:
     return [{**job, "part": "sanitizer", "do": "sanitizer"} for job in jobs if job["part"].startswith(("alone", "merged"))]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(FEW, id="few"), pytest.param(ALL, id="all", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[pytest.param(FEW, id="few", marks=pytest.mark.long), pytest.param(ALL, id="all", marks=pytest.mark.long)])
 def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared: Path) -> tuple[tuple[str, ...], Rehearsal]:
     """Parts of a kit, and what came of their rehearsal."""
     if reason := why_not():

@@ -178,6 +178,7 @@ print(made._start().pid, flush=True)
 holder = os.fork()
 if holder == 0:  # holds the compiler's standard input open, as a worker of a DataLoader does
     os.close(1)
+    os.close(2)  # whoever reads what this process says would wait for this one
     time.sleep(60)
     os._exit(0)
 print(holder, flush=True)

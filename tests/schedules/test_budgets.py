@@ -214,7 +214,7 @@ def test_four_angles_of_a_stem_in_one_kernel(layout: str) -> None:
 # ---- channels_last ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel_size", [7, pytest.param(31, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kernel_size", [pytest.param(7), pytest.param(31, marks=pytest.mark.long)])
 def test_channels_last_at_the_speed_of_memory(kernel_size: int) -> None:
     """A warp of channels shares its taps: at 28x28 every angle is near what DRAM allows, and nothing spills."""
     device = arch_device("sm_90a")

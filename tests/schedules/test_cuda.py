@@ -72,7 +72,8 @@ def test_default_of_each_template(template: Template, op: str, case: str) -> Non
     check_serial(spec, with_template(template, spec, GPU), batches=(2,))
 
 
-@pytest.mark.parametrize(("template", "spec"), sampled(SWEEPS, pairs=lambda template, spec: (template.name,), once=lambda template, spec: (spec.op,)))
+@pytest.mark.long
+@pytest.mark.parametrize(("template", "spec"), SWEEPS)
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
     """Each value of each knob, several at once; and a reason for every step from the default that is none."""
     tried, default = covering(template, spec, GPU), template.default(spec, GPU).decisions()

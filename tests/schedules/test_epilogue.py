@@ -18,6 +18,7 @@ from tests.support.sampling import sampled
 from tvm_orient import ops
 from tvm_orient.errors import InvalidArgument
 from tvm_orient.kernels import resolve
+from tvm_orient.ops import autograd
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.spec import ACTIVATIONS, LAYOUTS
 from tvm_orient.problem.taps import Taps
@@ -85,8 +86,8 @@ def test_gradients(activation: str | None, stride: int) -> None:
 def test_only_the_gradients_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     for name in ("conv_dx", "conv_dw"):
-        op = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *args, op=op, name=name: called.append(name) or op(*args))
+        op = getattr(autograd, name)
+        monkeypatch.setattr(autograd, name, lambda *args, op=op, name=name: called.append(name) or op(*args))
     x, w, b = torch.randn(2, 6, 7, 8), torch.randn(6, 5), torch.randn(6, requires_grad=True)
     to.oriented_conv2d(x, w, 0.3, b, activation="gelu").sum().backward()
     assert called == []

@@ -86,7 +86,8 @@ def test_distinct_parts_take_one_of_each_mirrored_pair() -> None:
     assert [part.taps.key for part in tune.distinct_parts(spec)] == ["k7a0", "k7a22.5", "k7a45", "k7a67.5", "k7a90"]
 
 
-@pytest.mark.parametrize("op", [pytest.param("conv", marks=pytest.mark.long), "conv_dw"])
+@pytest.mark.long
+@pytest.mark.parametrize("op", ["conv", "conv_dw"])
 def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_ORIENT_LOG_DIR", str(tmp_path))
     monkeypatch.setattr(winner, "MARGIN", -10.0)  # any verified candidate may win: the machinery is under test, not the speed
