@@ -173,6 +173,7 @@ def test_a_line_cut_short_is_no_result_and_spoils_none(tmp_path: Path) -> None:
     assert set(read(tmp_path)) == set(read(tmp_path / "copy")) == {"c"}
 
 
+@pytest.mark.long
 def test_the_time_given_ends_it(instant: Callable[[float], Path]) -> None:
     kit, begin = instant(1.0), time.monotonic()
     done = run_kit(kit, "--minutes", "0.15")

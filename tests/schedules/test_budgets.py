@@ -124,7 +124,8 @@ def test_half_precision_runs_near_the_speed_of_dram(rows: Sequence[Case]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("size", "angles", "most"), [pytest.param(56, (45, 112.5), 168, id="bands", marks=pytest.mark.long), pytest.param(28, (90, 135), 216, id="strips")]
+    ("size", "angles", "most"),
+    [pytest.param(56, (45, 112.5), 168, id="bands", marks=pytest.mark.long), pytest.param(28, (90, 135), 216, id="strips", marks=pytest.mark.long)],
 )
 def test_weight_gradients_of_several_angles_in_one_kernel(size: int, angles: Sequence[float], most: int) -> None:
     for kernel in kernels_of(default_source(spec_of("conv_dw", 512, size, size, line(*angles, k=31)), "sm_90a")).values():
@@ -188,7 +189,7 @@ def test_small_planes_in_one_kernel() -> None:
     sampled(
         [(layout, *problem) for layout in ("nchw", "nhwc") for problem in (("conv", 224, 22.5), ("conv_dx", 224, 90), ("conv_dw", 112, 22.5))],
         pairs=lambda *_: (),
-        once=lambda layout, op, height, angle: (layout, op),
+        once=lambda layout, op, height, angle: (layout,),
     ),
 )
 def test_stems_run_near_the_speed_of_dram(layout: str, op: str, height: int, angle: float) -> None:

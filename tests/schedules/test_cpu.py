@@ -58,6 +58,7 @@ def test_default_of_each_template(template: Template, op: str, case: str) -> Non
     check_cpu(spec, choices, batches=(2,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("template", "spec"), SWEEPS, ids=lambda v: v.name if isinstance(v, Template) else v.key)
 def test_every_knob(template: Template, spec: ConvSpec) -> None:
     """Each value of each knob, several at once."""

@@ -52,7 +52,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(
-    ("case", "op"), sampled(itertools.product(CASES, OPS), pairs=lambda case, op: facets(spec_of(op, *CASES[case])), once=lambda case, op: (case,))
+    ("case", "op"), sampled(itertools.product(CASES, OPS), pairs=lambda *_: (), once=lambda case, op: (case, *enumerate(facets(spec_of(op, *CASES[case])))))
 )
 def test_default(case: str, op: str) -> None:
     check_serial(spec_of(op, *CASES[case]), batches=(1, 3) if CASES[case][1] < 20 else (2,))

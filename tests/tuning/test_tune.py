@@ -141,6 +141,7 @@ def test_a_wrong_winner_is_not_recorded(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.rglob("conv.jsonl"))
 
 
+@pytest.mark.long
 def test_interrupt_keeps_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, count = Runner.time, []
 
@@ -230,6 +231,7 @@ def _candidates(count: int) -> list[Choice]:
     return list(dict.fromkeys(Choice.of(template, template.config(d)) for d in near if template.invalid(part, cpu_device(), d) is None))[:count]
 
 
+@pytest.mark.long
 def test_builders_make_what_this_process_would() -> None:
     part, choices = SPEC.parts()[0][2], _candidates(3)
     bad = Choice("cpu_rows", 1, (("patch_h", 3),))
