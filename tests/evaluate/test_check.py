@@ -304,7 +304,7 @@ def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     key, error, *_, bound = capsys.readouterr().out.split()
     assert f"tvm-orient check {key}" in page
     assert float(error) <= float(bound)
-    named = re.findall(r"--template (\w+) --decisions (\S+)", page)
+    named = re.findall(r"--template (\w+)[^\n]*?(?:\\\n *)?--decisions (\S+)", page)
     assert named
     for template, decisions in named:
         assert {pair.split("=")[0] for pair in decisions.split(",")} <= set(registry.find(template).knobs(SMALL.parts()[0][2], GPU)), template

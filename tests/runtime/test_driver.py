@@ -101,7 +101,7 @@ def test_a_wrapper_named_nvcc_is_never_run(machine: Machine, made: Ran) -> None:
     assert len(entries) == len(specs) + 1
     assert {(entry.key["device"], entry.key["arch"]) for entry in entries} == {(H200.slug, H200.arch)}
     for entry in entries:
-        library = (machine.cache / entry["name"] / "kernel.so").read_bytes()
+        library = (machine.cache / entry.name / "kernel.so").read_bytes()
         assert b".nv.info.main_kernel" in library, "it holds no cubin"
         assert b"__global__" not in library, "it holds source, which the driver would refuse"
 
