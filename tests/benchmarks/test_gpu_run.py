@@ -85,7 +85,7 @@ def bad_kernel(folder: Path, body: str, like: Path) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the kernels that are at fault")
 def test_a_fault_is_a_row_and_the_next_one_runs(kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON", str(tmp_path / "poisoned"))
-    with (kit / "tvm_orient" / "evaluate" / "timing.py").open("a") as file:
+    with (kit / "tvm_orient" / "evaluate" / "machine.py").open("a") as file:
         file.write(
             "\n\ndef finish(device):\n    import os\n    if os.path.exists(f\"{os.environ['POISON']}.{os.getpid()}\"):\n"
             "        raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
