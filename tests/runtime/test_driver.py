@@ -202,7 +202,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_kernels_of_a_kit(machine: Machine, packed: Path, tmp_path: Path) -> None:
     """Without TVM and without a compiler they are launched by the ops under the card's own name, with what their source asks for."""
     places = {"PATH": machine.tools(compilers=False), "TVM_ORIENT_BUILD": "0", "TVM_ORIENT_CACHE_DIR": str(tmp_path)}
-    places["PYTHONPATH"] = os.pathsep.join([str(packed), machine.runtime_only()])  # the code is the kit's
+    places["PYTHONPATH"] = os.pathsep.join([str(packed), machine.runtime_only()])
     ran = machine.did("kit", lambda: {**places, "KIT": str(packed)})
     jobs = [json.loads(line) for line in (packed / "jobs.jsonl").read_text().splitlines()]
     assert ran.answer["device"] == H200.slug

@@ -200,19 +200,20 @@ def examine() -> Any:
 def kit() -> Any:
     """The kernels of a kit that was compiled for no card in particular: what a GPU run does with them, and then the torch ops."""
     folder = Path(os.environ["KIT"])
-    from benchmarks.gpu.work import _adopt, device
+    from benchmarks.gpu import work
     from tvm_orient.bench.methods import public_op
 
+    work.KIT = folder  # whose kernels are looked for beside the code
     found = {}
     for request in map(json.loads, (folder / "jobs.jsonl").read_text().splitlines()):
         spec = ConvSpec.from_key(request["spec"])
-        _adopt(spec, request)
+        work._adopt(spec, request)
         image, weight = (2, spec.channels, spec.height, spec.width), (spec.channels, spec.kernel_size)
         shapes = {"x": image, "dy": image} if spec.op == "conv_dw" else {"x": image, "w": weight}  # a kernel calls the image that it reads x
         given = {name: torch.ones(shape, device="cuda") for name, shape in shapes.items()}
         run = public_op(spec)
         found[request["spec"]] = _seen(lambda run=run, given=given: run(*given.values()), **given)
-    return {"device": device().slug, "calls": found}
+    return {"device": work.device().slug, "calls": found}
 
 
 if __name__ == "__main__":

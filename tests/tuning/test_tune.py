@@ -111,7 +111,7 @@ def test_tune_records_resumes_and_is_used(op: str, tmp_path: Path, monkeypatch: 
     assert [first.record.provenance[name] for name in ("cc", "units", "model")] == [here.arch, here.units, here.model]
     (answer,) = resolve.explain(spec, cpu_device())
     assert answer.choice.step == "user"
-    assert dict(answer.choice.decisions) == first.record.decisions
+    assert dict(answer.choice.decisions) == (second.record or first.record).decisions, "of two runs the later one is asked"
     serving.forget()
     x, w, dy = torch.randn(2, 8, 14, 14), torch.randn(8, 7), torch.randn(2, 8, 14, 14)
     operands = (x, w) if op == "conv" else (x, dy)
