@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codegen.cuda.cuda_text import definitions
 from ..compiler import library, lower
-from ..compiler.predict import grids, together
+from ..compiler.predict import compiled, grids
 from ..errors import Unsupported
 from ..problem import generic_args
 from ..problem.device import Device, capability
@@ -21,7 +21,6 @@ from ..problem.spec import ConvSpec
 from ..sass import cubin
 from ..sass.executor import execute
 from ..schedules.choices import Choice, is_generic
-from ..toolchain import nvrtc
 from ..toolchain.tvm import load_tvm
 from . import walled
 from .walled import Called, workspace_of
@@ -79,7 +78,7 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
     heads: dict[str, dict[str, str]] = {}
     for name, source in sources.items():
         heads.setdefault(source.partition(_STARTS)[0], {})[name] = source
-    found = {kernel.name: kernel for alike in heads.values() for kernel in cubin.kernels(nvrtc.compile_cubin(together(alike), device.arch))}
+    found = compiled(heads.values(), device.arch)
     made = {}
     for name, (spec, choices) in cases.items():
         func, defined = modules[name]["main"], definitions(sources[name])
