@@ -34,7 +34,7 @@ class SharedPatchConfig(Config):
     store_via_smem: int = 0  #: 1: results meet in shared memory and are stored as whole rows; 0: each thread stores its own
     row_pad: int = 0  #: values by which a staged row is longer than it must be, so that the lanes of a warp meet in no bank
     tile: int = 0  #: columns of outputs of a block; 0: whole rows
-    plane_skew: int = 0  #: values that staged planes lie apart, but for multiples (`base.apart`); 0: one after the other
+    plane_skew: int = 0  #: values that staged planes lie apart, but for multiples (`staging.apart`); 0: one after the other
     smem_native_dtype: int = 0  #: 1: images are staged in their own dtype, converted where they are used; 0: as float32
     tiles_per_block: int = 1  #: tiles, of other channels each, that a block computes in turn
     stages: int = 1  #: tiles in shared memory at once: with 2 one is copied while the other is computed
