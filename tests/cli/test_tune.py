@@ -8,7 +8,6 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,11 @@ from typer.testing import CliRunner
 from tests.support.command_line import PLAIN, TINY, fake, orient, printed_json, record
 from tvm_orient import env
 from tvm_orient.cli.application import app
-from tvm_orient.errors import EnvironmentProblem, TuningFailed
+from tvm_orient.errors import TuningFailed
 from tvm_orient.problem.device import cpu_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.records.record import Record
-
-
-@dataclass(frozen=True)
-class Progress:
-    part: ConvSpec
-    position: int
-    parts: int
-    trial: int
-    trials: int
-    failed: int
-    best_us: float | None
-    default_us: float | None
-    seconds: float
-    seconds_left: float | None
-    waiting: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    part: ConvSpec
-    record: Record | None
-    default_us: float | None
-    best_us: float | None
-    trials: int
-    failed: int
-    resumed: int
-    seconds: float
-    stages: dict[str, float]
-    note: str
-    written: Path | None = None
-    journal: Path | None = None
-    doubt: str = ""
-
-
-class Stopped(KeyboardInterrupt):
-    """As tune.Interrupted and tune.TooBusy."""
-
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        super().__init__()
-        self.outcomes = outcomes
-
-
-class TooBusy(EnvironmentProblem):
-    def __init__(self, message: str, outcomes: list[Outcome]) -> None:
-        super().__init__(message)
-        self.outcomes = outcomes
+from tvm_orient.tuning.result import Interrupted, Outcome, Progress, TooBusy
 
 
 def distinct_parts(spec: ConvSpec) -> list[ConvSpec]:
@@ -98,7 +51,7 @@ def searching(stop: str = "", **seen: Any) -> Callable[..., list[Outcome]]:
                 if stop in ("first", "interrupt", "busy") and (place, trial) == (0 if stop == "first" else 1, 2):
                     (folder / ".trials" / device.slug).mkdir(parents=True, exist_ok=True)
                     done = [outcome(0, parts[0])] if stop != "first" else []
-                    raise TooBusy("other work uses 55% of the cores", done) if stop == "busy" else Stopped(done)
+                    raise TooBusy("other work uses 55% of the cores", done) if stop == "busy" else Interrupted(done)
                 if stop == "ctrl-c" and (place, trial) == (1, 2):
                     os.kill(os.getpid(), signal.SIGINT)
         if stop == spec.op:
@@ -111,7 +64,6 @@ def searching(stop: str = "", **seen: Any) -> Callable[..., list[Outcome]]:
 
 def fake_tune(monkeypatch: pytest.MonkeyPatch, tune: Callable[..., Any]) -> None:
     fake(monkeypatch, "tuning.tune", distinct_parts=distinct_parts, tune=tune)
-    fake(monkeypatch, "tuning.result", Interrupted=Stopped, TooBusy=TooBusy)
 
 
 def test_tune_reports_in_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, user_logs: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.support import sources
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("CONTRIBUTING.md", "docs/glossary.md", "docs/templates.md", "docs/design.md", "docs/performance.md", "docs/wrong-result.md", *sorted(
@@ -20,12 +21,7 @@ SOURCES = ("tvm_orient", "schedules", "benchmarks", "tests", "docs")
 @pytest.fixture(scope="module")
 def packages() -> ModuleType:
     """docs/packages.py as a module."""
-    found = importlib.util.spec_from_file_location("packages", ROOT / "docs" / "packages.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return sources.script("docs/packages.py")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.support import sources
 from tvm_orient.schedules.base import Generic, Template
 from tvm_orient.schedules.registry import GENERIC, TEMPLATES
 
@@ -19,12 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """docs/templates_page.py as a module."""
-    found = importlib.util.spec_from_file_location("templates_page", ROOT / "docs" / "templates_page.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return sources.script("docs/templates_page.py")
 
 
 def test_the_page_is_what_the_script_writes(script: ModuleType) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 from typing import Any
 
 import pytest
 
 from tests.support.cases import CPU_CASES as CASES
-from tests.support.helpers import EIGHT, OPS, check_cpu, choice_of, covering, fitted, line, of_kind, spec_of, variations, with_template
+from tests.support.helpers import EIGHT, OPS, check_cpu, choice_of, covering, drawn, fitted, line, of_kind, spec_of, variations, with_template
 from tests.support.sampling import facets, sampled
 from tvm_orient.compiler import lower
 from tvm_orient.errors import InvalidArgument, Unsupported
@@ -85,13 +84,9 @@ def test_every_knob_alone(template: Template, spec: ConvSpec) -> None:
 )
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
-    spec, rng = fitted(template, spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)
-    drawn = 0
-    while drawn < 2:
-        decisions = {name: rng.choice(values) for name, values in template.knobs(spec, CPU).items()}
-        if template.invalid(spec, CPU, decisions) is None:
-            check_cpu(spec, [choice_of(template, decisions)], batches=(2,))
-            drawn += 1
+    spec = fitted(template, spec_of(op, 3, 14, 18, line(45, k=9), 1 if op == "conv" else 2))
+    for decisions in drawn(template, spec, CPU):
+        check_cpu(spec, [choice_of(template, decisions)], batches=(2,))
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.support.helpers import (
     check_serial,
     choice_of,
     covering,
+    drawn,
     fitted,
     line,
     served,
@@ -91,13 +91,9 @@ def test_every_knob(template: Template, spec: ConvSpec) -> None:
 )
 def test_decisions_drawn_at_random(template: Template, op: str) -> None:
     """What tuning may propose: all knobs away from the default at once."""
-    spec, rng = fitted(template, spec_of(op, 8, 14, 18, line(45, k=9), 1 if op == "conv" else 2)), random.Random(0)
-    drawn = 0
-    while drawn < 2:
-        decisions = {name: rng.choice(values) for name, values in template.knobs(spec, GPU).items()}
-        if template.invalid(spec, GPU, decisions) is None:
-            check_serial(spec, [choice_of(template, decisions)], batches=(2,))
-            drawn += 1
+    spec = fitted(template, spec_of(op, 8, 14, 18, line(45, k=9), 1 if op == "conv" else 2))
+    for decisions in drawn(template, spec, GPU):
+        check_serial(spec, [choice_of(template, decisions)], batches=(2,))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import pytest
-import torch
 
 from tests.support.cases import CUDA_CASES as CASES
 from tests.support.cuda import GPU, TEMPLATES
 from tests.support.helpers import (
-    call,
     check_blocks,
     choice_of,
     fitted,
@@ -21,9 +18,6 @@ from tests.support.helpers import (
     with_template,
 )
 from tests.support.sampling import facets, sampled
-from tvm_orient.compiler import library, lower
-from tvm_orient.evaluate.cuda_emulator import Blocks
-from tvm_orient.evaluate.walled import buffers, operands
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.schedules import registry
 from tvm_orient.schedules.base import Template
@@ -75,15 +69,3 @@ def test_blocks_of_half_precision_that_keep_weights_and_part_planes() -> None:
     decisions |= {"smem_native_dtype": 0, "tiles_per_block": 1, "stages": 1}
     assert template.invalid(spec, GPU, decisions) is None
     check_blocks(spec, [choice_of(template, decisions)])
-
-
-def test_a_missing_barrier_is_seen() -> None:
-    """The emulation would notice: the same source with its barriers taken out."""
-    spec = spec_of("conv", *CASES["odd"])
-    choices = with_template(registry.find("shared_patch"), spec, GPU)
-    assert choices is not None
-    module = lower.scheduled(spec, GPU, choices, 2)
-    given = operands(spec, 2)
-    without = Blocks(module, GPU, library.cuda_source(module, GPU).replace("__syncthreads();", ""))
-    results = [call(spec, functools.partial(without, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
-    assert not torch.equal(*results)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -169,6 +170,16 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
 def choice_of(template: Template[Any], decisions: Mapping[str, int]) -> Choice:
     """A choice from a template and its decisions by name."""
     return Choice.of(template, template.config(decisions))
+
+
+def drawn(template: Template[Any], spec: ConvSpec, device: Device, count: int = 2) -> Iterator[dict[str, int]]:
+    """Valid decisions of a template, all knobs away from the default at once; the same ones in every run."""
+    rng = random.Random(0)
+    while count:
+        decisions = {name: rng.choice(values) for name, values in template.knobs(spec, device).items()}
+        if template.invalid(spec, device, decisions) is None:
+            yield decisions
+            count -= 1
 
 
 def of_kind(kind: str) -> list[Template[Any]]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for folder in ("tvm_orient", "schedules") for path in (ROOT / folder).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+
+
+def script(path: str) -> ModuleType:
+    """Return a script of the checkout, such as docs/packages.py, as a module."""
+    found = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 def module_of(name: str) -> tuple[str, ...]:
