@@ -69,3 +69,9 @@ HIDDEN_THREAD = "tvm_orient_thread"  # index of a thread of which the compiler m
 LOAD = "tvm_orient_load"  # predicated load from global memory (`device_helpers`)
 STORE = "tvm_orient_store"  # predicated store to shared memory (`device_helpers`)
 VALUE = "tvm_orient_value"  # one value of four of half precision (`packed_reads`)
+
+# ---- parts of a layer that are compiled apart (`part_functions`, `ptx`) ------------------------
+
+TASK = "task"  # number of the task that a function of a part computes, from 0 for the part's first
+BATCH = "n"  # run-time number of images, in TE, in TIR and in CUDA source
+FIRST_KERNEL = "main_kernel"  # TVM's name of a function's first kernel; those after it are numbered from 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
         EnvironmentProblem: nothing here links a library, or NVRTC or its headers are missing.
     """
     from ..toolchain import nvrtc
-    from ..toolchain.openmp import launcher_object
-    from ..toolchain.tvm import compile_cuda, load_tvm
+    from ..toolchain.tvm import compile_cuda
 
-    load_tvm()
     cubins: dict[str, bytes] = {}
     problems: list[OrientError] = []
 
@@ -39,16 +37,10 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
             raise
         return cubins[source]
 
+    load_compilers()
     compile_cuda(cubin)
-    from tvm.support import cc
-
-    if cc.get_cc() is None:
-        raise EnvironmentProblem("building a kernel needs a C++ compiler to link it, and there is no g++, clang++ or cc on PATH: install g++, or set CXX")
     try:
-        executable = _compiled(module, device)
-        with tempfile.TemporaryDirectory() as folder:
-            extra = [str(launcher_object(Path(folder)))] if device.kind == "cpu" else []
-            executable.export_library(str(path), addons=extra)
+        export(_compiled(module, device), device, path, [])
     except OrientError:
         raise
     except Exception as problem:
@@ -58,8 +50,39 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
     return cubins
 
 
-def _compiled(module: Any, device: Device) -> Any:
+def load_compilers() -> None:
+    """Load TVM, and see that there is what links a library.
+
+    Raises:
+        EnvironmentProblem: TVM is missing or of another version, or nothing here links a library.
+    """
+    from ..toolchain.tvm import load_tvm
+
+    load_tvm()
+    from tvm.support import cc
+
+    if cc.get_cc() is None:
+        raise EnvironmentProblem("building a kernel needs a C++ compiler to link it, and there is no g++, clang++ or cc on PATH: install g++, or set CXX")
+
+
+def export(executable: Any, device: Device, path: Path, objects: Sequence[Path]) -> None:
+    """Link what TVM compiled to a shared library at path.
+
+    Args:
+        objects: object files that it calls.
+    """
+    from ..toolchain.openmp import launcher_object
+
+    with tempfile.TemporaryDirectory() as folder:
+        extra = [str(launcher_object(Path(folder)))] if device.kind == "cpu" else []
+        executable.export_library(str(path), addons=[*extra, *map(str, objects)])
+
+
+def _compiled(module: Any, device: Device, seen: list[str] | None = None) -> Any:
     """Returns the module compiled by TVM, its CUDA source rewritten.
+
+    Args:
+        seen: a list that the rewritten source is added to.
 
     Raises:
         BuildFailed: a pass over the CUDA source found less than it must.
@@ -73,7 +96,14 @@ def _compiled(module: Any, device: Device) -> Any:
     func = module["main"]
     promises, report = promised(func), dict[str, Rewritten]()
     passes = applied(device.arch, weight_gradient=promises.weight_gradient)
-    rewrite_cuda(functools.partial(finished, passes=passes, report=report))
+
+    def rewritten(source: str) -> str:
+        done = finished(source, passes, report)
+        if seen is not None:
+            seen.append(done)
+        return done
+
+    rewrite_cuda(rewritten)
     executable = _through_tvm(module, device)
     hold(report, {change.__name__: promises.least[change.__name__] for change in passes}, f"{signature(func)} for {device.arch}")
     return executable
@@ -97,12 +127,15 @@ def cuda_source(module: Any, device: Device) -> str:
     Raises:
         BuildFailed: TVM refused to lower it, or a pass over its source found less than it must.
     """
-    from ..toolchain.tvm import load_tvm
+    from ..toolchain.tvm import compile_cuda, load_tvm
 
     load_tvm()
+    compile_cuda(lambda _: b"")  # asked where there is a driver or a stand-in for it: what TVM makes of that is dropped
+    sources: list[str] = []
     try:
-        return str(_compiled(module, device).mod.imports[0].inspect_source())
+        _compiled(module, device, sources)
     except OrientError:
         raise
     except Exception as problem:
         raise BuildFailed(f"TVM refused to lower the kernel for {device.arch}: {last_line(problem)}") from problem
+    return sources[0]

@@ -92,7 +92,29 @@ def compile_cubin(source: str, arch: str) -> bytes:
         BuildFailed: the source does not compile; the message quotes the log.
         EnvironmentProblem: NVRTC or the headers are missing.
     """
-    if capability(arch) not in map(capability, archs()):
+    return _compiled(source, arch, "CUBIN")
+
+
+def compile_ptx(source: str, arch: str) -> str:
+    """Return the PTX that NVRTC makes of a CUDA source on the way to its cubin.
+
+    Args:
+        arch: whose instructions it may use, such as sm_90a; with the a, it is for that GPU alone.
+
+    Raises:
+        InvalidArgument, BuildFailed, EnvironmentProblem: as `compile_cubin`.
+    """
+    return _compiled(source, arch.replace("sm_", "compute_"), "PTX").rstrip(b"\0").decode()
+
+
+def _compiled(source: str, arch: str, form: str) -> bytes:
+    """Return what NVRTC makes of a CUDA source.
+
+    Args:
+        arch: a real architecture, such as sm_90a, or a virtual one, such as compute_90a, which is not assembled.
+        form: "CUBIN" or "PTX".
+    """
+    if capability(arch.replace("compute_", "sm_")) not in map(capability, archs()):
         raise InvalidArgument(f"NVRTC {'.'.join(map(str, version()))} knows {', '.join(archs())}, got arch {arch!r}")
     nvrtc = _library()
     options = [*OPTIONS, f"-arch={arch}", *(f"-I{folder}" for folder in _include_folders())]
@@ -105,9 +127,9 @@ def compile_cubin(source: str, arch: str) -> bytes:
             nvrtc.nvrtcGetProgramLog(program, log)
             lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or [str(status)]
             raise BuildFailed(f"NVRTC refused the kernel for {arch}: " + "; ".join(lines[:_MAX_ERRORS]))
-        _, size = nvrtc.nvrtcGetCUBINSize(program)
-        cubin: bytes = b" " * size
-        nvrtc.nvrtcGetCUBIN(program, cubin)
-        return cubin
+        _, size = getattr(nvrtc, f"nvrtcGet{form}Size")(program)
+        made: bytes = b" " * size
+        getattr(nvrtc, f"nvrtcGet{form}")(program, made)
+        return made
     finally:
         nvrtc.nvrtcDestroyProgram(program)

@@ -96,6 +96,26 @@ def compile_cuda(compiler: Callable[[str], bytes]) -> None:
     register_global_func("tvm_callback_cuda_compile", compiler, override=True)
 
 
+def lowering_pipeline(name: str, ended: Callable[[Any], Any]) -> str:
+    """Make TVM's own pipeline end with a change of every function, and return the name that `tvm.compile` knows it by.
+
+    Args:
+        name: it is made anew, whatever had the name.
+        ended: PrimFunc to PrimFunc, after all other passes but those that need a wrapped function.
+    """
+    tvm = load_tvm()
+    from tvm import tirx
+    from tvm.tirx import compilation_pipeline
+
+    def made() -> Any:
+        lower, host, device = compilation_pipeline.PIPELINE_MAP["s_tir"]()
+        last = tirx.transform.prim_func_pass(lambda func, _module, _context: ended(func), opt_level=0, name=name)
+        return tvm.transform.Sequential([lower, last]), host, device
+
+    compilation_pipeline.PIPELINE_MAP[name] = made
+    return name
+
+
 def target(device: Device) -> Any:
     """Return the TVM target of a device, made of a dict of its properties, since option strings are refused and tags are incomplete."""
     tvm = load_tvm()

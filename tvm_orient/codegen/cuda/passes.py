@@ -15,12 +15,13 @@ from .async_copy import asynchronous
 from .batched_loads import batched
 from .device_helpers import declared
 from .group_branches import branches
+from .lean_headers import lean
 from .packed_reads import by_words
 from .predicated_loads import predicated
 from .rewritten import Pass, Rewritten
 
 ASYNCHRONOUS_COPIES = (8, 0)  # least compute capability that has cp.async, and that predicated loads are good for
-_EVERYWHERE: tuple[Pass, ...] = (branches, by_words, batched, declared)  # first to last
+_EVERYWHERE: tuple[Pass, ...] = (lean, branches, by_words, batched, declared)  # first to last
 
 
 def applied(arch: str, *, weight_gradient: bool) -> tuple[Pass, ...]:

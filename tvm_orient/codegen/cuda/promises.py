@@ -46,7 +46,7 @@ def promised(func: Any) -> Promises:
         least[name] += 1
         least["by_words"] += words
     least["branches"] = _branches(func)
-    return Promises(any(buffer.name == names.DY for buffer in _parameters(func)), {**least, "declared": 1})
+    return Promises(any(buffer.name == names.DY for buffer in _parameters(func)), {**least, "lean": 1, "declared": 1})
 
 
 def signature(func: Any) -> str:

@@ -38,7 +38,7 @@ def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -
     """
     params = groups[0].func.params
     buffers = [tirx.decl_buffer(shape, param.dtype, name=param.name) for param, shape in zip(params, shapes, strict=True)]
-    nests = [[_rebase(nest, group, buffers) for nest in _nests(group.func)] for group in groups]
+    nests = [[rebased(nest, group, buffers) for nest in nests_of(group.func)] for group in groups]
     body = [_one_nest([n[i] for n in nests], kind) for i in range(len(nests[0]))]
     allocs = [buffer for group in groups for buffer in group.func.body.block.alloc_buffers]
     root = SBlock([], [], [], "root", body[0] if len(body) == 1 else tirx.SeqStmt(body), None, allocs, [], {})
@@ -47,13 +47,13 @@ def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -
     return func.with_attr(SKIP_RENORMALIZE, True) if any(SKIP_RENORMALIZE in group.func.attrs for group in groups) else func
 
 
-def _nests(func: Any) -> list[Any]:
+def nests_of(func: Any) -> list[Any]:
     """Returns the outermost loop nests of a function, first to last."""
     body = func.body.block.body
     return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
-def _rebase(nest: Any, group: Group, buffers: Sequence[Any]) -> Any:
+def rebased(nest: Any, group: Group, buffers: Sequence[Any]) -> Any:
     """Returns the nest with every access to a parameter of the group moved to the layer's buffer."""
     params = list(group.func.params)
 

@@ -1,0 +1,91 @@
+"""Writes the CUDA source of a layer's kernels: each finds the part that a block belongs to, and holds the parts' own bodies as PTX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .. import names
+from .cuda_text import Definition
+from .ptx import Kernel, SharedArray, assembly, inlined, shared_name, with_task
+
+_BLOCK = "block"  # variable of a kernel: the number of a block, later that of a task in its part
+
+
+@dataclass(frozen=True)
+class PartKernel:
+    """One kernel of one part, as a layer's kernel holds it.
+
+    Attributes:
+        kernel: its PTX.
+        tasks: the text of the number of its blocks, of the batch and numbers.
+        threads: of a block.
+        names: of its parameters, in order.
+        moved: what is added to an address that it is given, in elements, by the name of the parameter; those that are not here are given as they are.
+    """
+
+    kernel: Kernel
+    tasks: str
+    threads: int
+    names: tuple[str, ...]
+    moved: Mapping[str, str]
+
+
+def layer_kernel(entry: Definition, parts: Sequence[PartKernel]) -> str:
+    """Returns the CUDA source of one kernel of a layer.
+
+    Args:
+        entry: the kernel as the host calls it: its name, the most threads of a block, its parameters.
+        parts: in the order of their blocks.
+    """
+    head = f'extern "C" __global__ void __launch_bounds__({entry.bound}) {entry.name}({entry.parameters}) {{\n'
+    if len(parts) == 1 and not parts[0].moved and parts[0].threads == entry.bound:
+        only = parts[0]
+        body = inlined(only.kernel, entry.name, _given(entry, only), "a", keep_shared=True)
+        return f"{head}asm volatile(\n{assembly(body, operands=False)}\n);\n}}\n"
+    shared = "".join(
+        f'asm volatile(".shared .align {one.alignment} .b8 {shared_name(one.name)}[{one.size}];");\n' for one in _largest([part.kernel for part in parts])
+    )
+    starts = ["0"]
+    for part in parts[:-1]:
+        starts.append(part.tasks if starts[-1] == "0" else f"{starts[-1]} + {part.tasks}")
+
+    def leaf(index: int) -> str:
+        return f"{_BLOCK} -= {starts[index]};\n" * bool(index) + _body(entry, parts[index], f"p{index}")
+
+    return f"{head}{shared}int {_BLOCK} = blockIdx.x;\n{_searched(0, len(parts), starts, leaf)}}}\n"
+
+
+def _searched(first: int, stop: int, starts: Sequence[str], leaf: Callable[[int], str]) -> str:
+    """Returns the statements that find the part of a block by halves; every block of threads takes one way."""
+    if stop - first == 1:
+        return leaf(first)
+    half = (first + stop) // 2
+    low, high = _searched(first, half, starts, leaf), _searched(half, stop, starts, leaf)
+    return f"if ({_BLOCK} < {starts[half]}) {{\n{low}}} else {{\n{high}}}\n"
+
+
+def _body(entry: Definition, part: PartKernel, tag: str) -> str:
+    """Returns the statements that run one part; threads that it lacks are done before its first barrier."""
+    given, operands = _given(entry, part), [f'"r"({_BLOCK})']
+    for number, name in enumerate(part.names):
+        if name in part.moved:
+            given[number] = f"%{len(operands)}"
+            operands.append(f'"l"({name}{names.POINTER} + {part.moved[name]})')
+    body = with_task(inlined(part.kernel, entry.name, given, tag), "%0")
+    fewer = f"if (threadIdx.x >= {part.threads}) return;\n" * (part.threads < entry.bound)
+    return f'{fewer}asm volatile(\n{assembly(body, operands=True)}\n:: {", ".join(operands)} : "memory");\n'
+
+
+def _given(entry: Definition, part: PartKernel) -> dict[int, str]:
+    """Returns the parameter of the entry that each parameter of a part is, as `ptx.inlined` takes them."""
+    return {number: f"#{entry.names.index(name)}" for number, name in enumerate(part.names)}
+
+
+def _largest(kernels: Sequence[Kernel]) -> list[SharedArray]:
+    """Returns the arrays in shared memory that hold those of every kernel, since no two run in one block: of a name the largest size and alignment."""
+    found: dict[str, SharedArray] = {}
+    for one in (array for kernel in kernels for array in kernel.shared):
+        other = found.get(one.name, one)
+        found[one.name] = SharedArray(one.name, max(one.alignment, other.alignment), max(one.size, other.size))
+    return list(found.values())
