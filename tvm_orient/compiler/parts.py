@@ -31,7 +31,7 @@ class Part:
         spec: of the angle alone, over all channels of the layer.
         channels: how many of them it computes.
         offset: channels between the one whose address is given and the first that it computes; less than what keeps vectors aligned.
-        choice: how it is scheduled.
+        choice: how it is scheduled; without the step of the lookup that it came from, which changes nothing.
     """
 
     spec: ConvSpec
@@ -41,9 +41,8 @@ class Part:
 
     @property
     def plain(self) -> list[Any]:
-        """Returns the part as JSON can hold it, without the step of the lookup that its choice came from; `of_plain` makes it again."""
-        template, version, decisions, _ = self.choice.plain
-        return [self.spec.key, self.channels, self.offset, [template, version, decisions, ""]]
+        """Returns the part as JSON can hold it; `of_plain` makes it again."""
+        return [self.spec.key, self.channels, self.offset, self.choice.plain]
 
     @classmethod
     def of_plain(cls, plain: Sequence[Any]) -> Part:
@@ -143,7 +142,7 @@ def placed_parts(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> l
     found = []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         offset = start % step
-        found.append(Placed(Part(part, stop - start, offset, choice), start - offset))
+        found.append(Placed(Part(part, stop - start, offset, dataclasses.replace(choice, step="")), start - offset))  # the same by whatever step
     return found
 
 

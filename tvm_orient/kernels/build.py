@@ -11,7 +11,7 @@ from ..problem.spec import LIMIT, ConvSpec
 from ..schedules.choices import Choice, is_generic
 from . import cache, shared_cache
 from .build_key import build_key
-from .compile_process import compiled
+from .layer_build import compiled
 from .resolve import explain
 
 _SPARE_ROWS = 256  # rows beyond a plane that a kernel may stage or fetch

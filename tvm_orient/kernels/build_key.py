@@ -61,6 +61,14 @@ class BuildKey:
         text = json.dumps({"format": FORMAT, **fields}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
+    def with_layer(self, text: str) -> BuildKey:
+        """Returns the key of something else that depends on all the rest alike, such as of a part of a layer.
+
+        Args:
+            text: what stands for the spec.
+        """
+        return dataclasses.replace(self, spec=text)
+
     @property
     def name(self) -> str:
         """The entry's folder name, <op>-<digest>: spec keys can be far too long for a file name.

@@ -20,7 +20,7 @@ from ..sass.cubin import kernels
 from ..schedules.choices import is_generic
 from . import manifest
 from .build_key import build_key
-from .compile_process import compiled
+from .layer_build import compiled
 from .resolve import explain
 
 

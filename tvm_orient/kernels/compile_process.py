@@ -14,13 +14,16 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import errors
+from ..compiler.compile_part import compile_part
+from ..compiler.layer import compile_layer
 from ..compiler.library import compile_library
-from ..compiler.lower import scheduled, workspace_shape
+from ..compiler.lower import scheduled
+from ..compiler.parts import CompiledPart, Part
 from ..errors import BuildFailed, EnvironmentProblem, OrientError
 from ..problem.cpus import cores
 from ..problem.device import Device
@@ -31,7 +34,7 @@ from ..toolchain.tvm import target
 from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_command, serve
 from .manifest import KERNEL
 
-_MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
+MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
 _IDLE_S = 60.0  # seconds without a request after which a compiler ends
 _LOOK_S = 1.0  # seconds between two looks at whether the program that asks is there
 _MAX_ASKED_S = 30 * 86400.0  # seconds that compiling may take where it was asked for without a limit
@@ -41,53 +44,52 @@ _MAX_SAID = 500  # characters of what a compiler said last that a message repeat
 _SCRATCH = "scratch"
 
 
-def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False) -> dict[str, Any]:
+def make(
+    spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, *, sources: bool = False, parts: Mapping[Part, CompiledPart] | None = None
+) -> dict[str, Any]:
     """Compiles a spec into folder/kernel.so in this process, and returns the facts that launching needs (workspace) and that people ask for.
 
     Args:
         sources: for CUDA, write kernel.cu and kernel.cubin beside it.
+        parts: the parts of the layer, compiled; None compiles them now. The generic kernel has none.
 
     Raises:
-        BuildFailed, EnvironmentProblem: as `library.compile_library`.
+        BuildFailed, EnvironmentProblem: as `library.compile_library` and `layer.compile_layer`.
     """
-    start = time.perf_counter()
-    module = scheduled(spec, device, choices)
-    lowered = time.perf_counter()
-    cubins = compile_library(module, device, folder / KERNEL)
-    for source, cubin in cubins.items() if sources else ():  # one: a layer is one module
+    generic = is_generic(choices)
+    facts: dict[str, Any] = {"steps": [c.step for c in (choices[:1] if generic else choices)]}
+    if generic:
+        found = compile_library(scheduled(spec, device, choices), device, folder / KERNEL)
+        source, cubin = next(iter(found.items()), ("", b""))
+    else:
+        layer = compile_layer(spec, device, choices, folder / KERNEL, parts)
+        source, cubin = layer.source, layer.cubin
+        if layer.workspace is not None:
+            facts["workspace"] = list(layer.workspace)
+    if sources and cubin:
         (folder / "kernel.cu").write_text(source)
         (folder / "kernel.cubin").write_bytes(cubin)
-    facts: dict[str, Any] = {
-        "steps": [c.step for c in (choices[:1] if is_generic(choices) else choices)],
-        "seconds": {"schedule": round(lowered - start, 3), "compile": round(time.perf_counter() - lowered, 3)},
-    }
     if device.kind == "cpu":
         facts["mcpu"] = str(target(device).attrs["mcpu"])  # LLVM's name for the model that is in the key
-    workspace = None if is_generic(choices) else workspace_shape(spec, [module["main"]])
-    if workspace is not None:
-        facts["workspace"] = list(workspace)
     return facts
 
 
-def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None, *, sources: bool = False) -> dict[str, Any]:
-    """Compiles as `make` does, in a process of its own, which for CUDA has a driver or a stand-in for it; returns the same facts.
+def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: Path, limit: float | None = None) -> dict[str, Any]:
+    """Returns the facts that a compiler answers to a request, in a process of its own, which for CUDA has a driver or a stand-in for it.
 
     Args:
-        folder: exists; nothing is written elsewhere.
+        spec: what messages call it.
+        request: plain JSON, as `_answer` takes it, without the device.
+        folder: exists; of the disk that is written to.
         limit: seconds after which it is given up; None waits for ever.
-        sources: for CUDA, write kernel.cu and kernel.cubin beside kernel.so.
 
     Raises:
         BuildFailed: the compiler refused, died, or took longer than the limit.
         EnvironmentProblem: a compiler is missing or cannot be started, or the disk is full.
     """
-    request = {
-        "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
-        "choices": [choice.plain for choice in choices],
-    }  # fmt: skip
     with _shop.compiler(device.kind) as compiler:
         try:
-            answer = compiler.ask(request, limit)
+            answer = compiler.ask({**request, "device": dataclasses.asdict(device)}, limit)
         except TimeoutError as problem:
             raise BuildFailed(f"{spec} did not compile within {limit:.0f} s: call tvm_orient.warmup, which waits for it") from problem
         except Died as problem:
@@ -153,7 +155,7 @@ class _Shop:
 
     def __init__(self) -> None:
         self._waiting: list[_Compiler] = []
-        self._room = threading.BoundedSemaphore(max(1, min(_MAX_COMPILERS, cores())))
+        self._room = threading.BoundedSemaphore(max(1, min(MAX_COMPILERS, cores())))
 
     @contextlib.contextmanager
     def compiler(self, kind: str) -> Iterator[_Compiler]:
@@ -193,21 +195,35 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def _answer(request: dict[str, Any]) -> Answer:
-    folder = Path(request["folder"])
-    scratch = folder / _SCRATCH
-    choices = [Choice.of_plain(choice) for choice in request["choices"]]
+    """Answers a request: a part of a layer to be compiled ("part", "path"), or a kernel ("spec", "choices", and "parts" that are compiled)."""
+    scratch = Path(request["folder"]) / f"{_SCRATCH}-{os.getpid()}"
     try:
         scratch.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)  # of TVM, and of what it starts
         if request["device"]["kind"] == "cuda":
             pretend_driver()
-        return {"facts": make(ConvSpec.from_key(request["spec"]), Device(**request["device"]), choices, folder, sources=request["sources"])}
+        device = Device(**request["device"])
+        return {"facts": _part(request, device) if "part" in request else _kernel(request, device)}
     except OrientError as problem:
         return {"kind": type(problem).__name__, "text": str(problem), "trail": _trail(problem)}
     except Exception as problem:
-        return {"kind": "BuildFailed", "text": f"{request['spec']}: {type(problem).__name__}: {str(problem)[-_MAX_SAID:]}", "trail": _trail(problem)}
+        what = request["part"][0] if "part" in request else request["spec"]
+        return {"kind": "BuildFailed", "text": f"{what}: {type(problem).__name__}: {str(problem)[-_MAX_SAID:]}", "trail": _trail(problem)}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _part(request: dict[str, Any], device: Device) -> dict[str, Any]:
+    """Compiles a part of a layer to a file."""
+    Path(request["path"]).write_bytes(compile_part(Part.of_plain(request["part"]), device).payload)
+    return {}
+
+
+def _kernel(request: dict[str, Any], device: Device) -> dict[str, Any]:
+    """Compiles a kernel, of parts that are compiled where there are any."""
+    choices = [Choice.of_plain(choice) for choice in request["choices"]]
+    parts = {Part.of_plain(plain): CompiledPart.of_payload(Path(path).read_bytes()) for plain, path in request.get("parts", ())}
+    return make(ConvSpec.from_key(request["spec"]), device, choices, Path(request["folder"]), sources=request["sources"], parts=parts or None)
 
 
 def _trail(problem: BaseException | None) -> str:

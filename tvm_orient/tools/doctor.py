@@ -304,7 +304,7 @@ def _kernel(device: Device) -> Finding:
     import torch
 
     from ..evaluate.verified import Expected
-    from ..kernels.compile_process import compiled
+    from ..kernels.layer_build import compiled
     from ..runtime import kernel
     from ..schedules import choices
 

@@ -54,7 +54,9 @@ def kernels(text: str) -> list[Kernel]:
         arrays = tuple(SharedArray(_plain(symbol), int(alignment), int(size)) for alignment, symbol, size in _SHARED.findall(body))
         used = sorted(outside.intersection(re.findall(r"\w+", body)))
         if used or "call" in re.findall(r"^\s*(\w+)", body, re.M):
-            raise BuildFailed(f"a kernel in PTX must hold all that it uses, got {name}, which uses {', '.join(used) or 'a function'}: compile its layer as one source")
+            raise BuildFailed(
+                f"a kernel in PTX must hold all that it uses, got {name}, which uses {', '.join(used) or 'a function'}: compile its layer as one source"
+            )
         found.append(Kernel(name, body, arrays))
     return found
 

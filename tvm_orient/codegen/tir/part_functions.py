@@ -134,7 +134,9 @@ def layer_function(buffers: Sequence[Any], nests: Sequence[tuple[Sequence[Any], 
             starts.append(total)
             total = total + branch.tasks
         loops.append(tirx.For(task, tirx.const(0, "int32"), total, tirx.ForKind.PARALLEL, _searched(task, starts, branches)))
-    root = SBlock([], [], [], "root", loops[0] if len(loops) == 1 else tirx.SeqStmt(loops), None, [buffer for scratch, _ in nests for buffer in scratch], [], {})
+    root = SBlock(
+        [], [], [], "root", loops[0] if len(loops) == 1 else tirx.SeqStmt(loops), None, [buffer for scratch, _ in nests for buffer in scratch], [], {}
+    )
     func = tirx.PrimFunc(list(buffers), SBlockRealize([], tirx.const(True, "bool"), root))
     return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
 
