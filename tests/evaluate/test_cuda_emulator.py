@@ -15,9 +15,9 @@ from tests.support.helpers import (
     with_template,
 )
 from tvm_orient.codegen.cuda.cuda_text import divergent
+from tvm_orient.codegen.names import kernel_names
 from tvm_orient.compiler import library, lower
 from tvm_orient.evaluate.cuda_emulator import Blocks
-from tvm_orient.evaluate.walled import buffers
 from tvm_orient.schedules import registry
 
 
@@ -41,5 +41,7 @@ def test_a_missing_barrier_is_seen() -> None:
     module = lower.scheduled(spec, GPU, choices, 2)
     given = operands(spec, 2)
     without = Blocks(module, GPU, library.cuda_source(module, GPU).replace("__syncthreads();", ""))
-    results = [call(spec, functools.partial(without, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
+    results = [
+        call(spec, functools.partial(without, names=kernel_names(spec.op, bias=spec.bias), backwards=backwards), given, None) for backwards in (False, True)
+    ]
     assert not torch.equal(*results)

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import math
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tvm_orient.codegen.names import kernel_names
 from tvm_orient.compiler import lower
 from tvm_orient.evaluate import reference, tolerance, walled
 from tvm_orient.evaluate.walled import operands
@@ -131,13 +134,17 @@ def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
 
 
 def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
-    """The spec scheduled for this CPU (choices: one a part, None for the defaults) against the oracle."""
-    from tvm_orient.toolchain.tvm import target
+    """The spec compiled for this CPU (choices: one a part, None for the defaults) against the oracle."""
+    import tvm_ffi
+
+    from tvm_orient.compiler.layer import compile_layer
 
     device = cpu_device()
     choices = choices or default_choices(spec, device)
-    module = lower.scheduled(spec, device, choices)
-    check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
+    with tempfile.TemporaryDirectory() as folder:
+        layer = compile_layer(spec, device, choices, Path(folder) / "kernel.so")
+        function = tvm_ffi.load_module(str(Path(folder) / "kernel.so")).get_function("main")
+        check(spec, function, batches, layer.workspace, choices)
 
 
 def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3), arch: str = "sm_90a") -> None:
@@ -161,7 +168,7 @@ def check_blocks(spec: ConvSpec, choices: Sequence[Choice], batch: int = 2, arch
     assert divergent(blocks.source) == []
     results = []
     for backwards in (False, True):
-        run = functools.partial(blocks, names=walled.buffers(spec), backwards=backwards)
+        run = functools.partial(blocks, names=kernel_names(spec.op, bias=spec.bias), backwards=backwards)
         results.append(call(spec, run, given, space_of(spec, module)))
         assert_close(results[-1], spec, given, note=f"threads {'down' if backwards else 'up'} {choices}")
     assert torch.equal(*results), f"{spec}: the result depends on the order of the threads"

@@ -75,3 +75,10 @@ VALUE = "tvm_orient_value"  # one value of four of half precision (`packed_reads
 TASK = "task"  # number of the task that a function of a part computes, from 0 for the part's first
 BATCH = "n"  # run-time number of images, in TE, in TIR and in CUDA source
 FIRST_KERNEL = "main_kernel"  # TVM's name of a function's first kernel; those after it are numbered from 1
+
+
+def kernel_names(op: str, *, bias: bool) -> tuple[str, ...]:
+    """Returns the names that kernels know the operands of an op by, in parameter order."""
+    if op == "conv_dw":
+        return X, DY, PART, Y
+    return (X, W, BIAS, Y) if bias else (X, W, Y)

@@ -45,7 +45,7 @@ def compile_part(part: Part, device: Device) -> CompiledPart:
     launched = [_tasks(nest, n) for nest in nests_of(func)]
     if device.kind == "cpu":
         code, scratch = _object(group, shapes, part.symbol, device)
-        launches = [PartLaunch(*tasks, 1, (), sizes) for tasks, sizes in zip(launched, scratch, strict=True)]
+        launches = [PartLaunch(each, more, 1, (), sizes) for (each, more), sizes in zip(launched, scratch, strict=True)]
         return CompiledPart(tuple(launches), space, code, "")
     return _cuda(group, shapes, launched, space, device)
 
@@ -114,5 +114,5 @@ def _cuda(group: Any, shapes: Any, launched: Any, space: tuple[int, int] | None,
     text, defined = nvrtc.compile_ptx(source, device.arch), definitions(source)
     if not len(kernels(text)) == len(defined) == len(launched):
         raise BuildFailed(f"each of {len(launched)} nests must become a kernel, got {len(defined)} in CUDA source and {len(kernels(text))} in PTX")
-    launches = [PartLaunch(*tasks, one.bound, one.names) for tasks, one in zip(launched, defined, strict=True)]
+    launches = [PartLaunch(each, more, one.bound, one.names) for (each, more), one in zip(launched, defined, strict=True)]
     return CompiledPart(tuple(launches), space, text.encode(), source)

@@ -123,7 +123,7 @@ class CompiledPart:
         try:
             head = json.loads(line)
             known = head["format"] == FORMAT and head["sha256"] == hashlib.sha256(rest).hexdigest()
-            launches = tuple(PartLaunch(*numbers, tuple(names), tuple(scratch)) for *numbers, names, scratch in head["launches"])
+            launches = tuple(PartLaunch(each, more, threads, tuple(names), tuple(scratch)) for each, more, threads, names, scratch in head["launches"])
             space, size = head["workspace"], int(head["code"])
         except (ValueError, KeyError, TypeError) as problem:
             raise BuildFailed(f"a compiled part must begin with a line of JSON, got {problem}: it is compiled again") from problem

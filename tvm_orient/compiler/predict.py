@@ -17,6 +17,8 @@ from ..schedules import registry
 from ..schedules.choices import Choice, is_generic
 from ..toolchain import nvrtc
 from ..toolchain.tvm import load_tvm
+from .assemble import assembled, layer_kernels
+from .layer_plan import planned
 from .library import cuda_source
 from .lower import scheduled, workspace_shape
 
@@ -109,9 +111,10 @@ def predict_layer(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> 
         InvalidArgument: a GPU without figures.
         BuildFailed, EnvironmentProblem: as `predict`.
     """
-    module = scheduled(spec, device, choices)
-    merged = sorted(cubin.kernels(nvrtc.compile_cubin(cuda_source(module, device), device.arch)), key=lambda kernel: kernel.name)
-    every_grid, starts, results = grids(module["main"]), [0] * len(merged), []
+    plan = planned(spec, device, choices)
+    merged = sorted(cubin.kernels(assembled(plan)), key=lambda kernel: kernel.name)
+    every_grid = [(kernel.blocks(BATCH), kernel.threads) for kernel in layer_kernels(plan)]
+    starts, results = [0] * len(merged), []
     for (start, stop, part), choice in zip(spec.parts(), choices, strict=True):
         own = dataclasses.replace(part, channels=stop - start)
         bounds = []

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ..codegen.names import kernel_names
 from ..compiler import library, lower
+from ..compiler.layer import compile_layer
 from ..errors import BuildFailed, EnvironmentProblem, InvalidArgument, Unsupported
 from ..forks import kept
 from ..problem import generic_args
@@ -172,10 +173,10 @@ class _Case:
         lanes = self.device.vector_bytes // DTYPES[self.spec.sums]
         return generic_args.generic_args(self.spec, self.device.kind, lanes) if is_generic(self.choices) else None
 
-    def called(self, function: Callable[..., object], module: Any) -> Called:
-        """Returns the result of a function that was made of a scheduled module."""
+    def called(self, function: Callable[..., object], workspace: tuple[int, int] | None) -> Called:
+        """Returns the result of a function, given the workspace that it needs; the generic kernel's is that of its plan."""
         plan = self.plan
-        return walled.call(self.spec, function, self.given, plan.workspace if plan else workspace_of(self.spec, module), plan)
+        return walled.call(self.spec, function, self.given, plan.workspace if plan else workspace, plan)
 
 
 def _outcome(case: _Case, way: str) -> Outcome:
@@ -236,16 +237,18 @@ def _compiled(case: _Case) -> list[Called]:
     lacking = sorted(set(case.device.features.split()).difference(own_cpu().features))
     if lacking:
         raise Unsupported(f"a kernel for {case.device.arch} runs where its instructions are, and this CPU lacks {', '.join(lacking)}: check it elsewhere")
-    module = lower.scheduled(case.spec, case.device, case.choices)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.so"
-        library.compile_library(module, case.device, path)
+        path, workspace = Path(folder) / "kernel.so", None
+        if is_generic(case.choices):
+            library.compile_library(lower.scheduled(case.spec, case.device, case.choices), case.device, path)
+        else:
+            workspace = compile_layer(case.spec, case.device, case.choices, path).workspace
         try:
             function = tvm_ffi.load_module(str(path)).get_function("main")
         except Exception as problem:
             raise EnvironmentProblem(f"the kernel does not load ({problem}): set TMPDIR to a folder from which programs may be run") from problem
         openmp.adopt(path)
-        return [case.called(function, module)]
+        return [case.called(function, workspace)]
 
 
 def _serial(case: _Case) -> list[Called]:
@@ -253,7 +256,7 @@ def _serial(case: _Case) -> list[Called]:
     from .serial import serial_form
 
     module = lower.scheduled(case.spec, case.device, case.choices)
-    return [case.called(serial_form(module), module)]
+    return [case.called(serial_form(module), workspace_of(case.spec, module))]
 
 
 def _blocks(case: _Case) -> list[Called]:
@@ -269,8 +272,8 @@ def _blocks(case: _Case) -> list[Called]:
     if parted:
         raise Fault(f"a barrier under a condition that the threads of a block need not agree on: {parted[0]}")
     blocks = Blocks(module, case.device, source)
-    runs = [functools.partial(blocks, names=walled.buffers(case.spec), backwards=backwards) for backwards in (False, True)]
-    return [case.called(run, module) for run in runs]
+    runs = [functools.partial(blocks, names=kernel_names(case.spec.op, bias=case.spec.bias), backwards=backwards) for backwards in (False, True)]
+    return [case.called(run, workspace_of(case.spec, module)) for run in runs]
 
 
 def _machine(case: _Case) -> list[Called]:

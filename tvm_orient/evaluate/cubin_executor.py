@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ..codegen.cuda.cuda_text import definitions
+from ..codegen.names import BATCH, kernel_names
 from ..compiler import library, lower
-from ..compiler.predict import compiled, grids
+from ..compiler.assemble import assembled, layer_kernels
+from ..compiler.layer_plan import planned
+from ..compiler.predict import grids
 from ..errors import Unsupported
 from ..problem import generic_args
 from ..problem.device import Device, capability
@@ -21,15 +24,15 @@ from ..problem.spec import ConvSpec
 from ..sass import cubin
 from ..sass.executor import execute
 from ..schedules.choices import Choice, is_generic
+from ..toolchain import nvrtc
 from ..toolchain.tvm import load_tvm
 from . import walled
-from .walled import Called, workspace_of
+from .walled import Called
 
 Case = tuple[ConvSpec, Sequence[Choice]]
 # compute capabilities whose machine code is followed: others lay constants and addresses out differently
 FIRST = (8, 0)
 LAST = (9, 0)
-_STARTS = 'extern "C"'
 # names of the generic kernels' buffers by op, in the order in which the host passes them
 _GENERIC = {"conv": ("source", "w", "table", "out"), "conv_dx": ("source", "w", "table", "out"), "conv_dw": ("x", "dy", "table", "part", "dw")}
 # names of the whole numbers that a generic kernel is told, which speak of the source and of the result
@@ -47,12 +50,21 @@ class Launch:
 
 @dataclass(frozen=True)
 class Machine:
-    """The kernels that compute a spec, in the order in which they run; func: what they were made of; plan: what a generic one is told."""
+    """The kernels that compute a spec, in the order in which they run.
+
+    Attributes:
+        spec: the problem.
+        choices: what the kernels were made by.
+        launches: the kernels.
+        blocks: gives the blocks of each launch for the numbers that kernels are told.
+        workspace: (bands, taps) of conv_dw for each image and channel; None for another op.
+        plan: what a generic kernel is told.
+    """
 
     spec: ConvSpec
     choices: Sequence[Choice]
-    func: Any
     launches: tuple[Launch, ...]
+    blocks: Callable[[Mapping[str, int]], list[int]]
     workspace: tuple[int, int] | None
     plan: GenericArgs | None = None
 
@@ -64,7 +76,7 @@ class Machine:
 
 
 def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
-    """Returns the cases compiled for a GPU that need not be here, those with the same helpers in one source: half of NVRTC's time is headers.
+    """Returns the cases compiled for a GPU that need not be here, as they are compiled for a user: a layer's angles apart, and put together.
 
     Raises:
         BuildFailed, EnvironmentProblem: as `nvrtc.compile_cubin` and `cubin.kernels`.
@@ -73,25 +85,34 @@ def machines(cases: Mapping[str, Case], device: Device) -> dict[str, Machine]:
     if not FIRST <= capability(device.arch) <= LAST:
         span = " to ".join(f"{major}.{minor}" for major, minor in (FIRST, LAST))
         raise Unsupported(f"machine code is followed of compute capability {span}, got {device.arch}: check the problem for sm_80 or sm_90a too")
-    modules = {name: lower.scheduled(spec, device, choices) for name, (spec, choices) in cases.items()}
-    sources = {name: _source(module, device, is_generic(cases[name][1])) for name, module in modules.items()}
-    heads: dict[str, dict[str, str]] = {}
-    for name, source in sources.items():
-        heads.setdefault(source.partition(_STARTS)[0], {})[name] = source
-    found = compiled(heads.values(), device.arch)
-    made = {}
-    for name, (spec, choices) in cases.items():
-        func, defined = modules[name]["main"], definitions(sources[name])
-        nests = grids(func)
-        if len(nests) != len(defined) or 'thread="threadIdx.y"' in modules[name].script():
-            raise Unsupported(f"machine code is executed of kernels whose blocks have threads along x alone, one for each nest, got others for {spec}")
-        plan = generic_args.generic_args(spec, "cuda") if is_generic(choices) else None
-        workspace = (plan.workspace if plan else workspace_of(spec, modules[name])) if spec.op == "conv_dw" else None
-        launches = [
-            Launch(found[one.name.replace("main_kernel", f"{name}_kernel")], one.names, threads) for one, (_, threads) in zip(defined, nests, strict=True)
-        ]
-        made[name] = Machine(spec, choices, func, tuple(launches), workspace, plan)
-    return made
+    return {name: (_generic if is_generic(choices) else _own)(spec, choices, device) for name, (spec, choices) in cases.items()}
+
+
+def _own(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> Machine:
+    """Returns the kernels of a layer of its own."""
+    plan = planned(spec, device, choices)
+    found, kernels = _by_name(assembled(plan)), layer_kernels(plan)
+    launches = tuple(Launch(found[one.name], one.names, one.threads) for one in kernels)
+    return Machine(spec, choices, launches, lambda numbers: [one.blocks(numbers[BATCH]) for one in kernels], plan.workspace)
+
+
+def _generic(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> Machine:
+    """Returns the generic kernels, told of a spec."""
+    module = lower.scheduled(spec, device, choices)
+    source = _source(module, device)
+    defined, func = definitions(source), module["main"]
+    nests = grids(func)
+    if len(nests) != len(defined) or 'thread="threadIdx.y"' in module.script():
+        raise Unsupported(f"machine code is executed of kernels whose blocks have threads along x alone, one for each nest, got others for {spec}")
+    found, plan = _by_name(nvrtc.compile_cubin(source, device.arch)), generic_args.generic_args(spec, "cuda")
+    launches = tuple(Launch(found[one.name], one.names, threads) for one, (_, threads) in zip(defined, nests, strict=True))
+    workspace = plan.workspace if spec.op == "conv_dw" else None
+    return Machine(spec, choices, launches, lambda numbers: [blocks for blocks, _ in grids(func, numbers)], workspace, plan)
+
+
+def _by_name(code: bytes) -> dict[str, cubin.KernelFacts]:
+    """Returns the kernels of a cubin by name."""
+    return {kernel.name: kernel for kernel in cubin.kernels(code)}
 
 
 def run(machine: Machine, given: Sequence[Tensor], order: str = "ascending", seed: int = 0) -> Called:
@@ -105,22 +126,22 @@ def run(machine: Machine, given: Sequence[Tensor], order: str = "ascending", see
         Fault: a kernel breaks a rule of memory or of barriers.
         BuildFailed: a kernel does something that is not followed.
     """
-    names = _GENERIC[machine.spec.op] if machine.plan else walled.buffers(machine.spec)
+    names = _GENERIC[machine.spec.op] if machine.plan else kernel_names(machine.spec.op, bias=machine.spec.bias)
     numbers = _numbers(machine, given[0].shape[0])
 
     def function(*passed: Any) -> None:
         bound = dict(zip(names, passed, strict=False))  # numbers come last, and go by `numbers`
-        for launch, (blocks, _) in zip(machine.launches, grids(machine.func, numbers), strict=True):
+        for launch, blocks in zip(machine.launches, machine.blocks(numbers), strict=True):
             arguments = [_array(bound[name]) if name in bound else numbers[name] for name in launch.names]
             execute(launch.kernel, blocks, launch.threads, arguments, order, seed)
 
     return walled.call(machine.spec, function, given, machine.workspace, machine.plan)
 
 
-def _source(module: Any, device: Device, generic: bool) -> str:
-    """Returns CUDA source; a generic kernel without what TVM moves out of it to the host, whose values only the host's code knows."""
+def _source(module: Any, device: Device) -> str:
+    """Returns CUDA source of a generic kernel without what TVM moves out of it to the host, whose values only the host's code knows."""
     tvm = load_tvm()
-    with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"] if generic else []):
+    with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"]):
         return library.cuda_source(module, device)
 
 

@@ -15,8 +15,6 @@ from ..problem.generic_args import GenericArgs
 from ..problem.spec import ConvSpec
 
 WALL = 256  # elements of NaN before and after every tensor: a multiple of the 64 bytes that vector loads count on
-# names of a generated kernel's buffers by op, in the order in which the host passes them; a bias stands before the result
-_BUFFERS = {"conv": ("x", "w", "y"), "conv_dx": ("x", "w", "y"), "conv_dw": ("x", "dy", "part", "y")}
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,6 @@ class Called:
 
     result: Tensor
     faults: tuple[str, ...]
-
-
-def buffers(spec: ConvSpec) -> tuple[str, ...]:
-    """Returns the names of the buffers that a generated kernel of a spec takes, in order; the generic kernel has others."""
-    return ("x", "w", "bias", "y") if spec.bias else _BUFFERS[spec.op]
 
 
 def operands(spec: ConvSpec, batch: int, seed: int = 0) -> tuple[Tensor, ...]:

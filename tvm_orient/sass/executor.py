@@ -87,7 +87,11 @@ class _Blocks:
             self._release()
 
     def _release(self) -> None:
-        """Let the lanes that wait at a barrier go on into the next epoch: all of a block must have come to the same one."""
+        """Let the lanes that wait at a barrier go on into the next epoch: all of a block must have come to the same one.
+
+        Those that have ended hold no barrier up (PTX ISA, exit). Where they ended before they touched memory they were never needed, as threads of a
+        block that has more than the angle it computes; where they touched some, the barrier was meant for them, too.
+        """
         places = sorted({at for warps in self._warps for at in warps.parked})
         seen: dict[int, Any] = {}
         for at in places:
@@ -97,7 +101,7 @@ class _Blocks:
                         raise Fault("is a barrier where other threads of the block wait at another", at - 1, seen[int(block)] - 1)
         for warps in self._warps:
             waiting = np.logical_or.reduce([*warps.parked.values(), np.zeros(len(warps.block), bool)])
-            left = warps.exists & ~waiting & np.isin(warps.block, list(seen))
+            left = warps.exists & warps.touched & ~waiting & np.isin(warps.block, list(seen))
             if left.any():
                 raise Fault("is a barrier that only some threads of a block reach", seen[int(warps.block[left][0])] - 1)
             warps.groups, warps.parked = warps.parked, {}

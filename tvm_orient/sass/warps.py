@@ -31,6 +31,7 @@ class Warps:
         exists: (lanes,) bool, the lanes that are threads; the others only fill a warp.
         groups: lanes that go on, by the index of the instruction that they are at.
         parked: lanes that wait at a barrier, by the index of the instruction after it.
+        touched: (lanes,) bool, the lanes that have read or written memory.
     """
 
     def __init__(self, launch: KernelLaunch, shared: Shared, blocks: Any, names: Any) -> None:
@@ -56,6 +57,7 @@ class Warps:
         self._memory = WarpMemory(launch, shared, self._lanes, LanePlaces(self.block, warp, blocks[self.block] * across * down + inside))
         self.groups: dict[int, Any] = {0: self.exists} if self._lanes.alive else {}
         self.parked: dict[int, Any] = {}
+        self.touched = np.zeros_like(self.exists)
         self._branches = 0
 
     # ---- where lanes go -------------------------------------------------------------------------
@@ -141,6 +143,7 @@ class Warps:
                 return
             whole, lanes.active = count == lanes.alive, active
         if name in SPACES or name == "LDGSTS":
+            self.touched |= active
             self._memory.access(at, active, whole)
         elif name == "LDGDEPBAR":
             self._memory.commit(active)

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..compiler.library import compile_library
-from ..compiler.lower import scheduled, workspace_shape
-from ..errors import BuildFailed, OrientError
+from ..compiler.layer import compile_layer
+from ..errors import BuildFailed
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice
@@ -32,14 +31,7 @@ def build(part: ConvSpec, device: Device, choice: Choice, path: Path) -> Workspa
     Raises:
         BuildFailed: TVM or the compiler behind it refused.
     """
-    try:
-        module = scheduled(part, device, [choice])
-    except OrientError:
-        raise
-    except Exception as problem:  # a candidate that TVM cannot schedule is a result, not a crash
-        raise BuildFailed(f"{choice.template} {choice.by_name}: {str(problem)[-300:]}") from problem
-    compile_library(module, device, path)
-    return workspace_shape(part, [module["main"]])
+    return compile_layer(part, device, [choice], path).workspace
 
 
 class _Builder(ChildProcess):

@@ -18,9 +18,9 @@ from tests.support.helpers import (
     operands,
     spec_of,
 )
+from tvm_orient.codegen.names import kernel_names
 from tvm_orient.compiler import library, lower
 from tvm_orient.evaluate.cuda_emulator import Blocks
-from tvm_orient.evaluate.walled import buffers
 from tvm_orient.schedules import registry
 
 
@@ -89,5 +89,6 @@ def test_copies_that_come_too_early_or_late_are_seen(pattern: str, replacement: 
     changed, count = re.subn(pattern, replacement, source)
     assert count == 1
     broken = Blocks(module, GPU, changed)
-    results = [call(spec, functools.partial(broken, names=buffers(spec), backwards=backwards), given, None) for backwards in (False, True)]
+    runs = [functools.partial(broken, names=kernel_names(spec.op, bias=spec.bias), backwards=backwards) for backwards in (False, True)]
+    results = [call(spec, run, given, None) for run in runs]
     assert not torch.equal(*results)

@@ -66,15 +66,22 @@ def _searched(first: int, stop: int, starts: Sequence[str], leaf: Callable[[int]
 
 
 def _body(entry: Definition, part: PartKernel, tag: str) -> str:
-    """Returns the statements that run one part; threads that it lacks are done before its first barrier."""
+    """Returns the statements that run one part; threads that it lacks are done before its first barrier.
+
+    Its body declares registers, whose names may be those that the compiler gave the operands of the statement. So operands are moved to names of
+    their own first, outside the block in which the body stands.
+    """
     given, operands = _given(entry, part), [f'"r"({_BLOCK})']
+    moves = [".reg .b32 tvm_orient_task;", "mov.u32 tvm_orient_task, %0;"]
     for number, name in enumerate(part.names):
         if name in part.moved:
-            given[number] = f"%{len(operands)}"
+            given[number] = f"tvm_orient_{name}"
+            moves += [f".reg .b64 tvm_orient_{name};", f"mov.u64 tvm_orient_{name}, %{len(operands)};"]
             operands.append(f'"l"({name}{names.POINTER} + {part.moved[name]})')
-    body = with_task(inlined(part.kernel, entry.name, given, tag), "%0")
+    body = with_task(inlined(part.kernel, entry.name, given, tag), "tvm_orient_task")
     fewer = f"if (threadIdx.x >= {part.threads}) return;\n" * (part.threads < entry.bound)
-    return f'{fewer}asm volatile(\n{assembly(body, operands=True)}\n:: {", ".join(operands)} : "memory");\n'
+    text = "\n".join(["{", *moves, body, "}"])
+    return f'{fewer}asm volatile(\n{assembly(text, operands=True)}\n:: {", ".join(operands)} : "memory");\n'
 
 
 def _given(entry: Definition, part: PartKernel) -> dict[int, str]:

@@ -26,13 +26,6 @@ class Launched:
     names: Collection[str]
 
 
-def kernel_names(op: str, bias: bool) -> tuple[str, ...]:
-    """Returns the names that kernels know the operands of an op by, in parameter order."""
-    if op == "conv_dw":
-        return names.X, names.DY, names.PART, names.Y
-    return (names.X, names.W, names.BIAS, names.Y) if bias else (names.X, names.W, names.Y)
-
-
 def launch_stub(operands: Sequence[tuple[Sequence[Any], str]], names_of: Sequence[str], launches: Sequence[Launched]) -> Any:
     """Returns a PrimFunc whose i-th kernel has the blocks, threads and parameters of the i-th launch, and reads each of them.
 
