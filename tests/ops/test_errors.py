@@ -289,7 +289,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest
 
     store, spec = cache.KernelCache(tmp_path / "kernels"), spec_of("conv", 1, 3, 3, line(0, k=3))
     real = compile_process.compiled
-    monkeypatch.setattr(build, "compiled", lambda *_: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
+    monkeypatch.setattr(build, "compiled", lambda *_, **__: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
     with pytest.raises(to.BuildFailed, match="on fire"):
         build.build(spec, cpu_device(), store=store)
     assert store.entries() == []

@@ -104,7 +104,7 @@ def test_a_kept_value_takes_no_lock() -> None:
 
 
 def test_no_other_locks_in_the_package() -> None:
-    """Those that a fork may find locked are of forks.py; a semaphore of compilers is made anew with its shop."""
+    """Those that a fork may find locked are of forks.py; the conditions of makings and of compilers are made anew in the child, with all that they guard."""
     lock = re.compile(r"threading\.(\w+)\(|from threading import (\w+)|functools\.(cached_property)\b")
     found = {
         (path.name, next(filter(None, match.groups())))
@@ -112,7 +112,13 @@ def test_no_other_locks_in_the_package() -> None:
         for match in lock.finditer(path.read_text())
         if path.name != "forks.py"
     }
-    known = {("provisional.py", "Thread"), ("provisional.py", "get_ident"), ("provisional.py", "current_thread"), ("compile_process.py", "BoundedSemaphore")}
+    known = {
+        ("provisional.py", "get_ident"),
+        ("provisional.py", "current_thread"),
+        ("makings.py", "Thread"),
+        ("makings.py", "Condition"),
+        ("room.py", "Condition"),
+    }
     assert known <= found, "the pattern finds nothing"
     assert {name for name in found - known if name[1] not in ("get_ident", "current_thread", "main_thread", "Thread")} == set()
 
@@ -166,7 +172,7 @@ def test_the_lock_of_an_entry_stays_the_parents(tmp_path: Path) -> None:
 
 def test_a_child_has_compilers_of_its_own() -> None:
     shop = compile_process._shop
-    assert in_child(lambda: compile_process._shop is not shop and compile_process._shop._room.acquire(blocking=False) and not compile_process._shop._waiting)
+    assert in_child(lambda: compile_process._shop is not shop and not compile_process._shop._room._working and not compile_process._shop._waiting)
     assert compile_process._shop is shop
 
 

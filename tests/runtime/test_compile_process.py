@@ -52,6 +52,7 @@ def test_a_compiler_that_dies_leaves_the_generic_kernel(dying: Callable[[str], N
     given = operands(spec, 2)
     for _ in range(5):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        assert to.compiling().wait(60)
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "stays on the generic kernel" in said
     assert "LLVM ERROR: out of registers" in said

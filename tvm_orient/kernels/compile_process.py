@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -22,7 +23,6 @@ from .. import errors
 from ..compiler.library import compile_library
 from ..compiler.lower import scheduled, workspace_shape
 from ..errors import BuildFailed, EnvironmentProblem, OrientError
-from ..problem.cpus import cores
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
@@ -30,8 +30,9 @@ from ..toolchain.driverless import pretend_driver
 from ..toolchain.tvm import target
 from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_command, serve
 from .manifest import KERNEL
+from .room import Room
 
-_MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
+_LOWEST = 19  # niceness of a compiler whose work nobody asked for
 _IDLE_S = 60.0  # seconds without a request after which a compiler ends
 _LOOK_S = 1.0  # seconds between two looks at whether the program that asks is there
 _MAX_ASKED_S = 30 * 86400.0  # seconds that compiling may take where it was asked for without a limit
@@ -69,13 +70,23 @@ def make(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path
     return facts
 
 
-def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: Path, limit: float | None = None, *, sources: bool = False) -> dict[str, Any]:
+def compiled(
+    spec: ConvSpec,
+    device: Device,
+    choices: Sequence[Choice],
+    folder: Path,
+    limit: float | None = None,
+    *,
+    sources: bool = False,
+    urgent: bool = True,
+) -> dict[str, Any]:
     """Compiles as `make` does, in a process of its own, which for CUDA has a driver or a stand-in for it; returns the same facts.
 
     Args:
         folder: exists; nothing is written elsewhere.
         limit: seconds after which it is given up; None waits for ever.
         sources: for CUDA, write kernel.cu and kernel.cubin beside kernel.so.
+        urgent: False where nobody asked for it: it then gives way to what was asked for, and to the program.
 
     Raises:
         BuildFailed: the compiler refused, died, or took longer than the limit.
@@ -85,7 +96,7 @@ def compiled(spec: ConvSpec, device: Device, choices: Sequence[Choice], folder: 
         "spec": spec.key, "device": dataclasses.asdict(device), "folder": str(folder.absolute()), "sources": sources,
         "choices": [choice.plain for choice in choices],
     }  # fmt: skip
-    with _shop.compiler(device.kind) as compiler:
+    with _shop.compiler(device.kind, urgent) as compiler:
         try:
             answer = compiler.ask(request, limit)
         except TimeoutError as problem:
@@ -123,6 +134,7 @@ class _Compiler(ChildProcess):
 
     lasting = True  # a kernel that was refused spoils nothing
     kind = ""  # of the devices that it compiles for: where there is no driver, the stand-in must be there before TVM is
+    urgent = True  # whether what it compiles was asked for
 
     def __init__(self) -> None:
         command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
@@ -136,10 +148,27 @@ class _Compiler(ChildProcess):
             return os.pread(self._errors, 1 << 16, max(0, size - (1 << 16))).decode(errors="replace").strip()
         return ""
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = super()._start()
+        if not self.urgent:
+            give_way(process.pid)
+        return process
+
     def end(self) -> None:
         """Ends the process and forgets what it said."""
         self.close()
         os.close(self._errors)
+
+
+def give_way(group: int) -> None:
+    """Gives every process of a group, and those that they start, the lowest priority; where the system refuses, they keep theirs.
+
+    Linux may weigh sessions against each other and the processes of each among themselves alone: then it is the session that must give way.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PGRP, group, _LOWEST)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{group}/autogroup").write_text(str(_LOWEST))
 
 
 def _tools() -> dict[str, str]:
@@ -149,37 +178,65 @@ def _tools() -> dict[str, str]:
 
 
 class _Shop:
-    """Compilers of this process: those that wait for work, and how many more may be started."""
+    """Compilers of this process: those that work, those that wait for work, and how many more may be started."""
 
     def __init__(self) -> None:
         self._waiting: list[_Compiler] = []
-        self._room = threading.BoundedSemaphore(max(1, min(_MAX_COMPILERS, cores())))
+        self._working: list[_Compiler] = []
+        self._room = Room()
+        self._closed = False
 
     @contextlib.contextmanager
-    def compiler(self, kind: str) -> Iterator[_Compiler]:
+    def compiler(self, kind: str, urgent: bool = True) -> Iterator[_Compiler]:
         """Lends a compiler that nobody else asks meanwhile; where as many work as may at once, waits for the next that is done.
 
         Args:
             kind: of device, "cpu" or "cuda": a process that has compiled for one never compiles for the other.
+            urgent: False lends one that gives way to every other process: once it does, it cannot be given its rights back.
+
+        Raises:
+            BuildFailed: this process is ending.
         """
-        with self._room:
-            compiler = self._idle(kind) or _Compiler()
+        with self._room.place(urgent):
+            compiler = self._idle(kind, urgent) or self._started()
             if compiler.tools != _tools():
                 compiler.end()
                 compiler = _Compiler()
-            compiler.kind = kind
+            compiler.kind, compiler.urgent = kind, urgent
+            self._working.append(compiler)
             try:
+                if self._closed:
+                    raise BuildFailed("the program that asked for a kernel is ending")
                 yield compiler
             finally:
+                self._working.remove(compiler)
                 self._waiting.append(compiler)
 
-    def _idle(self, kind: str) -> _Compiler | None:
+    def close(self) -> None:
+        """Ends all compilers, those at work too, whose requests fail; no further one starts."""
+        self._closed = True
+        for compiler in (*self._working, *self._waiting):
+            compiler.kill()
+
+    def _idle(self, kind: str, urgent: bool) -> _Compiler | None:
         """Takes the compiler of a kind that was used last from those that wait; returns None where none of it waits."""
-        place = max((index for index, one in enumerate(self._waiting) if one.kind == kind), default=None)
+        fits = ((one.kind, one.urgent) == (kind, urgent) for one in self._waiting)
+        place = max((index for index, fit in enumerate(fits) if fit), default=None)
         return None if place is None else self._waiting.pop(place)
+
+    def _started(self) -> _Compiler:
+        """Returns a new compiler; where as many are there as may work at once, the one that has waited longest ends first."""
+        if self._waiting and len(self._waiting) + len(self._working) >= self._room.asked:
+            self._waiting.pop(0).end()
+        return _Compiler()
 
 
 _shop = _Shop()
+
+
+def close() -> None:
+    """Ends the compilers of this process, which is ending itself."""
+    _shop.close()
 
 
 def _renew() -> None:
