@@ -9,7 +9,6 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 import tvm_orient as to
+from tests.support.compilers import until
 from tests.support.helpers import EIGHT, OPS, assert_close, line, operands, spec_of
 from tests.support.serving import CPU, Gate, never, spec_at
 from tvm_orient.kernels import build, cache, compile_cost, resolve
@@ -118,13 +118,6 @@ def test_a_tuned_problem_is_begun_at_its_first_call_and_waits_for_nothing(monkey
 
 
 # ---- other calls meanwhile ----------------------------------------------------------------------
-
-
-def until(fact: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not fact():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("second")

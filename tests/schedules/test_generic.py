@@ -18,7 +18,7 @@ from tests.support.cases import CPU_CASES, CUDA_CASES
 from tests.support.helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
 from tvm_orient import env
 from tvm_orient.compiler import library, lower
-from tvm_orient.kernels import build, build_key, cache, manifest, resolve
+from tvm_orient.kernels import build, build_key, cache, compile_process, manifest, resolve
 from tvm_orient.problem import generic_args
 from tvm_orient.problem.device import arch_device, cpu_device
 from tvm_orient.problem.spec import ConvSpec
