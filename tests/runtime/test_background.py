@@ -66,13 +66,14 @@ def test_ctrl_c_in_the_middle(folder: Path, name: str) -> None:
     nothing_is_left(folder)
 
 
-@pytest.mark.parametrize(("name", "compilers"), [("forks", 1), ("spawns", 1)])
+@pytest.mark.parametrize(("name", "compilers"), [("forks", 2), ("spawns", 1)])
 def test_a_child_of_multiprocessing_ends_in_the_middle(folder: Path, name: str, compilers: int) -> None:
-    """A forked child makes nothing that its parent is making, and takes nothing from it."""
+    """A forked child has a queue and compilers of its own, and takes nothing from its parent."""
     said, complained = (process := start(name, folder)).communicate(timeout=120)
     assert process.returncode == 0, complained
     assert json.loads(said) == {"exit": 0, "pending": int(name == "forks")}
     assert complained == ""
+    assert json.loads((folder / "child.json").read_text()) == [0, 1]
     assert len(pids(folder)) == compilers
     nothing_is_left(folder)
 

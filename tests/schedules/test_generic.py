@@ -216,6 +216,22 @@ def test_deterministic_torch_never_changes_kernels(fourth: Path) -> None:
     assert built(fourth) == [spec.key]
 
 
+def test_deterministic_torch_waits_for_the_kernel_of_a_problem_that_was_called_before(fourth: Path) -> None:
+    """Swapped in at some time or other, it would change the bits of one call or another from run to run."""
+    spec = spec_of("conv", 3, 5, 7, line(45, k=5))
+    given = operands(spec, 2)
+    to.tap_conv2d(*given, spec.taps)
+    assert spec.key not in built(fourth)
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [to.tap_conv2d(*given, spec.taps) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert spec.key in built(fourth)
+    own = serving.kernel(spec, CPU)(*given)
+    assert all(torch.equal(result, own) for result in results)
+
+
 def test_a_kernel_that_cannot_be_built_leaves_the_generic_one(fourth: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     spec = spec_of("conv", 3, 5, 7, line(45, k=5))
     given = operands(spec, 2)

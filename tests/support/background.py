@@ -30,13 +30,13 @@ class _Patch:
     setattr = staticmethod(setattr)
 
 
-def _begin(folder: Path) -> None:
-    """Has a making begun that never ends."""
+def _begin(folder: Path, width: int = WIDTHS[0], compilers: int = 1) -> None:
+    """Has a making begun that never ends, and goes on once so many compilers have been started by all processes."""
     stand_in(_Patch, BLOCKED.format(folder=str(folder)))
-    given = operands(spec_at(WIDTHS[0]), 2)
+    given = operands(spec_at(width), 2)
     for _ in range(2):
-        to.tap_conv2d(*given, spec_at(WIDTHS[0]).taps)
-    until(lambda: len(pids(folder)) == 1)
+        to.tap_conv2d(*given, spec_at(width).taps)
+    until(lambda: len(pids(folder)) == compilers)
 
 
 def leaves(folder: Path) -> None:
@@ -58,22 +58,24 @@ def warms(folder: Path) -> None:
     to.warmup([spec_at(width) for width in WIDTHS])
 
 
-def _child(folder: str) -> None:
-    _begin(Path(folder))
+def _child(folder: str, compilers: int) -> None:
+    before = to.compiling().pending
+    _begin(Path(folder), WIDTHS[1], compilers)
+    Path(folder, "child.json").write_text(json.dumps([before, to.compiling().pending]))
 
 
 def _of_multiprocessing(method: str, folder: Path) -> None:
     """A child ends in the middle, while its parent goes on; the parent then ends in the middle too."""
     if method == "fork":
         _begin(folder)
-    child = multiprocessing.get_context(method).Process(target=_child, args=(str(folder),))
+    child = multiprocessing.get_context(method).Process(target=_child, args=(str(folder), 2 if method == "fork" else 1))
     child.start()
     child.join(60)
     print(json.dumps({"exit": child.exitcode, "pending": to.compiling().pending}), flush=True)
 
 
 def forks(folder: Path) -> None:
-    """The child is forked while the parent makes the same kernel."""
+    """The child is forked while the parent makes a kernel."""
     _of_multiprocessing("fork", folder)
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -54,6 +55,15 @@ def capturing(device: Device) -> bool:
     return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a problem's own kernel comes from."""
+
+    begin: Callable[[bool], Making]  #: begins the making in the background, told whether it is asked for
+    now: Callable[[], Kernel | GenericAdapter]  #: waits for it
+    put: Callable[[Kernel | GenericAdapter], None]  #: has calls find it
+
+
 class ProvisionalKernel:
     """The generic kernel for a problem that has no kernel of its own yet.
 
@@ -66,8 +76,7 @@ class ProvisionalKernel:
         generic: answers until the problem has its own.
         calls: the number of the call that has its own begun; NEVER for none.
         weighed: whether that call has it begun only where it pays, as `payback` tells.
-        begin: begins the making, told whether it is asked for.
-        put: puts the problem's own in the place of this one, for calls that look for it.
+        source: where its own comes from.
     """
 
     def __init__(
@@ -77,10 +86,9 @@ class ProvisionalKernel:
         generic: Kernel | GenericAdapter,
         calls: int,
         weighed: bool,
-        begin: Callable[[bool], Making],
-        put: Callable[[Kernel | GenericAdapter], None],
+        source: Source,
     ) -> None:
-        self.spec, self.device, self.kernel, self._begin, self._put = spec, device, generic, begin, put
+        self.spec, self.device, self.kernel, self._source = spec, device, generic, source
         self.left, self._weighed = calls, weighed
         self.provisional = True
         self.own: Kernel | GenericAdapter | None = None  # its own, once it is made and until a call takes it
@@ -88,6 +96,8 @@ class ProvisionalKernel:
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Computes what `Kernel` does, on the same operands."""
+        if torch.are_deterministic_algorithms_enabled() and self.left != NEVER and not capturing(self.device):
+            self.own = self._source.now()  # one that is swapped in at some time or other would change bits
         self.left -= 1
         if self.left <= 0 or self.own is not None or _asking:
             self._look()
@@ -108,7 +118,7 @@ class ProvisionalKernel:
         own = self.own
         if own is not None and not capturing(self.device):
             self.kernel, self.own, self.left, self._weighed, self.provisional = own, None, NEVER, False, False
-            self._put(own)
+            self._source.put(own)
             return own
         return None
 
@@ -121,10 +131,10 @@ class ProvisionalKernel:
         if self.taken() is not None or not self.provisional:
             return
         if _asking and asked_here():
-            asked_for(self._begin(True))
+            asked_for(self._source.begin(True))
         elif self.left <= 0:
             wait = payback.calls_left(self.spec, self.device, self._answered, self._spent) if self._weighed and self._answered else 0
             self.left = wait or _AGAIN
             if not wait:
                 self._weighed = False
-                self._begin(False)
+                self._source.begin(False)

@@ -22,7 +22,7 @@ from . import makings, payback
 from .kernel import GenericAdapter, Kernel, opened
 from .loader import NotLoaded, forget_libraries
 from .makings import Declined, Making
-from .provisional import ProvisionalKernel, asked_for, asked_here, capturing
+from .provisional import ProvisionalKernel, Source, asked_for, asked_here, capturing
 
 _EXACT = ("user", "shipped", "alias", "mirror")  # steps of the lookup that answer with a record of the very problem
 _UNASKED_LIMIT_S = 1800.0  # seconds after which a compiler that nobody asked is given up: it hangs. Beside a busy program it gets little time
@@ -183,15 +183,12 @@ def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choi
         when = f"call {calls}" + (" at the earliest" if weighed else "")
         _log.info("%s is new: it runs on the generic kernel until its own is made, begun at %s or by tvm_orient.warmup; see `tvm-orient tune`", spec, when)
     key = _key(spec, device)
-    return ProvisionalKernel(
-        spec,
-        device,
-        _generic(spec, device),
-        calls,
-        weighed,
-        lambda urgent: begin(spec, device, choices, asked=urgent),
-        lambda own: _put(key, own),
+    source = Source(
+        begin=lambda urgent: begin(spec, device, choices, asked=urgent),
+        now=lambda: kernel(spec, device, choices),
+        put=lambda own: _put(key, own),
     )
+    return ProvisionalKernel(spec, device, _generic(spec, device), calls, weighed, source)
 
 
 def load(
