@@ -24,7 +24,7 @@ def test_build_fills_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     listed = printed_json("cache", "list")
     assert [how["name"] for how in listed["entries"]] == [Path(row["folder"]).name]
     assert "1 kernels" in orient("cache", "list").stdout
-    assert "removed 0 kernels" in orient("cache", "clear", "--older-than", 1).stdout
+    assert "removed 0 kernels" in orient("cache", "clear", "--older", 1).stdout
     os.utime(Path(row["folder"]) / "how.json", (0, time.time() - 3 * 86400))
     for age in ("4", "4d", "73h"):
         assert printed_json("cache", "clear", "--older", age)["removed"] == 0

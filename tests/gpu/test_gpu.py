@@ -24,7 +24,7 @@ from tvm_orient import ops
 from tvm_orient.problem.device import cuda_devices
 from tvm_orient.problem.spec import LAYOUTS, ConvSpec
 from tvm_orient.problem.taps import Taps
-from tvm_orient.runtime import kernel, serving
+from tvm_orient.runtime import serving
 from tvm_orient.schedules.choices import default_choices
 
 _BLIND = bool(cuda_devices()) and not torch.cuda.is_available()
@@ -238,52 +238,6 @@ def test_epilogues(bias: bool, activation: str, layout: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_the_generic_kernel(op: str, mode: str) -> None:
     check(spec_of(op, 13, 40, 37, Taps.oriented(EIGHT, 301), (2, 1), mode), 3)
-
-
-def test_a_new_problem_is_served_and_then_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "3")
-    spec = spec_of("conv", 12, 10, 11, line(20, 70, k=9))
-    for _ in range(4):
-        check(spec, 2)
-    assert to.compiling().wait(120)
-    check(spec, 2)
-    own = serving.kernel_for_call(spec, cuda_devices()[0])
-    assert isinstance(own, kernel.Kernel)
-    assert not own.generic
-
-
-def test_a_model_that_was_warmed_up_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel has run once when the warmup is over, so none is loaded by the driver in the middle of a capture."""
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "3")
-    layer = to.nn.OrientedConv2d(12, 9, directions=3).to(DEVICE)
-    x = torch.randn(2, 12, 15, 17, device=DEVICE)
-    serving.forget()
-    with torch.no_grad():
-        to.warmup(layer, x)
-        expected, graph = layer(x), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = layer(x)
-        out.fill_(math.nan)
-        graph.replay()
-        torch.cuda.synchronize()
-    assert torch.equal(out, expected)
-
-
-def test_a_graph_is_captured_while_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls that are captured stay on the kernel that has run, whatever is ready meanwhile."""
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "2")
-    spec = spec_of("conv", 12, 10, 13, line(20, 70, k=9))
-    held = [t.to(DEVICE) for t in operands(spec, 2)]
-    serving.forget()
-    for _ in range(2):
-        run(spec, *held)
-    assert to.compiling().wait(120)  # made, and not taken by any call yet
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(spec, *held)
-    out.fill_(math.nan)
-    graph.replay()
-    assert_close(out.cpu(), spec, operands(spec, 2))
 
 
 def test_autocast_training() -> None:

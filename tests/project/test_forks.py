@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.compilers import alive
 from tests.support.entries import KEY, maker
 from tests.support.helpers import line, spec_of
 from tvm_orient.forks import Lock, kept
 from tvm_orient.kernels import compile_process
 from tvm_orient.kernels.cache import Busy, KernelCache
 from tvm_orient.problem.device import cpu_device
-from tvm_orient.runtime import serving
+from tvm_orient.runtime import makings, serving
 from tvm_orient.runtime.provisional import ProvisionalKernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +171,21 @@ def test_the_lock_of_an_entry_stays_the_parents(tmp_path: Path) -> None:
     assert (store.directory / KEY.name / "kernel.so").read_bytes() == b"parent"
 
 
+def test_a_child_has_an_empty_queue_of_its_own() -> None:
+    """Its locks are free, whatever a thread of the parent held."""
+    queue = makings.current()
+
+    def hold(wait: Callable[[], None]) -> None:
+        with queue._changed:
+            wait()
+
+    with Held(hold):
+        assert in_child(
+            lambda: makings.current() is not queue and makings.compiling().wait(0) and makings.current().begin("a", "a", lambda _: None).done is False
+        )
+    assert makings.current() is queue
+
+
 def test_a_child_has_compilers_of_its_own() -> None:
     shop = compile_process._shop
     assert in_child(lambda: compile_process._shop is not shop and not compile_process._shop._room._working and not compile_process._shop._waiting)
@@ -198,16 +214,8 @@ def test_a_compiler_ends_with_the_program_that_asks() -> None:
     compiling, holder = map(int, done.stdout.split())
     end = time.monotonic() + 45
     try:
-        while (Path("/proc") / str(compiling)).exists() and state_of(compiling) != "Z":
+        while alive(compiling):
             assert time.monotonic() < end, "it outlives the program"
             time.sleep(0.1)
     finally:
         os.kill(holder, 9)
-
-
-def state_of(pid: int) -> str:
-    """The letter that the system has for a process's state; Z once it is gone itself."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"

@@ -47,7 +47,7 @@ def list_entries(as_json: Json = False) -> None:
 @cache_app.command("clear", epilog=examples("cache clear", "cache clear --older 30d", "cache clear --older 12h"))
 def clear(
     older: Annotated[
-        str | None, typer.Option("--older", "--older-than", metavar="AGE", help="Only those that were last used so long ago: 30d, 12h, or a number of days.")
+        str | None, typer.Option("--older", metavar="AGE", help="Only those that were last used so long ago: 30d, 12h, or a number of days.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -205,7 +205,7 @@ class Makings:
 
 
 class Compiling:
-    """What the makings of this process have come to; `tvm_orient.compiling` returns it, and its numbers are those of the moment at which they are asked."""
+    """Tells what the makings of this process have come to; its numbers are those of the moment at which they are asked. `tvm_orient.compiling` returns it."""
 
     def __init__(self, makings: Makings) -> None:
         """Watches a queue."""
