@@ -87,6 +87,8 @@ def test_two_ranks_make_each_kernel_once(folder: Path) -> None:
     for process in ranks:
         said, complained = process.communicate(timeout=120)
         assert process.returncode == 0, complained
-        assert json.loads(said) == {"done": True, "ready": len(specs), "failed": 0, "own": [True] * len(specs)}
+        answer = json.loads(said)
+        assert answer.pop("ready") <= len(specs), "what the other rank had made before the first call counts as no making"
+        assert answer == {"done": True, "failed": 0, "own": [True] * len(specs)}
         assert complained == ""
     assert sorted((folder / "made.txt").read_text().split()) == sorted(spec.key for spec in specs)

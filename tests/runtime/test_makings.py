@@ -58,8 +58,9 @@ def test_one_after_the_other_in_order_of_request_and_what_is_asked_for_goes_firs
     waiting = [work.begin(name) for name in "abc"]
     until(lambda: work.begun == [("a", False)])
     assert queue.begin("b", "b", lambda _: pytest.fail("begun twice")) is waiting[1]
-    work.begin("d", urgent=True)
-    work.begin("c", urgent=True)  # of those that wait one is asked for now
+    with queue._changed:  # before a thread can take either
+        work.begin("d", urgent=True)
+        work.begin("c", urgent=True)  # of those that wait one is asked for now
     until(lambda: len(work.begun) == 2)
     assert work.begun[1] == ("c", True), "in the order in which the queue got them"
     assert not queue.wait(waiting, 0)
@@ -111,8 +112,9 @@ def test_what_another_process_makes_is_looked_for_and_holds_nobody_up(queue: Mak
 def test_what_it_tells(queue: Makings, caplog: pytest.LogCaptureFixture) -> None:
     work, watched = Work(queue), to.compiling()
     with caplog.at_level("INFO", logger="tvm_orient"):
-        for name, problem in (("a", None), ("b", BuildFailed("no")), ("c", Declined("no")), ("d", None)):
-            work.begin(name, problem=problem)
+        with queue._changed:  # before a thread can count them
+            for name, problem in (("a", None), ("b", BuildFailed("no")), ("c", Declined("no")), ("d", None)):
+                work.begin(name, problem=problem)
         assert repr(watched) == "Compiling(pending=4, ready=0, failed=0)"
         assert not watched.wait(0)
         until(lambda: bool(work.begun) and bool(caplog.records))

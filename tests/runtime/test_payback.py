@@ -28,6 +28,7 @@ def test_planes_that_a_kernel_of_their_own_does_not_make_faster(op: str, height:
     assert (why is None) == made
     if why is not None:
         assert f"a plane of {4 * height * width} bytes" in why
+    assert payback.against(spec, CPU, tuned=True) is None, "somebody has measured it"
     assert payback.against(dataclasses.replace(spec, layout="nhwc"), CPU) is None, "the generic kernel would have to lay it out anew"
     assert payback.against(spec, arch_device("sm_90a")) is None
 

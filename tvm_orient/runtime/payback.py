@@ -22,8 +22,12 @@ _MAX_PLANE = 1 << 20  # bytes of a plane, in the dtype of sums, that stays near 
 MAX_SECONDS = 60.0  # CPU seconds that a making may be foreseen to take where nobody asked for it
 
 
-def against(spec: ConvSpec, device: Device) -> str | None:
-    """Says why a problem's own kernel is not made unless it is asked for; returns None where it is."""
+def against(spec: ConvSpec, device: Device, tuned: bool = False) -> str | None:
+    """Says why a problem's own kernel is not made unless it is asked for; returns None where it is.
+
+    Args:
+        tuned: there is a record of this very problem, so that somebody has measured it.
+    """
     foreseen = compile_cost.seconds(spec, device)
     if foreseen > MAX_SECONDS:
         return (
@@ -31,7 +35,7 @@ def against(spec: ConvSpec, device: Device) -> str | None:
             f"and unasked it may take {MAX_SECONDS:.0f} s"
         )
     plane = spec.height * spec.width * DTYPES[spec.sums]
-    if device.kind == "cpu" and spec.layout == "nchw" and plane > _MAX_PLANE:
+    if not tuned and device.kind == "cpu" and spec.layout == "nchw" and plane > _MAX_PLANE:
         return f"its own would be no faster, since a plane of {plane} bytes is beyond the {_MAX_PLANE} that stay near a core"
     return None
 

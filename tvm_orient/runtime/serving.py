@@ -165,6 +165,11 @@ def _explained(spec: ConvSpec, device: Device) -> list[Choice]:
     return [part.choice for part in explain(spec, device)]
 
 
+def _tuned(choices: Sequence[Choice]) -> bool:
+    """Says whether a record of the very problem answered for a part of it."""
+    return any(choice.step in _EXACT for choice in choices)
+
+
 def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choice], calls: int, asked: bool) -> Kernel | GenericAdapter | ProvisionalKernel:
     """Returns a problem's own kernel where a cache has it and it loads; else the generic one until its own is made, begun at once where it is asked for."""
     try:
@@ -175,7 +180,7 @@ def _ready_or_provisional(spec: ConvSpec, device: Device, choices: Sequence[Choi
         pass
     if asked:
         asked_for(begin(spec, device, choices))
-    tuned = any(choice.step in _EXACT for choice in choices)
+    tuned = _tuned(choices)
     weighed = not (tuned or env.building_call_set())
     if tuned:
         calls = 1
@@ -271,7 +276,7 @@ def _made_unasked(spec: ConvSpec, device: Device, choices: Sequence[Choice], lim
         Busy: another process makes it.
         Declined: no cache has it, and it is not worth its making.
     """
-    why = payback.against(spec, device)
+    why = payback.against(spec, device, _tuned(choices))
     if why is None:
         return load(spec, device, choices, limit=limit, urgent=False)
     try:
