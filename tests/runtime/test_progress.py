@@ -32,7 +32,7 @@ def test_a_bar_where_a_terminal_looks_on_and_nowhere_else(queue: Makings, termin
     waiting = threading.Thread(target=progress.wait_for, args=(begun, Console(file=text, force_terminal=terminal, width=80)))
     waiting.start()
     gates[0].set()
-    until(lambda: not terminal or "1 of 2 kernels ready" in text.getvalue())
+    until(lambda: not terminal or "1 of 2 kernels ready, about " in text.getvalue())
     assert waiting.is_alive()
     gate.set()
     waiting.join(60)

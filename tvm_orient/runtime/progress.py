@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from . import makings
 from .makings import Declined, Making
@@ -39,13 +40,14 @@ def wait_for(begun: Sequence[Making], printer: Console | None = None) -> None:
 
 def _show(begun: Sequence[Making], printer: Console) -> None:
     """Shows a bar until all are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True, elapsed_when_finished=True))
     weights = {making: making.foreseen + _START_S for making in begun}
-    with Progress(*columns, console=printer, transient=True) as bar:
-        task = bar.add_task("", total=sum(weights.values()))
+    total, start = sum(weights.values()), time.monotonic()
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=printer, transient=True) as bar:
+        task = bar.add_task("", total=total)
         while True:
-            done = [making for making in begun if making.done]
-            said = f"{len(done)} of {len(begun)} kernels ready"
-            bar.update(task, completed=sum(weights[making] for making in done), description=said)
+            ready = [making for making in begun if making.done]
+            done = sum(weights[making] for making in ready)
+            left = f", about {(time.monotonic() - start) * (total - done) / done:.0f} s left" if done else ""
+            bar.update(task, completed=done, description=f"{len(ready)} of {len(begun)} kernels ready{left}")
             if makings.current().wait(begun, _REDRAW_S) or makings.current().closed:
                 return
