@@ -126,6 +126,43 @@ def test_a_shop_that_is_closed_ends_what_is_at_work_and_starts_nothing(monkeypat
     assert [path for path in store.directory.iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_a_compiler_that_is_being_started_while_its_shop_closes_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in(monkeypatch, BLOCKED.format(folder=str(tmp_path)))
+    with compile_process._shop.compiler("cpu") as compiler:
+        start = worker.ChildProcess._start
+
+        def closing(self: worker.ChildProcess) -> Any:
+            compile_process.close()
+            return start(self)
+
+        monkeypatch.setattr(worker.ChildProcess, "_start", closing)
+        with pytest.raises(worker.Died):
+            compiler.ask({}, 60)
+
+
+def test_many_threads_share_compilers_and_never_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "[print(json.dumps({'facts': asked}), flush=True) for asked in map(json.loads, sys.stdin)]")
+    shop, wrong = compile_process._shop, list[Any]()
+    monkeypatch.setattr(shop._room, "asked", 4)
+    monkeypatch.setattr(shop._room, "unasked", 3)
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            with shop.compiler(("cpu", "cuda")[turn % 2], number % 2 == 0) as compiler:
+                if compiler.ask([number, turn], 60)["facts"] != [number, turn]:
+                    wrong.append((number, turn))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert wrong == []
+    assert not shop._working
+    assert len(shop._waiting) <= 4
+    shop.close()
+
+
 def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What it said is in the error's cause; its last line says only that it failed."""
     cause = RuntimeError("ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status")

@@ -23,6 +23,7 @@ from .. import errors
 from ..compiler.library import compile_library
 from ..compiler.lower import scheduled, workspace_shape
 from ..errors import BuildFailed, EnvironmentProblem, OrientError
+from ..forks import Lock
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
@@ -135,6 +136,7 @@ class _Compiler(ChildProcess):
     lasting = True  # a kernel that was refused spoils nothing
     kind = ""  # of the devices that it compiles for: where there is no driver, the stand-in must be there before TVM is
     urgent = True  # whether what it compiles was asked for
+    closed = False  # whether the program is ending: then none starts
 
     def __init__(self) -> None:
         command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
@@ -152,6 +154,8 @@ class _Compiler(ChildProcess):
         process = super()._start()
         if not self.urgent:
             give_way(process.pid)
+        if self.closed:  # while it was being started
+            self.kill()
         return process
 
     def end(self) -> None:
@@ -184,6 +188,7 @@ class _Shop:
         self._waiting: list[_Compiler] = []
         self._working: list[_Compiler] = []
         self._room = Room()
+        self._choosing = Lock()
         self._closed = False
 
     @contextlib.contextmanager
@@ -198,25 +203,29 @@ class _Shop:
             BuildFailed: this process is ending.
         """
         with self._room.place(urgent):
-            compiler = self._idle(kind, urgent) or self._started()
-            if compiler.tools != _tools():
-                compiler.end()
-                compiler = _Compiler()
-            compiler.kind, compiler.urgent = kind, urgent
-            self._working.append(compiler)
+            with self._choosing:
+                compiler = self._idle(kind, urgent) or self._started()
+                if compiler.tools != _tools():
+                    compiler.end()
+                    compiler = _Compiler()
+                compiler.kind, compiler.urgent = kind, urgent
+                self._working.append(compiler)
             try:
                 if self._closed:
                     raise BuildFailed("the program that asked for a kernel is ending")
                 yield compiler
             finally:
-                self._working.remove(compiler)
-                self._waiting.append(compiler)
+                with self._choosing:
+                    self._working.remove(compiler)
+                    self._waiting.append(compiler)
 
     def close(self) -> None:
         """Ends all compilers, those at work too, whose requests fail; no further one starts."""
         self._closed = True
-        for compiler in (*self._working, *self._waiting):
-            compiler.kill()
+        with self._choosing:
+            for compiler in (*self._working, *self._waiting):
+                compiler.closed = True
+                compiler.kill()
 
     def _idle(self, kind: str, urgent: bool) -> _Compiler | None:
         """Takes the compiler of a kind that was used last from those that wait; returns None where none of it waits."""
