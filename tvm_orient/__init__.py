@@ -20,6 +20,7 @@ from .problem.taps import Taps  # noqa: E402
 if TYPE_CHECKING:
     from . import nn
     from .functional import oriented_conv2d, tap_conv2d, warmup
+    from .runtime.makings import compiling
 
 try:
     __version__ = version("tvm-orient")
@@ -28,9 +29,10 @@ except PackageNotFoundError:  # a bare checkout
 
 __all__ = [
     "BuildFailed", "ConvSpec", "EnvironmentProblem", "InvalidArgument", "LaunchFailed", "LogFileError", "OrientError", "Taps", "TuningFailed",
-    "Unsupported", "angles_between", "from_degrees", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
+    "Unsupported", "angles_between", "compiling", "from_degrees", "nn", "oriented_conv2d", "tap_conv2d", "warmup",
 ]  # fmt: skip
-_NEED_TORCH = {"oriented_conv2d", "tap_conv2d", "warmup"}
+# modules of the functions that are loaded when they are first asked for
+_ELSEWHERE = {"oriented_conv2d": ".functional", "tap_conv2d": ".functional", "warmup": ".functional", "compiling": ".runtime.makings"}
 torch_hook.with_torch()
 
 
@@ -44,6 +46,6 @@ def __getattr__(name: str) -> Any:
 
     if name in ("nn", "functional", "ops"):
         return importlib.import_module(f".{name}", __name__)
-    if name in _NEED_TORCH:
-        return getattr(importlib.import_module(".functional", __name__), name)
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,11 +19,14 @@ VARIABLES = {
     "TVM_ORIENT_CACHE_DIR": "folder of compiled kernels (default: the user cache folder)",
     "TVM_ORIENT_SHARED_CACHE": "folders of kernels that are only read, before those of TVM_ORIENT_CACHE_DIR, parted by colons (default: one below sys.prefix)",
     "TVM_ORIENT_LOOKUP": "which records may answer: strict (exact only), nearest or default (default: default)",
-    "TVM_ORIENT_BUILD": "which call of a problem that is neither tuned nor built compiles its kernel; the generic one runs before (default: 8; 0: none)",
+    "TVM_ORIENT_CACHE_LIMIT": "gigabytes that compiled kernels may fill; the least recently used go first (default: 10; 0: no limit)",
+    "TVM_ORIENT_BUILD": "which call of a problem that is neither tuned nor built has its own kernel made, in the background, while the generic one runs "
+    "(default: the third, or a later one, once it pays); 1: the first call, which waits for it; 0: none",
     "TVM_ORIENT_CPU": "the level of x86-64 that CPU kernels are made for, such as x86-64-v3, so that several CPUs share them (default: this very CPU)",
 }
 LOOKUP_MODES = ("strict", "nearest", "default")
-_BUILDING_CALL = "8"  # of TVM_ORIENT_BUILD
+_BUILDING_CALL = "3"  # of TVM_ORIENT_BUILD
+_CACHE_LIMIT_GB = "10"  # of TVM_ORIENT_CACHE_LIMIT
 
 
 def user_log_dir() -> Path:
@@ -107,7 +111,7 @@ def lookup_mode() -> str:
 
 
 def building_call() -> int:
-    """Return TVM_ORIENT_BUILD: the call in which a problem that is neither tuned nor built gets a kernel of its own; 0: none may compile.
+    """Return TVM_ORIENT_BUILD: the call that has the own kernel of a problem made that is neither tuned nor built; 1 waits for it; 0: none may compile.
 
     Raises:
         InvalidArgument: the variable holds something else than a whole number >= 0.
@@ -116,6 +120,27 @@ def building_call() -> int:
     if not (text.isascii() and text.isdigit()):
         raise InvalidArgument(f"TVM_ORIENT_BUILD must be a whole number >= 0, got {text!r}: 0 forbids compiling, 1 compiles in the first call")
     return int(text)
+
+
+def building_call_set() -> bool:
+    """Return whether TVM_ORIENT_BUILD is set: then the number of a call decides alone."""
+    return "TVM_ORIENT_BUILD" in os.environ
+
+
+def cache_limit() -> float:
+    """Return TVM_ORIENT_CACHE_LIMIT in bytes, infinity for 0: what the entries of the cache of compiled kernels may fill.
+
+    Raises:
+        InvalidArgument: the variable holds something else than a number >= 0.
+    """
+    text = os.environ.get("TVM_ORIENT_CACHE_LIMIT", _CACHE_LIMIT_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise InvalidArgument(f"TVM_ORIENT_CACHE_LIMIT must be a number of gigabytes >= 0, got {text!r}: 10 is the default, 0 sets no limit")
+    return gigabytes * 1e9 if gigabytes else math.inf
 
 
 def cpu_level() -> str | None:

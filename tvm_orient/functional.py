@@ -17,7 +17,8 @@ from .problem import limits
 from .problem.line_offsets import Anchor
 from .problem.spec import ConvSpec
 from .problem.taps import Taps
-from .runtime import kernel, loader, provisional, serving
+from .runtime import kernel, loader, progress, provisional, serving
+from .runtime.makings import Making
 
 _DENSE = torch.strided
 _TENSOR: Any = torch.Tensor  # Any, since what is annotated as a tensor may be none
@@ -249,14 +250,15 @@ def _apply(x: Any, weight: Any, key: str, bias: torch.Tensor | None, stride: Any
 
 
 def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: Any, device: str | torch.device = "cpu") -> None:
-    """Loads kernels, compiling what is missing, so that later calls neither compile nor read the disk.
+    """Loads kernels, compiling what is missing on all cores, so that later calls neither compile nor read the disk.
 
-    Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on.
+    Call it before capturing a CUDA graph, before timing, and where a model must run on its own kernels from the first step on. In a terminal a bar on
+    standard error tells how many kernels are ready.
 
     Args:
         what: one spec or several, without batch size (a backward pass has specs of its own, of op "conv_dx" and "conv_dw"); or a module or a
-            function, which is called once with the inputs, forward and, where gradients are enabled, backward. Parameters, buffers,
-            their gradients and the random state stay as they are.
+            function, which is called with the inputs, forward and, where gradients are enabled, backward: once, and where
+            kernels were missing and a GPU is in use once more, on them. Parameters, buffers, their gradients and the random state stay as they are.
         inputs: the arguments of the module or the function; for specs the device may stand here.
         device: where the specs will run: "cpu", "cuda", "cuda:1" or a torch.device.
 
@@ -267,19 +269,29 @@ def warmup(what: Sequence[ConvSpec] | ConvSpec | Callable[..., Any], *inputs: An
     specs = [what] if isinstance(what, ConvSpec) else what
     if isinstance(specs, list | tuple) and all(isinstance(spec, ConvSpec) for spec in specs):
         where = loader.device_of(torch.empty(0, device=inputs[0] if inputs else device))
-        for spec in specs:
-            serving.kernel(spec, where)
+        progress.wait_for([serving.begin(spec, where) for spec in specs if not serving.ready(spec, where)])
         return
     if not callable(what):
         raise InvalidArgument(f"warmup takes a ConvSpec, a list of them, or a function or module with its inputs, got {what!r}")
+    begun = _called(what, inputs)
+    if not begun:
+        return
+    progress.wait_for(begun)
+    if torch.cuda.is_initialized():  # a driver loads a kernel when it is first launched
+        _called(what, inputs)
+
+
+def _called(what: Callable[..., Any], inputs: Sequence[Any]) -> list[Making]:
+    """Calls a function forward and backward, and returns the makings of the kernels that it lacks, which are begun."""
     tensors = [one for one in inputs if isinstance(one, torch.Tensor)]
     places = {one.device for one in tensors if one.device.type == "cuda"}
-    with provisional.compiling_at_once(), torch.random.fork_rng([place.index or 0 for place in places]):
+    with provisional.asking() as begun, torch.random.fork_rng([place.index or 0 for place in places]):
         outputs, leaves = _once(what, inputs), [one for one in tensors if one.requires_grad]
         leaves += [one for one in what.parameters() if one.requires_grad] if isinstance(what, torch.nn.Module) else []
         wanted = [one for one in tree_leaves(outputs) if isinstance(one, torch.Tensor) and one.requires_grad]
         if wanted and leaves:
             torch.autograd.grad(wanted, leaves, [torch.ones_like(one) for one in wanted], allow_unused=True)
+    return begun
 
 
 def _once(what: Callable[..., Any], inputs: Sequence[Any]) -> Any:

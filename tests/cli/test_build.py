@@ -24,10 +24,12 @@ def test_build_fills_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     listed = printed_json("cache", "list")
     assert [how["name"] for how in listed["entries"]] == [Path(row["folder"]).name]
     assert "1 kernels" in orient("cache", "list").stdout
-    assert "removed 0 kernels" in orient("cache", "clear", "--older-than", 1).stdout
-    os.utime(row["folder"], (0, time.time() - 3 * 86400))
-    assert printed_json("cache", "clear", "--older-than", 4)["removed"] == 0
-    assert printed_json("cache", "clear", "--older-than", 2) == {"directory": str(tmp_path / "kernels"), "removed": 1}
+    assert "removed 0 kernels" in orient("cache", "clear", "--older", 1).stdout
+    os.utime(Path(row["folder"]) / "how.json", (0, time.time() - 3 * 86400))
+    for age in ("4", "4d", "73h"):
+        assert printed_json("cache", "clear", "--older", age)["removed"] == 0
+    assert "--older takes a number with the unit d, h or m" in orient("cache", "clear", "--older", "long ago", code=2).stderr
+    assert printed_json("cache", "clear", "--older", "71h") == {"directory": str(tmp_path / "kernels"), "removed": 1}
     orient("build", "--target", "cpu", *TINY, "--angles", "0")
     assert printed_json("cache", "clear") == {"directory": str(tmp_path / "kernels"), "removed": 1}
     assert "0 kernels" in orient("cache", "list").stdout

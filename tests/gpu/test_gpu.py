@@ -240,13 +240,6 @@ def test_the_generic_kernel(op: str, mode: str) -> None:
     check(spec_of(op, 13, 40, 37, Taps.oriented(EIGHT, 301), (2, 1), mode), 3)
 
 
-def test_a_new_problem_is_served_and_then_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_ORIENT_BUILD", "3")
-    spec = spec_of("conv", 12, 10, 11, line(20, 70, k=9))
-    for _ in range(4):
-        check(spec, 2)
-
-
 def test_autocast_training() -> None:
     layer = to.nn.OrientedConv2d(16, 7, activation="gelu").to(DEVICE)
     x = torch.randn(4, 16, 14, 14, device=DEVICE)

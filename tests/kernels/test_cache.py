@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.entries import KEY, SPEC, flip, maker, names
-from tvm_orient.errors import BuildFailed, EnvironmentProblem
+from tvm_orient.errors import BuildFailed, EnvironmentProblem, InvalidArgument
 from tvm_orient.kernels import cache, manifest
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.kernels.manifest import HOW, KERNEL
@@ -232,6 +233,74 @@ def test_clear_removes_entries_and_nothing_else(store, tmp_path):
     assert store.clear() == 1
 
 
+# ---- room ------------------------------------------------------------------------------------------
+
+DAY = 86400.0
+
+
+def filled(store, *ages):
+    """Entries of 1000 bytes and a how.json, last used so many days ago; their names in that order."""
+    made = [store.publish(dataclasses.replace(KEY, arch=f"sm_{index}"), maker(b"x" * 1000)).parent for index in range(len(ages))]
+    for entry, age in zip(made, ages, strict=True):
+        os.utime(entry / HOW, (0, time.time() - age * DAY))
+    return [entry.name for entry in made]
+
+
+def test_the_least_recently_used_make_room_and_none_of_the_last_day(store):
+    old, older, _, new = filled(store, 2, 3, 4, 0.5)
+    each = cache._bytes(store.directory / new)
+    assert store.shrink(math.inf) == store.shrink(4 * each) == 0
+    assert store.shrink(4 * each - 1) == 1
+    assert names(store.directory) == sorted([old, older, new])
+    assert store.shrink(0) == 2
+    assert names(store.directory) == [new], "it was used in the last day"
+
+
+def test_a_use_is_noted_and_keeps_an_entry(store):
+    (name,) = filled(store, 5)
+    assert store.find(dataclasses.replace(KEY, arch="sm_0"))
+    assert time.time() - (store.directory / name / HOW).stat().st_mtime < 60
+    assert store.shrink(0) == 0
+
+
+def test_publishing_keeps_to_the_limit(store, tmp_path):
+    filled(store, 2, 3)
+    small = KernelCache(store.directory, limit=1.0)
+    path = small.publish(KEY, maker())
+    assert names(store.directory) == [KEY.name]
+    assert path.is_file()
+
+
+def test_what_another_process_holds_stays(store):
+    one, other = filled(store, 2, 3)
+    with store._locked(other):
+        assert KernelCache(store.directory).shrink(0) == 1
+    assert names(store.directory) == [other]
+    assert one != other
+
+
+def test_a_cache_whose_use_cannot_be_noted_is_read(store, monkeypatch):
+    filled(store, 5)
+    monkeypatch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    assert store.find(dataclasses.replace(KEY, arch="sm_0"))
+
+
+@pytest.mark.parametrize(("text", "bytes_"), [(None, 1e10), ("2.5", 2.5e9), ("0", math.inf)])
+def test_the_limit_of_the_variable(monkeypatch, tmp_path, text, bytes_):
+    if text is None:
+        monkeypatch.delenv("TVM_ORIENT_CACHE_LIMIT", raising=False)
+    else:
+        monkeypatch.setenv("TVM_ORIENT_CACHE_LIMIT", text)
+    assert KernelCache(tmp_path / "kernels").limit == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "-1", "ten", "nan"])
+def test_a_limit_that_is_none_is_refused(monkeypatch, tmp_path, text):
+    monkeypatch.setenv("TVM_ORIENT_CACHE_LIMIT", text)
+    with pytest.raises(InvalidArgument, match=r"TVM_ORIENT_CACHE_LIMIT must be a number of gigabytes >= 0, got .*10 is the default, 0 sets no limit"):
+        KernelCache(tmp_path / "kernels")
+
+
 # ---- processes -------------------------------------------------------------------------------------
 
 
@@ -261,3 +330,26 @@ def test_two_processes_that_race_build_once(tmp_path):
     assert len([m for m in marks.iterdir() if m.suffix != ".done"]) == 1
     assert [m.read_bytes() for m in marks.glob("*.done")] == [b"from one of them"] * 2
     assert names(tmp_path / "kernels") == [KEY.name]
+
+
+def _fill(directory, first, gate):
+    store = KernelCache(Path(directory), limit=1.0)
+    gate.wait()
+    for index in range(first, first + 10):
+        path = store.publish(dataclasses.replace(KEY, arch=f"sm_{index}"), maker(b"x" * 1000))
+        os.utime(path.parent / HOW, (0, 0))
+
+
+def test_two_processes_that_make_room_at_once(tmp_path):
+    """Each removes what the other made; neither fails, and nothing is left half removed."""
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(2)
+    both = [context.Process(target=_fill, args=(str(tmp_path / "kernels"), first, gate)) for first in (0, 5)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    store = KernelCache(tmp_path / "kernels")
+    store.shrink(0)
+    assert names(store.directory) == []

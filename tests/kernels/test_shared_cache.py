@@ -144,7 +144,7 @@ def test_a_kernel_that_was_brought_runs_and_one_that_does_not_load_is_built(load
     monkeypatch.setenv("TVM_ORIENT_CACHE_DIR", str(tmp_path / "own"))
     made = []
 
-    def compiled(*given: Any) -> dict[str, Any]:
+    def compiled(*given: Any, **_: Any) -> dict[str, Any]:
         made.append(given[0])
         shutil.copy(own, given[3] / KERNEL)
         return {}

@@ -18,7 +18,7 @@ import tvm_orient as to
 from tests.support.helpers import line, spec_of
 from tvm_orient import errors, ops
 from tvm_orient.compiler import library, lower
-from tvm_orient.kernels import build, compile_process
+from tvm_orient.kernels import build, layer_build
 from tvm_orient.ops import checks
 from tvm_orient.problem.device import arch_device, cpu_device, device_for
 from tvm_orient.problem.taps import Taps
@@ -288,8 +288,8 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest
     from tvm_orient.kernels import cache
 
     store, spec = cache.KernelCache(tmp_path / "kernels"), spec_of("conv", 1, 3, 3, line(0, k=3))
-    real = compile_process.compiled
-    monkeypatch.setattr(build, "compiled", lambda *_: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
+    real = layer_build.compiled
+    monkeypatch.setattr(build, "compiled", lambda *_, **__: (_ for _ in ()).throw(to.BuildFailed("the disk is on fire")))
     with pytest.raises(to.BuildFailed, match="on fire"):
         build.build(spec, cpu_device(), store=store)
     assert store.entries() == []

@@ -39,6 +39,7 @@ OTHER_ERRORS = (
 # modules of which some are: those that a page lists one by one
 LISTED = {
     "functional": ("oriented_conv2d", "tap_conv2d", "warmup"),
+    "runtime.makings": ("compiling", "Compiling"),
     "problem.spec": ("ConvSpec",),
     "problem.line_offsets": ("angles_between", "from_degrees", "in_radians", "oriented_offsets"),
     "kernels.source_hash": ("source_hash",),

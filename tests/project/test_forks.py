@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.compilers import alive
 from tests.support.entries import KEY, maker
 from tests.support.helpers import line, spec_of
 from tvm_orient.forks import Lock, kept
 from tvm_orient.kernels import compile_process
 from tvm_orient.kernels.cache import Busy, KernelCache
 from tvm_orient.problem.device import cpu_device
-from tvm_orient.runtime import serving
+from tvm_orient.runtime import makings, serving
 from tvm_orient.runtime.provisional import ProvisionalKernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +105,7 @@ def test_a_kept_value_takes_no_lock() -> None:
 
 
 def test_no_other_locks_in_the_package() -> None:
-    """Those that a fork may find locked are of forks.py; a semaphore of compilers is made anew with its shop."""
+    """Those that a fork may find locked are of forks.py; the conditions of makings and of compilers are made anew in the child, with all that they guard."""
     lock = re.compile(r"threading\.(\w+)\(|from threading import (\w+)|functools\.(cached_property)\b")
     found = {
         (path.name, next(filter(None, match.groups())))
@@ -112,7 +113,13 @@ def test_no_other_locks_in_the_package() -> None:
         for match in lock.finditer(path.read_text())
         if path.name != "forks.py"
     }
-    known = {("provisional.py", "Thread"), ("provisional.py", "get_ident"), ("provisional.py", "current_thread"), ("compile_process.py", "BoundedSemaphore")}
+    known = {
+        ("provisional.py", "get_ident"),
+        ("provisional.py", "current_thread"),
+        ("makings.py", "Thread"),
+        ("makings.py", "Condition"),
+        ("room.py", "Condition"),
+    }
     assert known <= found, "the pattern finds nothing"
     assert {name for name in found - known if name[1] not in ("get_ident", "current_thread", "main_thread", "Thread")} == set()
 
@@ -164,9 +171,24 @@ def test_the_lock_of_an_entry_stays_the_parents(tmp_path: Path) -> None:
     assert (store.directory / KEY.name / "kernel.so").read_bytes() == b"parent"
 
 
+def test_a_child_has_an_empty_queue_of_its_own() -> None:
+    """Its locks are free, whatever a thread of the parent held."""
+    queue = makings.current()
+
+    def hold(wait: Callable[[], None]) -> None:
+        with queue._changed:
+            wait()
+
+    with Held(hold):
+        assert in_child(
+            lambda: makings.current() is not queue and makings.compiling().wait(0) and makings.current().begin("a", "a", lambda _: None).done is False
+        )
+    assert makings.current() is queue
+
+
 def test_a_child_has_compilers_of_its_own() -> None:
     shop = compile_process._shop
-    assert in_child(lambda: compile_process._shop is not shop and compile_process._shop._room.acquire(blocking=False) and not compile_process._shop._waiting)
+    assert in_child(lambda: compile_process._shop is not shop and not compile_process._shop._room._working and not compile_process._shop._waiting)
     assert compile_process._shop is shop
 
 
@@ -192,16 +214,8 @@ def test_a_compiler_ends_with_the_program_that_asks() -> None:
     compiling, holder = map(int, done.stdout.split())
     end = time.monotonic() + 45
     try:
-        while (Path("/proc") / str(compiling)).exists() and state_of(compiling) != "Z":
+        while alive(compiling):
             assert time.monotonic() < end, "it outlives the program"
             time.sleep(0.1)
     finally:
         os.kill(holder, 9)
-
-
-def state_of(pid: int) -> str:
-    """The letter that the system has for a process's state; Z once it is gone itself."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"

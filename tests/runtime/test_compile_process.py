@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import tvm_orient as to
+from tests.support.compilers import BLOCKED, alive, pids, stand_in, until
 from tests.support.helpers import assert_close, operands
 from tests.support.serving import CPU, spec_at
 from tvm_orient.kernels import build, cache, compile_process, manifest
@@ -22,19 +24,7 @@ from tvm_orient.toolchain import worker
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Compilers that say something and end, as LLVM does where it cannot write."""
-
-    def use(said: str) -> None:
-        code = f"import os, sys; sys.stdin.readline(); os.write(2, {said!r}.encode()); os._exit(1)"
-        start = compile_process._Compiler.__init__
-
-        def made(self: compile_process._Compiler) -> None:
-            start(self)
-            self.command = [sys.executable, "-c", code]
-
-        monkeypatch.setattr(compile_process._Compiler, "__init__", made)
-        monkeypatch.setattr(compile_process, "_shop", compile_process._Shop())
-
-    return use
+    return lambda said: stand_in(monkeypatch, f"sys.stdin.readline(); os.write(2, {said!r}.encode()); os._exit(1)")
 
 
 def test_a_full_disk_is_named_by_its_folder(dying: Callable[[str], None], tmp_path: Path) -> None:
@@ -52,11 +42,125 @@ def test_a_compiler_that_dies_leaves_the_generic_kernel(dying: Callable[[str], N
     given = operands(spec, 2)
     for _ in range(5):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        assert to.compiling().wait(60)
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "stays on the generic kernel" in said
     assert "LLVM ERROR: out of registers" in said
     with pytest.raises(to.BuildFailed, match=r"ended with status 1.*out of registers"):
         serving.kernel(spec, CPU)
+
+
+@pytest.mark.usefixtures("second")
+def test_a_compiler_that_hangs_is_ended_after_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stand_in(monkeypatch, BLOCKED.format(folder=str(tmp_path)))
+    monkeypatch.setattr(serving, "_UNASKED_LIMIT_S", 0.5)
+    spec = spec_at(37)
+    given = operands(spec, 2)
+    for _ in range(5):
+        assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        assert to.compiling().wait(60)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "stays on the generic kernel" in said
+    assert not any(alive(pid) for pid in pids(tmp_path))
+
+
+@pytest.mark.usefixtures("second")
+def test_what_keeps_every_problem_on_the_generic_kernel_is_told_once(dying: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    dying("LLVM ERROR: IO failure on output stream: No space left on device")
+    with caplog.at_level("INFO", logger="tvm_orient"):
+        for spec in (spec_at(38), spec_at(39), spec_at(40)):
+            given = operands(spec, 2)
+            for _ in range(3):
+                assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+            assert to.compiling().wait(60)
+    levels = [record.levelname for record in caplog.records if "stays on the generic kernel" in record.message]
+    assert levels == ["WARNING", "INFO", "INFO"]
+
+
+# ---- who goes first -----------------------------------------------------------------------------
+
+
+def test_what_nobody_asked_for_gives_way_to_every_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "[print(json.dumps({'facts': {'nice': os.nice(0)}}), flush=True) for _ in sys.stdin]")
+    shop, found = compile_process._shop, []
+    for urgent in (False, True, False, True):
+        with shop.compiler("cpu", urgent) as compiler:
+            found.append((compiler.ask({})["facts"]["nice"], compiler))
+    usual = os.nice(0)
+    assert [nice for nice, _ in found] == [19, usual, 19, usual]
+    assert found[0][1] is found[2][1], "one that waits is taken again"
+    assert found[1][1] is found[3][1]
+    shop.close()
+
+
+def test_no_more_processes_stay_than_may_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "[print(json.dumps({}), flush=True) for _ in sys.stdin]")
+    shop = compile_process._shop
+    monkeypatch.setattr(shop._room, "asked", 2)
+    for kind, urgent in (("cpu", True), ("cpu", False), ("cuda", True), ("cuda", False)):
+        with shop.compiler(kind, urgent) as compiler:
+            compiler.ask({})
+    assert [(one.kind, one.urgent) for one in shop._waiting] == [("cuda", True), ("cuda", False)]
+    shop.close()
+
+
+def test_a_shop_that_is_closed_ends_what_is_at_work_and_starts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in(monkeypatch, BLOCKED.format(folder=str(tmp_path)))
+    store, problems = cache.KernelCache(tmp_path / "kernels"), list[BaseException]()
+
+    def work() -> None:
+        try:
+            build.build(spec_at(41), CPU, store=store)
+        except to.BuildFailed as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: bool(pids(tmp_path)))
+    compile_process.close()
+    thread.join(60)
+    assert len(problems) == 1
+    assert not any(alive(pid) for pid in pids(tmp_path))
+    with pytest.raises(to.BuildFailed, match="is ending"):
+        build.build(spec_at(41), CPU, store=store)
+    assert [path for path in store.directory.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_compiler_that_is_being_started_while_its_shop_closes_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in(monkeypatch, BLOCKED.format(folder=str(tmp_path)))
+    with compile_process._shop.compiler("cpu") as compiler:
+        start = worker.ChildProcess._start
+
+        def closing(self: worker.ChildProcess) -> Any:
+            compile_process.close()
+            return start(self)
+
+        monkeypatch.setattr(worker.ChildProcess, "_start", closing)
+        with pytest.raises(worker.Died):
+            compiler.ask({}, 60)
+
+
+def test_many_threads_share_compilers_and_never_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "[print(json.dumps({'facts': asked}), flush=True) for asked in map(json.loads, sys.stdin)]")
+    shop, wrong = compile_process._shop, list[Any]()
+    monkeypatch.setattr(shop._room, "asked", 4)
+    monkeypatch.setattr(shop._room, "unasked", 3)
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            with shop.compiler(("cpu", "cuda")[turn % 2], number % 2 == 0) as compiler:
+                if compiler.ask([number, turn], 60)["facts"] != [number, turn]:
+                    wrong.append((number, turn))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert wrong == []
+    assert not shop._working
+    assert len(shop._waiting) <= 4
+    shop.close()
 
 
 def test_a_linker_that_finds_the_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import tvm_orient as to
 from tests.support.helpers import assert_close, operands
 from tests.support.serving import CPU, spec_at
 from tvm_orient import env
-from tvm_orient.kernels import build, compile_process, manifest
+from tvm_orient.kernels import build, layer_build, manifest
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.runtime import serving
 
 
-def junk(*given: Any) -> dict[str, Any]:
+def junk(*given: Any, **_: Any) -> dict[str, Any]:
     """A compiler that leaves a library of another machine."""
     (given[3] / manifest.KERNEL).write_bytes(b"\x7fELF of another machine")
     return {}
@@ -36,9 +36,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, *makers: Any) -> list[str]:
     """What was compiled, by one maker after the other; the last one stays."""
     made: list[str] = []
 
-    def compiled(spec: ConvSpec, *rest: Any) -> Any:
+    def compiled(spec: ConvSpec, *rest: Any, **options: Any) -> Any:
         made.append(spec.key)
-        return makers[min(len(made), len(makers)) - 1](spec, *rest)
+        return makers[min(len(made), len(makers)) - 1](spec, *rest, **options)
 
     monkeypatch.setattr(build, "compiled", compiled)
     return made
@@ -46,7 +46,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, *makers: Any) -> list[str]:
 
 def test_a_kernel_of_another_machine_is_built_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     spec = spec_at(19)
-    made = counted(monkeypatch, junk, compile_process.compiled)
+    made = counted(monkeypatch, junk, layer_build.compiled)
     build.build(spec, CPU)
     given = operands(spec, 2)
     assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
@@ -70,7 +70,7 @@ def test_one_that_does_not_load_built_again_either_is_an_error_with_a_remedy(own
 def test_one_whose_rebuilding_fails_is_not_lost(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_at(21)
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise to.BuildFailed("no compiler today")
 
     counted(monkeypatch, junk, refuse)
@@ -98,5 +98,6 @@ def test_an_own_kernel_that_does_not_load_leaves_the_generic_one(monkeypatch: py
     made = counted(monkeypatch, junk)
     for _ in range(5):
         assert_close(to.tap_conv2d(*given, spec.taps), spec, given)
+        assert to.compiling().wait(60)
     assert len(made) == 2
     assert sum("stays on the generic kernel" in record.message for record in caplog.records) == 1

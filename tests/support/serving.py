@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -21,3 +22,26 @@ def spec_at(width: int) -> ConvSpec:
 def never(*_: Any, **__: Any) -> Any:
     """Fail the test: in the place of what compiles."""
     pytest.fail("it was compiled")
+
+
+class Gate:
+    """Holds back whoever makes a kernel of its own until it is opened.
+
+    Attributes:
+        begun: somebody has come.
+        wanted: the problems for which somebody came, in order.
+    """
+
+    def __init__(self, acquire: Any) -> None:
+        self.begun, self.wanted, self._open, self._acquire = threading.Event(), list[ConvSpec](), threading.Event(), acquire
+
+    def acquire(self, spec: ConvSpec, *rest: Any) -> Any:
+        """Stands for serving.acquire."""
+        self.wanted.append(spec)
+        self.begun.set()
+        assert self._open.wait(60)
+        return self._acquire(spec, *rest)
+
+    def open(self) -> None:
+        """Let everybody through from now on."""
+        self._open.set()

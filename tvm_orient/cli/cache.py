@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated
 
 import typer
 
+from ..errors import InvalidArgument
 from .application import app, examples
 from .output import Json, console, print_json, size, table
 
-_DAY_S = 86400  # seconds of a day
+_UNITS_S = {"": 86400.0, "d": 86400.0, "h": 3600.0, "m": 60.0}  # seconds of the units of an age
 cache_app = typer.Typer(no_args_is_help=True, help="List or clear the compiled kernels of this machine.", epilog=examples("cache list"))
 app.add_typer(cache_app, name="cache")
 
@@ -42,16 +44,32 @@ def list_entries(as_json: Json = False) -> None:
         printer.print("no cache of this user's own: no home, and TVM_ORIENT_CACHE_DIR is not set", soft_wrap=True)
 
 
-@cache_app.command("clear", epilog=examples("cache clear", "cache clear --older-than 30"))
+@cache_app.command("clear", epilog=examples("cache clear", "cache clear --older 30d", "cache clear --older 12h"))
 def clear(
-    older_than: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="Only those that were made so long ago.")] = None, as_json: Json = False
+    older: Annotated[
+        str | None, typer.Option("--older", metavar="AGE", help="Only those that were last used so long ago: 30d, 12h, or a number of days.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Remove every compiled kernel, or the old ones; they are built again when they are needed."""
     from ..kernels.cache import KernelCache
 
+    age = None if older is None else _seconds(older)
     store = KernelCache()
-    count = store.clear() if older_than is None else store.clear(time.time() - older_than * _DAY_S)
+    count = store.clear() if age is None else store.clear(time.time() - age)
     if as_json:
         print_json({"directory": str(store.directory), "removed": count})
     else:
         console().print(f"removed {count} kernels from {store.directory}", soft_wrap=True)
+
+
+def _seconds(age: str) -> float:
+    """Returns the seconds of an age: a number with the unit d, h or m, or of days without one.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", age)
+    if found is None:
+        raise InvalidArgument(f"--older takes a number with the unit d, h or m, or a number of days, got {age!r}: 30d, 12h or 30, say")
+    return float(found[1]) * _UNITS_S[found[2]]

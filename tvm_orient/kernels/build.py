@@ -26,6 +26,7 @@ def build(
     compiling: bool = True,
     limit: float | None = None,
     instead_of: Path | None = None,
+    urgent: bool = True,
 ) -> Path:
     """Returns the path of the kernel.so of a spec, found in a cache or compiled and published in the user's, with how.json beside it.
 
@@ -37,6 +38,7 @@ def build(
         compiling: False forbids compiling.
         limit: seconds that compiling may take, and `tvm_orient.kernels.cache.Busy` is raised where another process is at it; None waits for both.
         instead_of: a path that was returned before and cannot be loaded: it counts as a miss, and is replaced once another is there.
+        urgent: as for `tvm_orient.kernels.compile_process.compiled`.
 
     Raises:
         Unsupported: no template serves it, or an image is too large for 32 bits.
@@ -61,7 +63,7 @@ def build(
         )
     if not is_generic(chosen):
         _refuse_large(spec)
-    return store.publish(key, lambda folder: compiled(spec, device, chosen, folder, limit), waiting=limit is None, instead_of=instead_of)
+    return store.publish(key, lambda folder: compiled(spec, device, chosen, folder, limit, urgent=urgent), waiting=limit is None, instead_of=instead_of)
 
 
 def _refuse_large(spec: ConvSpec) -> None:

@@ -1,7 +1,7 @@
 """Compiled kernels on disk: one folder an entry, named by the content of its key, published whole or not at all.
 
 Layout: <cache folder>/<op>-<digest>/kernel.so with how.json beside it, which says for people what it was built from and holds
-the checksum. An entry that does not check out is a miss, never an error.
+the checksum; the time of how.json is that of the last use, to the hour. An entry that does not check out is a miss, never an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from .build_key import BuildKey
 from .manifest import HOW, KERNEL
 
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")
+_USED_S = 3600.0  # seconds within which a further use is not noted
+_KEPT_S = 86400.0  # seconds since its last use in which no entry goes to make room
 _log = logging.getLogger(__name__)
 
 
@@ -41,11 +44,17 @@ class Busy(Exception):
 class KernelCache:
     """The folder of compiled kernels (default: `env.cache_dir()`), made with mode 0700 where it is missing.
 
+    Args:
+        directory: the folder.
+        limit: bytes that its entries may fill once one is published; None is that of TVM_ORIENT_CACHE_LIMIT.
+
     Raises:
+        InvalidArgument: TVM_ORIENT_CACHE_LIMIT is no number >= 0.
         EnvironmentProblem: the folder is not this user's, or others can write to it (it holds code), or it cannot be made.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, limit: float | None = None) -> None:
+        self.limit = env.cache_limit() if limit is None else limit
         self.directory = env.cache_dir() if directory is None else Path(directory)
         with self._disk():
             self.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +75,7 @@ class KernelCache:
         if flaw:
             log_once(_log, "kernel cache entry %s is not used and will be built again: %s", str(entry), flaw)
             return None
+        _note_use(entry)
         return entry / KERNEL
 
     def publish(self, key: BuildKey, make: Callable[[Path], dict[str, Any]], *, waiting: bool = True, instead_of: Path | None = None) -> Path:
@@ -105,6 +115,8 @@ class KernelCache:
                     _remove(self.directory / f".{key.name}-broken")
             finally:
                 _remove(folder)
+        with contextlib.suppress(EnvironmentProblem, OSError):  # another process may be changing the folder; the kernel is there
+            self.shrink(self.limit)
         return entry / KERNEL
 
     def entries(self) -> list[manifest.Manifest]:
@@ -112,12 +124,41 @@ class KernelCache:
         return entries_of(self.directory)
 
     def clear(self, before: float = math.inf) -> int:
-        """Removes every entry, broken ones too, that was made before a time (seconds since 1970), and nothing else; returns how many."""
-        entries = [entry for entry in _entries(self.directory) if entry.stat().st_mtime < before]
+        """Removes every entry, broken ones too, that was last used before a time (seconds since 1970), and nothing else; returns how many."""
+        entries = [entry for entry in _entries(self.directory) if _used(entry) < before]
         for entry in entries:
-            with self._locked(entry.name), self._disk(), contextlib.suppress(FileNotFoundError):  # another process may be clearing too
-                shutil.rmtree(entry)
+            with self._locked(entry.name), self._disk():
+                self._drop(entry)
         return len(entries)
+
+    def shrink(self, limit: float) -> int:
+        """Removes entries, the least recently used first, until the others fill no more than a limit; returns how many went.
+
+        One that was used in the last day stays, and so does one that a process is making or removing.
+
+        Args:
+            limit: bytes.
+        """
+        if math.isinf(limit):
+            return 0
+        entries = sorted((_used(entry), entry, _bytes(entry)) for entry in _entries(self.directory))
+        left, gone, until = sum(size for _, _, size in entries), 0, time.time() - _KEPT_S
+        for used, entry, size in entries:
+            if left <= limit or used >= until:
+                break
+            with contextlib.suppress(Busy), self._locked(entry.name, waiting=False), self._disk():
+                if _used(entry) < until:  # nobody has used it meanwhile
+                    self._drop(entry)
+                    left, gone = left - size, gone + 1
+        return gone
+
+    def _drop(self, entry: Path) -> None:
+        """Removes an entry whose lock is held, so that others see it whole or not at all."""
+        aside = self.directory / f".{entry.name}-dropped"
+        _remove(aside)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            os.replace(entry, aside)
+            shutil.rmtree(aside)
 
     @contextlib.contextmanager
     def _locked(self, name: str, waiting: bool = True) -> Iterator[None]:
@@ -155,6 +196,30 @@ def entries_of(directory: Path) -> list[manifest.Manifest]:
 
 def _entries(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+
+def _used(entry: Path) -> float:
+    """Returns when an entry was last used, in seconds since 1970: the time of how.json, or of the folder where there is none; infinity for one that is gone."""
+    for path in (entry / HOW, entry):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return math.inf
+
+
+def _note_use(entry: Path) -> None:
+    """Notes that an entry is used now, where that may be written."""
+    with contextlib.suppress(OSError):
+        if time.time() - _used(entry) > _USED_S:
+            os.utime(entry / HOW)
+
+
+def _bytes(entry: Path) -> int:
+    """Returns the bytes that the files of an entry hold."""
+    found = 0
+    with contextlib.suppress(OSError):
+        for file in os.scandir(entry):
+            found += file.stat(follow_symlinks=False).st_size
+    return found
 
 
 def _let_read(folder: Path, mode: int) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from ..compiler.library import compile_library
 from ..compiler.lower import scheduled
 from ..compiler.parts import CompiledPart, Part
 from ..errors import BuildFailed, EnvironmentProblem, OrientError
-from ..problem.cpus import cores
+from ..forks import Lock
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
@@ -33,8 +34,9 @@ from ..toolchain.driverless import pretend_driver
 from ..toolchain.tvm import target
 from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_command, serve
 from .manifest import KERNEL
+from .room import Room
 
-MAX_COMPILERS = 4  # processes at work at once: each takes half a gigabyte
+_LOWEST = 10  # niceness of a compiler whose work nobody asked for: on cores that are all busy it still gets a tenth of one
 _IDLE_S = 60.0  # seconds without a request after which a compiler ends
 _LOOK_S = 1.0  # seconds between two looks at whether the program that asks is there
 _MAX_ASKED_S = 30 * 86400.0  # seconds that compiling may take where it was asked for without a limit
@@ -74,7 +76,7 @@ def make(
     return facts
 
 
-def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: Path, limit: float | None = None) -> dict[str, Any]:
+def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: Path, limit: float | None = None, *, urgent: bool = True) -> dict[str, Any]:
     """Returns the facts that a compiler answers to a request, in a process of its own, which for CUDA has a driver or a stand-in for it.
 
     Args:
@@ -82,12 +84,13 @@ def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: P
         request: plain JSON, as `_answer` takes it, without the device.
         folder: exists; of the disk that is written to.
         limit: seconds after which it is given up; None waits for ever.
+        urgent: False where nobody asked for it: it then gives way to what was asked for, and to the program.
 
     Raises:
         BuildFailed: the compiler refused, died, or took longer than the limit.
         EnvironmentProblem: a compiler is missing or cannot be started, or the disk is full.
     """
-    with _shop.compiler(device.kind) as compiler:
+    with _shop.compiler(device.kind, urgent) as compiler:
         try:
             answer = compiler.ask({**request, "device": dataclasses.asdict(device)}, limit)
         except TimeoutError as problem:
@@ -125,6 +128,8 @@ class _Compiler(ChildProcess):
 
     lasting = True  # a kernel that was refused spoils nothing
     kind = ""  # of the devices that it compiles for: where there is no driver, the stand-in must be there before TVM is
+    urgent = True  # whether what it compiles was asked for
+    closed = False  # whether the program is ending: then none starts
 
     def __init__(self) -> None:
         command, self.tools = module_command("tvm_orient.kernels.compile_process"), _tools()
@@ -138,10 +143,29 @@ class _Compiler(ChildProcess):
             return os.pread(self._errors, 1 << 16, max(0, size - (1 << 16))).decode(errors="replace").strip()
         return ""
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = super()._start()
+        if not self.urgent:
+            give_way(process.pid)
+        if self.closed:  # while it was being started
+            self.kill()
+        return process
+
     def end(self) -> None:
         """Ends the process and forgets what it said."""
         self.close()
         os.close(self._errors)
+
+
+def give_way(group: int) -> None:
+    """Gives every process of a group, and those that they start, the lowest priority; where the system refuses, they keep theirs.
+
+    Linux may weigh sessions against each other and the processes of each among themselves alone: then it is the session that must give way.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PGRP, group, _LOWEST)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{group}/autogroup").write_text(str(_LOWEST))
 
 
 def _tools() -> dict[str, str]:
@@ -151,37 +175,70 @@ def _tools() -> dict[str, str]:
 
 
 class _Shop:
-    """Compilers of this process: those that wait for work, and how many more may be started."""
+    """Compilers of this process: those that work, those that wait for work, and how many more may be started."""
 
     def __init__(self) -> None:
         self._waiting: list[_Compiler] = []
-        self._room = threading.BoundedSemaphore(max(1, min(MAX_COMPILERS, cores())))
+        self._working: list[_Compiler] = []
+        self._room = Room()
+        self._choosing = Lock()
+        self._closed = False
 
     @contextlib.contextmanager
-    def compiler(self, kind: str) -> Iterator[_Compiler]:
+    def compiler(self, kind: str, urgent: bool = True) -> Iterator[_Compiler]:
         """Lends a compiler that nobody else asks meanwhile; where as many work as may at once, waits for the next that is done.
 
         Args:
             kind: of device, "cpu" or "cuda": a process that has compiled for one never compiles for the other.
+            urgent: False lends one that gives way to every other process: once it does, it cannot be given its rights back.
+
+        Raises:
+            BuildFailed: this process is ending.
         """
-        with self._room:
-            compiler = self._idle(kind) or _Compiler()
-            if compiler.tools != _tools():
-                compiler.end()
-                compiler = _Compiler()
-            compiler.kind = kind
+        with self._room.place(urgent):
+            with self._choosing:
+                compiler = self._idle(kind, urgent) or self._started()
+                if compiler.tools != _tools():
+                    compiler.end()
+                    compiler = _Compiler()
+                compiler.kind, compiler.urgent = kind, urgent
+                self._working.append(compiler)
             try:
+                if self._closed:
+                    raise BuildFailed("the program that asked for a kernel is ending")
                 yield compiler
             finally:
-                self._waiting.append(compiler)
+                with self._choosing:
+                    self._working.remove(compiler)
+                    self._waiting.append(compiler)
 
-    def _idle(self, kind: str) -> _Compiler | None:
+    def close(self) -> None:
+        """Ends all compilers, those at work too, whose requests fail; no further one starts."""
+        self._closed = True
+        with self._choosing:
+            for compiler in (*self._working, *self._waiting):
+                compiler.closed = True
+                compiler.kill()
+
+    def _idle(self, kind: str, urgent: bool) -> _Compiler | None:
         """Takes the compiler of a kind that was used last from those that wait; returns None where none of it waits."""
-        place = max((index for index, one in enumerate(self._waiting) if one.kind == kind), default=None)
+        fits = ((one.kind, one.urgent) == (kind, urgent) for one in self._waiting)
+        place = max((index for index, fit in enumerate(fits) if fit), default=None)
         return None if place is None else self._waiting.pop(place)
+
+    def _started(self) -> _Compiler:
+        """Returns a new compiler; where as many are there as may work at once, the one that has waited longest ends first."""
+        if self._waiting and len(self._waiting) + len(self._working) >= self._room.asked:
+            self._waiting.pop(0).end()
+        return _Compiler()
 
 
 _shop = _Shop()
+
+
+def close() -> None:
+    """Ends the compilers of this process, which is ending itself."""
+    _shop.close()
 
 
 def _renew() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
+import contextlib
+import shutil
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..compiler.parts import Part, placed_parts
 from ..problem.cpus import cores
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
-from .compile_process import MAX_COMPILERS, requested
+from .compile_process import requested
 from .part_cache import PartCache
 
 _PARTS = "parts"  # folder that parts are compiled to
@@ -27,7 +30,7 @@ def compiled(
     limit: float | None = None,
     *,
     sources: bool = False,
-    parts: PartCache | None = None,
+    urgent: bool = True,
 ) -> dict[str, Any]:
     """Compiles a spec into folder/kernel.so, in processes of their own, and returns the facts that launching needs and that people ask for.
 
@@ -36,6 +39,7 @@ def compiled(
         folder: exists; but for compiled parts, which are kept in the user's cache, nothing is written elsewhere.
         limit: seconds after which it is given up; None waits for ever.
         sources: for CUDA, write kernel.cu and kernel.cubin beside kernel.so.
+        urgent: False where nobody asked for it: it then gives way to what was asked for, and to the program.
 
     Raises:
         BuildFailed: a compiler refused, died, or took longer than the limit.
@@ -44,44 +48,73 @@ def compiled(
     start, end = time.monotonic(), None if limit is None else time.monotonic() + limit
     request: dict[str, Any] = {"spec": spec.key, "folder": str(folder.absolute()), "sources": sources, "choices": [choice.plain for choice in choices]}
     if is_generic(choices):
-        return requested(spec, device, request, folder, limit)
+        return requested(spec, device, request, folder, limit, urgent=urgent)
     distinct = list(dict.fromkeys(placed.part for placed in placed_parts(spec, choices, device)))
-    paths = _compiled_parts(distinct, device, folder, end, PartCache())
-    made = time.monotonic()
-    request["parts"] = [[part.plain, str(path.absolute())] for part, path in paths.items()]
-    facts = requested(spec, device, request, folder, _left(end))
-    for path in paths.values():
-        if path.parent == folder / _PARTS:
-            path.unlink()
-    if (folder / _PARTS).is_dir():
-        (folder / _PARTS).rmdir()
+    with _Parts(device, folder, end, urgent) as parts:
+        paths = parts.files(distinct)
+        made = time.monotonic()
+        request["parts"] = [[part.plain, str(path.absolute())] for part, path in paths.items()]
+        facts = requested(spec, device, request, folder, _left(end), urgent=urgent)
     return facts | {"seconds": {"parts": round(made - start, 3), "layer": round(time.monotonic() - made, 3)}}
 
 
-def _compiled_parts(parts: Sequence[Part], device: Device, folder: Path, end: float | None, cache: PartCache) -> dict[Part, Path]:
-    """Returns the file of each part: as many are compiled at once as there are cores, and none twice."""
-    found = {part: cache.find(part, device) for part in parts}
-    missing = [part for part, path in found.items() if path is None]
-    if missing:
-        (folder / _PARTS).mkdir()
+class _Parts:
+    """The compiled parts of one layer: taken from the cache, or compiled beside the kernel and put there.
 
-    def make(part: Part) -> Path:
-        path = folder / _PARTS / f"{part.symbol}.part"
-        requested(part.spec, device, {"part": part.plain, "folder": str(folder / _PARTS), "path": str(path.absolute())}, folder, _left(end))
-        kept = cache.keep(part, device, path)
-        if kept != path:
-            path.unlink()
-        return kept
+    Args:
+        device: what they are compiled for.
+        folder: of the kernel.
+        end: time of time.monotonic at which compiling is given up; None for never.
+        urgent: somebody asked for the kernel.
+    """
 
-    workers = max(1, min(len(missing), cores(), MAX_COMPILERS))
-    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="tvm_orient compiles") as pool:
-        futures = {part: pool.submit(make, part) for part in missing}
-        try:
-            made = {part: future.result() for part, future in futures.items()}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that were begun end first, all others never begin
-            raise
-    return {part: made[part] if path is None else path for part, path in found.items()}
+    def __init__(self, device: Device, folder: Path, end: float | None, urgent: bool) -> None:
+        self.device, self.folder, self.end, self.urgent = device, folder, end, urgent
+        self.cache, self.made = PartCache(), folder / _PARTS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.made, ignore_errors=True)
+
+    def files(self, parts: Sequence[Part]) -> dict[Part, Path]:
+        """Returns the file of each part: as many are compiled at once as there is room for, and none twice.
+
+        Raises:
+            BuildFailed, EnvironmentProblem: as `compiled`, of the first that failed; those that were begun end first, and no other is begun.
+        """
+        found = {part: self.cache.find(part, self.device) for part in parts}
+        missing = collections.deque(part for part, path in found.items() if path is None)
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            while missing and not failed:
+                with contextlib.suppress(IndexError):  # another thread took the last
+                    part = missing.popleft()
+                    try:
+                        found[part] = self._compiled(part)
+                    except BaseException as problem:
+                        failed.append(problem)
+
+        if missing:
+            self.made.mkdir()
+        # daemons: a program that ends does not wait for them, and its compilers end with it
+        threads = [threading.Thread(target=work, name="tvm_orient compiles a part", daemon=True) for _ in range(min(len(missing), cores()))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return {part: path for part, path in found.items() if path is not None}
+
+    def _compiled(self, part: Part) -> Path:
+        """Has a part compiled, and returns its file."""
+        path = self.made / f"{part.symbol}.part"
+        request = {"part": part.plain, "folder": str(self.made.absolute()), "path": str(path.absolute())}
+        requested(part.spec, self.device, request, self.folder, _left(self.end), urgent=self.urgent)
+        return self.cache.keep(part, self.device, path)
 
 
 def _left(end: float | None) -> float | None:

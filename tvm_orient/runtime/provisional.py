@@ -1,45 +1,53 @@
-"""The generic kernel in the place of a problem's own, for the first calls of a problem that nobody has tuned or built."""
+"""The generic kernel in the place of a problem's own, until that is made; no call waits for it."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from ..errors import OrientError
-from ..kernels.cache import Busy
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
+from . import payback
 from .kernel import Call, GenericAdapter, Kernel
+from .makings import Making
 
-NEVER = sys.maxsize  # calls until a kernel is looked for again: none
-_MAX_WAIT_S = 20.0  # seconds that the call which has a kernel compiled waits for it
-Own = Callable[[bool], Kernel | GenericAdapter | None]  # makes a problem's own kernel, told whether it is asked for
-_at_once: list[int] = []  # threads that have entered compiling_at_once
-_log = logging.getLogger(__name__)
-
-
-class TooLong(Exception):
-    """Nobody asked for a kernel, and compiling it would take long; says what asks for it."""
+NEVER = sys.maxsize  # calls until a kernel is made: none is
+_AGAIN = 16  # calls after which a making that was begun is begun again if it is not there: a forked child has none of its parent's
+_asking: dict[int, list[Making]] = {}  # makings that were begun for threads that have entered asking, by thread
 
 
 @contextlib.contextmanager
-def compiling_at_once() -> Iterator[None]:
-    """Makes every call of this thread, and of the threads that autograd runs for it, compile the kernel that it lacks, until the context is left."""
-    _at_once.append(threading.get_ident())
+def asking() -> Iterator[list[Making]]:
+    """Has every call of this thread, and of the threads that autograd runs, begin the making of the kernel that it lacks; yields the list of these makings."""
+    thread, begun = threading.get_ident(), list[Making]()
+    before = _asking.get(thread)
+    _asking[thread] = begun
     try:
-        yield
+        yield begun
     finally:
-        _at_once.remove(threading.get_ident())
+        if before is None:
+            del _asking[thread]
+        else:
+            _asking[thread] = before
 
 
 def asked_here() -> bool:
-    """Says whether a call of this thread is to compile what it lacks. Autograd's threads are not Python's own, which calls them dummies."""
-    return bool(_at_once) and (threading.get_ident() in _at_once or isinstance(threading.current_thread(), threading._DummyThread))
+    """Says whether a call of this thread asks for what it lacks. Autograd's threads are not Python's own, which calls them dummies."""
+    return bool(_asking) and (threading.get_ident() in _asking or isinstance(threading.current_thread(), threading._DummyThread))
+
+
+def asked_for(making: Making) -> None:
+    """Hands a making to those that wait for what this thread asks for."""
+    own = _asking.get(threading.get_ident())
+    for begun in [own] if own is not None else list(_asking.values()):
+        if making not in begun:
+            begun.append(making)
 
 
 def capturing(device: Device) -> bool:
@@ -47,62 +55,86 @@ def capturing(device: Device) -> bool:
     return device.kind == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-class ProvisionalKernel:
-    """The generic kernel for the first calls of a problem that nobody has tuned or built; then the problem gets its own.
+@dataclass(frozen=True)
+class Source:
+    """Where a problem's own kernel comes from."""
 
-    The call that is due has it compiled and waits for it, but not for long: a thread makes it, and calls run on the generic kernel until it is there.
+    begin: Callable[[bool], Making]  #: begins the making in the background, told whether it is asked for
+    now: Callable[[], Kernel | GenericAdapter]  #: waits for it
+    put: Callable[[Kernel | GenericAdapter], None]  #: has calls find it
+
+
+class ProvisionalKernel:
+    """The generic kernel for a problem that has no kernel of its own yet.
+
+    The call that is due has the making of its own begun in the background, and the first call after that is done takes it. A CUDA graph is never captured with
+    a kernel that has not run before, so a call that is being captured takes nothing.
 
     Args:
         spec: the problem.
         device: where the operands lie.
         generic: answers until the problem has its own.
-        calls: the number of the call that has the problem's own kernel made, >= 2; it is looked for again after as many.
-        own: makes it, told whether it is asked for; returns None while another thread makes it. Where it is not asked for it may raise Busy and TooLong.
+        calls: the number of the call that has its own begun; NEVER for none.
+        weighed: whether that call has it begun only where it pays, as `payback` tells.
+        source: where its own comes from.
     """
 
-    def __init__(self, spec: ConvSpec, device: Device, generic: Kernel | GenericAdapter, calls: int, own: Own) -> None:
-        self.spec, self.device, self.kernel, self.left, self.calls, self._own = spec, device, generic, calls, calls, own
-        self._maker: threading.Thread | None = None
+    def __init__(
+        self,
+        spec: ConvSpec,
+        device: Device,
+        generic: Kernel | GenericAdapter,
+        calls: int,
+        weighed: bool,
+        source: Source,
+    ) -> None:
+        self.spec, self.device, self.kernel, self._source = spec, device, generic, source
+        self.left, self._weighed = calls, weighed
+        self.provisional = True
+        self.own: Kernel | GenericAdapter | None = None  # its own, once it is made and until a call takes it
+        self._answered, self._spent = 0, 0.0  # calls, and seconds that they took
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Computes what `Kernel` does, on the same operands."""
+        if torch.are_deterministic_algorithms_enabled() and self.left != NEVER and not capturing(self.device):
+            self.own = self._source.now()  # one that is swapped in at some time or other would change bits
         self.left -= 1
-        if (self.left <= 0 or (_at_once and asked_here())) and not capturing(self.device):
-            self._replace()
-        return self.kernel(first, second, bias)
+        if self.left <= 0 or self.own is not None or _asking:
+            self._look()
+        if not self._weighed:
+            return self.kernel(first, second, bias)
+        start = time.perf_counter()
+        out = self.kernel(first, second, bias)
+        self._spent += time.perf_counter() - start
+        self._answered += 1
+        return out
 
     def prepared(self, *_: torch.Tensor) -> Call:
         """Returns itself, for operands of any shape: every call counts, so each comes here."""
         return self
 
-    def _replace(self) -> None:
-        if asked_here():
-            self._make(asked=True)
-            return
-        maker = self._maker
-        if maker is None:
-            maker = self._maker = threading.Thread(target=self._make, kwargs={"asked": False}, name="tvm_orient compiles", daemon=True)
-            maker.start()
-            maker.join(_MAX_WAIT_S)
-        if not maker.is_alive():
-            self._maker = None
+    def taken(self) -> Kernel | GenericAdapter | None:
+        """Returns the problem's own kernel, which answers from now on, where it is made and may be taken now."""
+        own = self.own
+        if own is not None and not capturing(self.device):
+            self.kernel, self.own, self.left, self._weighed, self.provisional = own, None, NEVER, False, False
+            self._source.put(own)
+            return own
+        return None
 
-    def _make(self, *, asked: bool) -> None:
-        """Puts the problem's own kernel in the place of the generic one, unless it takes too long, another is at it, or it cannot be made."""
-        left = self.calls  # until it is looked for again
-        try:
-            found = self._own(asked)
-            if found is not None:
-                self.kernel, left = found, NEVER
-        except Busy:  # another process is at it
-            pass
-        except TooLong as problem:
-            left = NEVER
-            _log.info("%s stays on the generic kernel: %s", self.spec, problem)
-        except OrientError as problem:
-            left = NEVER
-            _log.warning("%s stays on the generic kernel: %s", self.spec, problem)
-        except Exception:  # a fault of the package, which must not come up in a call that the generic kernel answers
-            left = NEVER
-            _log.warning("%s stays on the generic kernel", self.spec, exc_info=True)
-        self.left = left
+    def refuse(self) -> None:
+        """Stays with the generic kernel until somebody asks."""
+        self.left = NEVER
+
+    def _look(self) -> None:
+        """Takes the problem's own kernel where it is made, else has its making begun where that is due or asked for."""
+        if self.taken() is not None or not self.provisional:
+            return
+        if _asking and asked_here():
+            asked_for(self._source.begin(True))
+        elif self.left <= 0:
+            wait = payback.calls_left(self.spec, self.device, self._answered, self._spent) if self._weighed and self._answered else 0
+            self.left = wait or _AGAIN
+            if not wait:
+                self._weighed = False
+                self._source.begin(False)

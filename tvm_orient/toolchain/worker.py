@@ -157,13 +157,18 @@ class ChildProcess:
         line, _, self._rest = self._rest.partition(b"\n")
         return dict(json.loads(line))
 
+    def kill(self) -> None:
+        """Ends the process and whatever it started; a thread that waits for its answer gets `Died`."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Ends the process and whatever it started."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
