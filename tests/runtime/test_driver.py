@@ -20,6 +20,8 @@ import pytest
 
 from tests.support.driver import Machine, Ran, why_not
 from tvm_orient.compiler import lower
+from tvm_orient.compiler.assemble import layer_source
+from tvm_orient.compiler.layer_plan import planned
 from tvm_orient.compiler.library import cuda_source
 from tvm_orient.kernels.cache import KernelCache
 from tvm_orient.problem.device import Device
@@ -47,6 +49,7 @@ CALLS = {
 NUMBERS = {"across": 1, "down": 1, "c": 3, "g": 2, "k": 5, "height": 7, "width": 8, "p": 7, "q": 8}
 _NAMES = {"source": "x", "out": "y"}
 _KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^)]*)\) \{')
+_DECLARED = re.compile(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]")  # in PTX
 _SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(float|half) \w+\[(\d+)\];")
 _ALIGNMENT = 64  # bytes that an array in shared memory may be moved by
 _POINTER, _INT = 8, 4  # bytes of an argument
@@ -144,8 +147,11 @@ def sources() -> dict[str, list[tuple[str, int, list[tuple[str, str]], range]]]:
     found: dict[ConvSpec, Any] = {}
     for name, spec in CALLS.items():
         if spec not in found:
-            choices = (generic_choices if name == "generic" else default_choices)(spec, H200)
-            found[spec] = list(_read(cuda_source(lower.scheduled(spec, H200, choices), H200)))
+            if name == "generic":
+                source = cuda_source(lower.scheduled(spec, H200, generic_choices(spec, H200)), H200)
+            else:
+                source = layer_source(planned(spec, H200, default_choices(spec, H200)))
+            found[spec] = list(_read(source))
     return {name: found[spec] for name, spec in CALLS.items()}
 
 
@@ -155,7 +161,7 @@ def _read(source: str) -> Any:
         head = _KERNEL.match(piece)
         assert head is not None
         parameters = [(kind, name.removesuffix("_ptr")) for kind, *_, name in map(str.split, head[3].split(","))]
-        arrays = [{"float": 4, "half": 2}[kind] * int(count) for kind, count in _SHARED.findall(piece)]
+        arrays = [{"float": 4, "half": 2}[kind] * int(count) for kind, count in _SHARED.findall(piece)] + list(map(int, _DECLARED.findall(piece)))
         shared = range(sum(arrays), sum(arrays) + _ALIGNMENT * len(arrays) + 1)
         yield head[2], int(head[1]), [(kind, _NAMES.get(name, name)) for kind, name in parameters], shared
 

@@ -56,8 +56,16 @@ def assembled(plan: LayerPlan) -> bytes:
         BuildFailed: NVRTC refused it, or a part's kernel uses what its PTX does not hold.
         EnvironmentProblem: NVRTC is missing.
     """
-    text = "\n".join(_source(plan, index, kernel) for index, kernel in enumerate(layer_kernels(plan)))
-    return nvrtc.compile_cubin(text, plan.device.arch)
+    return nvrtc.compile_cubin(layer_source(plan), plan.device.arch)
+
+
+def layer_source(plan: LayerPlan) -> str:
+    """Returns the CUDA source of a layer's kernels, which hold its parts as PTX.
+
+    Raises:
+        BuildFailed: a part's kernel uses what its PTX does not hold.
+    """
+    return "\n".join(_source(plan, index, kernel) for index, kernel in enumerate(layer_kernels(plan)))
 
 
 def _source(plan: LayerPlan, index: int, kernel: LayerKernel) -> str:

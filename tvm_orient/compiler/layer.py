@@ -20,7 +20,7 @@ from .parts import channel_elements
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer's library was made of.
+    """The facts of a layer's library, and what it was made of.
 
     Attributes:
         workspace: (bands, taps) that conv_dw needs for each image and channel; None for another op.

@@ -167,7 +167,8 @@ def workspaces(spec: ConvSpec, spaces: Sequence[tuple[int, tuple[int, int] | Non
     """
     starts, total = [], 0
     for channels, space in spaces:
-        starts.append(total)
         if space is not None:
-            total += -(-channels * space[0] * space[1] // _WORKSPACE_STEP) * _WORKSPACE_STEP
+            total = -(-total // _WORKSPACE_STEP) * _WORKSPACE_STEP
+        starts.append(total)
+        total += channels * space[0] * space[1] if space is not None else 0
     return starts, (1, -(-total // spec.channels)) if total else None
