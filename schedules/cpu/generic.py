@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_orient.problem.device import Device
-from tvm_orient.problem.generic_args import BAND, PATCH
-from tvm_orient.problem.spec import DTYPES, sums_of
+from tvm_orient.problem.generic_args import BAND, PATCH, vector_lanes
+from tvm_orient.problem.spec import sums_of
 from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
@@ -32,53 +32,132 @@ class CpuGeneric(Generic):
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
         sums, circular = sums_of(dtype), padding_mode == "circular"
-        lanes = device.vector_bytes // DTYPES[sums]
+        lanes = vector_lanes(device, sums)
         if op != "conv_dw":
-            return _conv(dtype, sums, lanes, circular, op == "conv_dx")
+            return _conv(dtype, sums, lanes, 1 if device.arch == "avx2" else 2, circular, op == "conv_dx")
         from tvm_orient.codegen.tir.confine_nonfinite import confined_generic  # which needs the compiler
 
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
 
 
-def _stage(sums: str, circular: bool) -> Any:
+def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
     """Returns a macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
     from tvm.script import tirx as T
 
+    zeros = T.Broadcast(T.Cast(sums, 0), lanes)
+    kind = f"{sums}x{lanes}"
+
+    def inside(j: Any, width: Any) -> Any:
+        """Returns which lanes of vector j of a row lie inside it."""
+        return T.Ramp(j * lanes, 1, lanes) < T.Broadcast(width, lanes)
+
+    @T.inline
+    def clear(stage, start, count):
+        for j in T.serial(count):
+            stage[T.Ramp(start + j * lanes, 1, lanes)] = zeros
+
+    @T.inline
+    def copy_rows(stage, source, a, b, first, rows, height, width, columns, lead):
+        """Of stride 1: after each row stand the zeros up to the next one, which are the halo of both."""
+        above = T.bind(T.min(rows, T.max(0, -first)))
+        below = T.bind(T.max(above, T.min(rows, height - first)))
+        clear(stage, 0, (lead + above * columns) // lanes)
+        for r in T.serial(below - above):
+            start = T.bind(lead + (above + r) * columns)
+            for j in T.serial(width // lanes):
+                stage[T.Ramp(start + j * lanes, 1, lanes)] = T.Cast(kind, source[a, b, first + above + r, T.Ramp(j * lanes, 1, lanes)])
+            if width % lanes != 0:
+                edge = T.bind(width // lanes)
+                stage[T.Ramp(start + edge * lanes, 1, lanes)] = T.Select(
+                    inside(edge, width),
+                    T.Cast(kind, T.masked_load(f"{dtype}x{lanes}", source, a, b, first + above + r, T.Ramp(edge * lanes, 1, lanes), inside(edge, width))),
+                    zeros,
+                )
+            covered = T.bind((width + lanes - 1) // lanes)
+            clear(stage, start + covered * lanes, columns // lanes - covered)
+        clear(stage, lead + below * columns, (rows - below) * columns // lanes + 1)
+
+    @T.inline
+    def wrap(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
+        for r, phase, j in T.grid(rows, across, columns):
+            stage[lead + (r * across + phase) * columns + j] = T.Cast(sums, 0)
+            if (first + r) % height % hole_h == 0 and (j * across + phase - left) % width % hole_w == 0:
+                stage[lead + (r * across + phase) * columns + j] = T.Cast(
+                    sums, source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
+                )
+
+    @T.inline
+    def part(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
+        clear(stage, 0, (lead + rows * across * columns) // lanes + 1)
+        for r in T.serial(T.max(0, -first), T.min(rows, height - first)):
+            if (first + r) % hole_h == 0:
+                for phase in T.serial(across):
+                    for j in T.serial(((width - phase + across - 1) // across + hole_w - 1) // hole_w):
+                        stage[lead + (r * across + phase) * columns + left // across + j * hole_w] = T.Cast(
+                            sums, source[a, b, (first + r) // hole_h, j * across + phase]
+                        )
+
     if circular:
+        return wrap
 
-        @T.inline
-        def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
-            for r, phase, j in T.grid(rows, across, columns):
-                stage[(r * across + phase) * columns + j] = T.Cast(sums, 0)
-                if (first + r) % height % hole_h == 0 and (j * across + phase - left) % width % hole_w == 0:
-                    stage[(r * across + phase) * columns + j] = T.Cast(
-                        sums, source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
-                    )
-    else:
-
-        @T.inline
-        def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
-            for j in T.serial(rows * across * columns):
-                stage[j] = T.Cast(sums, 0)
-            for r in T.serial(T.max(0, -first), T.min(rows, height - first)):
-                if (first + r) % hole_h == 0:
-                    for phase in T.serial(across):
-                        for j in T.serial(((width - phase + across - 1) // across + hole_w - 1) // hole_w):
-                            stage[(r * across + phase) * columns + left // across + j * hole_w] = T.Cast(
-                                sums, source[a, b, (first + r) // hole_h, j * across + phase]
-                            )
+    @T.inline
+    def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
+        if across * hole_h * hole_w == 1:
+            copy_rows(stage, source, a, b, first, rows, height, width, columns, lead + left)
+        else:
+            part(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead)
 
     return fill
 
 
-def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
-    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
+def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread: bool) -> Any:
+    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between.
+
+    beside: vectors of a patch, side by side.
+    """
     from tvm.script import tirx as T
 
-    fill = _stage(sums, circular)
+    fill = _fill(dtype, sums, lanes, circular)
 
     def plane(source: Any, result: Any) -> Any:
         return result if spread else source
+
+    def inside(j: Any, width: Any) -> Any:
+        return T.Ramp(j * lanes, 1, lanes) < T.Broadcast(width, lanes)
+
+    @T.inline
+    def patch(stage, w, table, count, out, a, b, group, base, pitch, row, block, width, q, p):
+        """Sums PATCH rows of `width` vectors, from a row of outputs and a block of columns on."""
+        acc = T.alloc_buffer((PATCH * width * lanes,), sums)
+        for i in T.unroll(PATCH * width):
+            for v in T.vectorized(lanes):
+                acc[i * lanes + v] = T.Cast(sums, 0)
+        for t in T.serial(count[group]):
+            offset = T.bind(table[group, t, 0] + base)
+            for i in T.unroll(PATCH):
+                for s in T.unroll(width):
+                    for v in T.vectorized(lanes):
+                        acc[(i * width + s) * lanes + v] = (
+                            acc[(i * width + s) * lanes + v] + T.Cast(sums, w[b, table[group, t, 1]]) * stage[offset + i * pitch + s * lanes + v]
+                        )
+        for i in T.unroll(PATCH):
+            if row + i < p:
+                for s in T.unroll(width):
+                    if (block + s + 1) * lanes <= q:
+                        for v in T.vectorized(lanes):
+                            out[a, b, row + i, (block + s) * lanes + v] = T.Cast(dtype, acc[(i * width + s) * lanes + v])
+                    else:
+                        T.evaluate(
+                            T.masked_store(
+                                out,
+                                T.Cast(f"{dtype}x{lanes}", acc[T.Ramp((i * width + s) * lanes, 1, lanes)]),
+                                a,
+                                b,
+                                row + i,
+                                T.Ramp((block + s) * lanes, 1, lanes),
+                                inside(block + s, q),
+                            )
+                        )
 
     @T.prim_func
     def main(
@@ -96,26 +175,20 @@ def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> An
             a = T.bind(task // c)
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), sums)
+            lead = T.bind((left + lanes - 1) // lanes * lanes - left)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
+            vectors = T.bind((q + lanes - 1) // lanes)
             for band in T.serial((p + BAND - 1) // BAND):
-                fill(stage, source, a, b, band * BAND * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w)
-                for patch, block in T.grid(T.min(BAND // PATCH, (p - band * BAND + PATCH - 1) // PATCH), (q + lanes - 1) // lanes):
-                    acc = T.alloc_buffer((PATCH * lanes,), sums)
-                    for i in T.unroll(PATCH):
-                        for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(sums, 0)
-                    for t in T.serial(count[group]):
-                        offset = T.bind(table[group, t, 0] + block * lanes)
-                        for i in T.unroll(PATCH):
-                            for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = (
-                                    acc[i * lanes + v]
-                                    + T.Cast(sums, w[b, table[group, t, 1]]) * stage[(patch * PATCH + i) * down * across * columns + offset + v]
-                                )
-                    for i in T.unroll(PATCH):
-                        if band * BAND + patch * PATCH + i < p:
-                            for v in T.serial(T.min(lanes, q - block * lanes)):
-                                out[a, b, band * BAND + patch * PATCH + i, block * lanes + v] = T.Cast(dtype, acc[i * lanes + v])
+                fill(stage, source, a, b, band * BAND * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
+                for number in T.serial(T.min(BAND // PATCH, (p - band * BAND + PATCH - 1) // PATCH)):
+                    row = T.bind(band * BAND + number * PATCH)
+                    base = T.bind(lead + number * PATCH * down * across * columns)
+                    pitch = T.bind(down * across * columns)
+                    for block in T.serial(vectors // beside):
+                        patch(stage, w, table, count, out, a, b, group, base + block * beside * lanes, pitch, row, block * beside, beside, q, p)
+                    for block in T.serial(vectors % beside):
+                        rest = T.bind(vectors // beside * beside + block)
+                        patch(stage, w, table, count, out, a, b, group, base + rest * lanes, pitch, row, rest, 1, q, p)
 
     return main
 
@@ -123,7 +196,7 @@ def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> An
 def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
     from tvm.script import tirx as T
 
-    fill = _stage(sums, circular)
+    fill = _fill(dtype, sums, lanes, circular)
 
     @T.prim_func
     def main(
@@ -142,12 +215,13 @@ def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
             a = T.bind(task // c)
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), sums)
+            lead = T.bind((left + lanes - 1) // lanes * lanes - left)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
             wide = T.bind((q + lanes - 1) // lanes * lanes)
             dys = T.alloc_buffer((BAND * wide,), sums)
             for band in T.serial(bands):
                 high = T.bind(T.min(BAND, p - band * BAND))
-                fill(stage, x, a, b, band * BAND * down - top, rows, height, width, across, columns, left, 1, 1)
+                fill(stage, x, a, b, band * BAND * down - top, rows, height, width, across, columns, left, 1, 1, lead)
                 for r, j in T.grid(high, wide):
                     dys[r * wide + j] = T.if_then_else(j < q, T.Cast(sums, dy[a, b, band * BAND + r, j]), T.Cast(sums, 0))
                 for block in T.serial((count[group] + PATCH - 1) // PATCH):
@@ -160,7 +234,7 @@ def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
                             for v in T.vectorized(lanes):
                                 acc[i * lanes + v] = (
                                     acc[i * lanes + v]
-                                    + dys[r * wide + j * lanes + v] * stage[r * down * across * columns + j * lanes + table[group, block * PATCH + i, 0] + v]
+                                    + dys[r * wide + j * lanes + v] * stage[lead + r * down * across * columns + j * lanes + table[group, block * PATCH + i, 0] + v]
                                 )
                     for i in T.serial(PATCH):
                         part[a, b, band, block * PATCH + i] = T.Cast(sums, 0)

@@ -22,7 +22,7 @@ from tvm_orient.evaluate.walled import workspace_of as space_of
 from tvm_orient.problem import generic_args
 from tvm_orient.problem.device import Device, arch_device, cpu_device
 from tvm_orient.problem.generic_args import GenericArgs
-from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import kernel, serving
 from tvm_orient.schedules import registry
@@ -116,7 +116,7 @@ def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Calla
 
 def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
     """The spec by the generic kernel of a kind of device against the oracle."""
-    plan = generic_args.generic_args(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
+    plan = generic_args.generic_args(spec, kind, generic_args.vector_lanes(cpu_device(), spec.sums))
     function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
     for batch in batches:
         given = operands(spec, batch, seed=batch)

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsupported
-from .spec import ConvSpec
+from .device import Device
+from .spec import DTYPES, ConvSpec
 from .stencil import alive, nearest, round_up
 
 BAND = 32  # rows of outputs that are staged, or summed, at a time
 PATCH = 8  # rows, or taps of conv_dw, that are summed side by side
+_MAX_VECTOR = 32  # bytes of a vector of a CPU kernel: an unaligned one straddles cache lines half as often as one of 64
 _MAX_STAGED = 2**31 - 1  # elements of a staged band: kernels index with 32 bits
 
 
@@ -35,6 +37,11 @@ class GenericArgs:
     tables: tuple[NDArray[np.int32], ...]
     numbers: tuple[int, ...]
     workspace: tuple[int, int]
+
+
+def vector_lanes(device: Device, sums: str) -> int:
+    """Return the number of sums of a dtype in a vector of a CPU's generic kernel: 32 bytes at most, for longer ones waste more of a short row."""
+    return min(device.vector_bytes, _MAX_VECTOR) // DTYPES[sums]
 
 
 def key(spec: ConvSpec) -> str:
@@ -80,10 +87,14 @@ def _staged(spec: ConvSpec, lanes: int) -> GenericArgs:
     lines = _reaching(spec, out, step)
     every = [tap for line in lines for tap in line]
     top, low = max([0, *(-h for h, _, _ in every)]), max([0, *(h for h, _, _ in every)])
-    left = round_up(max([0, *(-w for _, w, _ in every)]), lanes * step[1])
+    left, right = max([0, *(-w for _, w, _ in every)]), max([0, *(w for _, w, _ in every)])
     rows = (round_up(min(out[0], BAND), PATCH) - 1) * step[0] + 1 + top + low
-    reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
-    columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
+    if spec.padding_mode != "circular" and step == (1, 1):  # the zeros between two rows are the halo of both
+        columns = round_up(plane[1] + max(left, right), lanes)
+    else:
+        left = round_up(left, lanes * step[1])
+        reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
+        columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
     if rows * step[1] * columns > _MAX_STAGED:
         raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_MAX_STAGED}: cut the plane into tiles")
     length = round_up(max(1, *(len(line) for line in lines)) if lines else 1, PATCH)
