@@ -10,23 +10,25 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_orient.problem.device import Device
-from tvm_orient.problem.generic_args import BAND, PATCH, vector_lanes
+from tvm_orient.problem.generic_args import IMAGES, PATCH, vector_lanes
 from tvm_orient.problem.spec import sums_of
 from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
+
+_BESIDE = {"avx2": 1, "x86_64": 1}  # vectors of a patch side by side by arch, where there are 16 vector registers; 2 where there are 32
 
 
 class CpuGeneric(Generic):
     """Computes every op on a CPU with nothing known when it is compiled: sizes are arguments, and taps a table of integers.
 
     One kernel serves every problem of its op, padding mode and dtype. It runs what the templates decline, and what is not in the cache where
-    compiling is off. Bands of 32 rows are staged, and a tap is one offset. Its parameters are the operands, a table (G, L, 2) of offset and tap,
+    compiling is off. Bands of rows are staged, and a tap is one offset. Its parameters are the operands, a table (G, L, 2) of offset and tap,
     a count (G,), the workspace of conv_dw, the result, and numbers.
     """
 
     name = "cpu_generic"
-    version = 1
+    version = 2
     kind = "cpu"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
@@ -34,7 +36,7 @@ class CpuGeneric(Generic):
         sums, circular = sums_of(dtype), padding_mode == "circular"
         lanes = vector_lanes(device, sums)
         if op != "conv_dw":
-            return _conv(dtype, sums, lanes, 1 if device.arch == "avx2" else 2, circular, op == "conv_dx")
+            return _conv(dtype, sums, lanes, _BESIDE.get(device.arch, 2), circular, op == "conv_dx")
         from tvm_orient.codegen.tir.confine_nonfinite import confined_generic  # which needs the compiler
 
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
@@ -57,6 +59,18 @@ def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
             stage[T.Ramp(start + j * lanes, 1, lanes)] = zeros
 
     @T.inline
+    def copy_row(stage, start, source, a, b, row, width):
+        for j in T.serial(width // lanes):
+            stage[T.Ramp(start + j * lanes, 1, lanes)] = T.Cast(kind, source[a, b, row, T.Ramp(j * lanes, 1, lanes)])
+        if width % lanes != 0:
+            edge = T.bind(width // lanes)
+            stage[T.Ramp(start + edge * lanes, 1, lanes)] = T.Select(
+                inside(edge, width),
+                T.Cast(kind, T.masked_load(f"{dtype}x{lanes}", source, a, b, row, T.Ramp(edge * lanes, 1, lanes), inside(edge, width))),
+                zeros,
+            )
+
+    @T.inline
     def copy_rows(stage, source, a, b, first, rows, height, width, columns, lead):
         """Of stride 1: after each row stand the zeros up to the next one, which are the halo of both."""
         above = T.bind(T.min(rows, T.max(0, -first)))
@@ -64,15 +78,7 @@ def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
         clear(stage, 0, (lead + above * columns) // lanes)
         for r in T.serial(below - above):
             start = T.bind(lead + (above + r) * columns)
-            for j in T.serial(width // lanes):
-                stage[T.Ramp(start + j * lanes, 1, lanes)] = T.Cast(kind, source[a, b, first + above + r, T.Ramp(j * lanes, 1, lanes)])
-            if width % lanes != 0:
-                edge = T.bind(width // lanes)
-                stage[T.Ramp(start + edge * lanes, 1, lanes)] = T.Select(
-                    inside(edge, width),
-                    T.Cast(kind, T.masked_load(f"{dtype}x{lanes}", source, a, b, first + above + r, T.Ramp(edge * lanes, 1, lanes), inside(edge, width))),
-                    zeros,
-                )
+            copy_row(stage, start, source, a, b, first + above + r, width)
             covered = T.bind((width + lanes - 1) // lanes)
             clear(stage, start + covered * lanes, columns // lanes - covered)
         clear(stage, lead + below * columns, (rows - below) * columns // lanes + 1)
@@ -98,7 +104,7 @@ def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
                         )
 
     if circular:
-        return wrap
+        return copy_row, wrap
 
     @T.inline
     def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
@@ -107,7 +113,7 @@ def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
         else:
             part(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead)
 
-    return fill
+    return copy_row, fill
 
 
 def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread: bool) -> Any:
@@ -117,7 +123,7 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
     """
     from tvm.script import tirx as T
 
-    fill = _fill(dtype, sums, lanes, circular)
+    copy_row, fill = _fill(dtype, sums, lanes, circular)
 
     def plane(source: Any, result: Any) -> Any:
         return result if spread else source
@@ -133,12 +139,12 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
             for v in T.vectorized(lanes):
                 acc[i * lanes + v] = T.Cast(sums, 0)
         for t in T.serial(count[group]):
-            offset = T.bind(table[group, t, 0] + base)
+            offset = T.bind(T.Cast("int64", table[group, t, 0]))
             for i in T.unroll(PATCH):
                 for s in T.unroll(width):
                     for v in T.vectorized(lanes):
                         acc[(i * width + s) * lanes + v] = (
-                            acc[(i * width + s) * lanes + v] + T.Cast(sums, w[b, table[group, t, 1]]) * stage[offset + i * pitch + s * lanes + v]
+                            acc[(i * width + s) * lanes + v] + T.Cast(sums, w[b, table[group, t, 1]]) * stage[offset + T.Cast("int64", base + i * pitch) + (s * lanes + v)]
                         )
         for i in T.unroll(PATCH):
             if row + i < p:
@@ -162,7 +168,7 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
     @T.prim_func
     def main(
         source_: T.handle, w_: T.handle, table_: T.handle, count_: T.handle, out_: T.handle,
-        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, hole_h: T.int32, hole_w: T.int32,
+        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, high: T.int32, hole_h: T.int32, hole_w: T.int32,
     ):  # fmt: skip
         n, c, height, width = T.int32(), T.int32(), T.int32(), T.int32()
         k, g, most, p, q = T.int32(), T.int32(), T.int32(), T.int32(), T.int32()
@@ -178,10 +184,10 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
             lead = T.bind((left + lanes - 1) // lanes * lanes - left)
             stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
             vectors = T.bind((q + lanes - 1) // lanes)
-            for band in T.serial((p + BAND - 1) // BAND):
-                fill(stage, source, a, b, band * BAND * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
-                for number in T.serial(T.min(BAND // PATCH, (p - band * BAND + PATCH - 1) // PATCH)):
-                    row = T.bind(band * BAND + number * PATCH)
+            for band in T.serial((p + high - 1) // high):
+                fill(stage, source, a, b, band * high * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
+                for number in T.serial(T.min(high // PATCH, (p - band * high + PATCH - 1) // PATCH)):
+                    row = T.bind(band * high + number * PATCH)
                     base = T.bind(lead + number * PATCH * down * across * columns)
                     pitch = T.bind(down * across * columns)
                     for block in T.serial(vectors // beside):
@@ -196,12 +202,12 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
 def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
     from tvm.script import tirx as T
 
-    fill = _fill(dtype, sums, lanes, circular)
+    copy_row, fill = _fill(dtype, sums, lanes, circular)
 
     @T.prim_func
     def main(
         x_: T.handle, dy_: T.handle, table_: T.handle, count_: T.handle, part_: T.handle, dw_: T.handle,
-        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32,
+        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, high: T.int32,
     ):  # fmt: skip
         n, c, height, width = T.int32(), T.int32(), T.int32(), T.int32()
         k, g, most, p, q, bands = T.int32(), T.int32(), T.int32(), T.int32(), T.int32(), T.int32()
@@ -211,41 +217,48 @@ def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
         count = T.match_buffer(count_, (g,), "int32")
         part = T.match_buffer(part_, (n, c, bands, most), sums)
         dw = T.match_buffer(dw_, (c, k), sums)
-        for task in T.parallel(n * c):
-            a = T.bind(task // c)
+        for task in T.parallel((n + IMAGES - 1) // IMAGES * c):
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
             lead = T.bind((left + lanes - 1) // lanes * lanes - left)
             stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
             wide = T.bind((q + lanes - 1) // lanes * lanes)
-            dys = T.alloc_buffer((BAND * wide,), sums)
-            for band in T.serial(bands):
-                high = T.bind(T.min(BAND, p - band * BAND))
-                fill(stage, x, a, b, band * BAND * down - top, rows, height, width, across, columns, left, 1, 1, lead)
-                for r, j in T.grid(high, wide):
-                    dys[r * wide + j] = T.if_then_else(j < q, T.Cast(sums, dy[a, b, band * BAND + r, j]), T.Cast(sums, 0))
+            dys = T.alloc_buffer((high * wide,), sums)
+            totals = T.alloc_buffer((most * lanes,), sums)
+            for j in T.serial(most):
+                for v in T.vectorized(lanes):
+                    totals[j * lanes + v] = T.Cast(sums, 0)
+            for image, band in T.grid(T.min(IMAGES, n - task // c * IMAGES), (p + high - 1) // high):
+                a = T.bind(task // c * IMAGES + image)
+                here = T.bind(T.min(high, p - band * high))
+                fill(stage, x, a, b, band * high * down - top, rows, height, width, across, columns, left, 1, 1, lead)
+                for r in T.serial(here):
+                    copy_row(dys, r * wide, dy, a, b, band * high + r, q)
                 for block in T.serial((count[group] + PATCH - 1) // PATCH):
                     acc = T.alloc_buffer((PATCH * lanes,), sums)
                     for i in T.unroll(PATCH):
                         for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(sums, 0)
-                    for r, j in T.grid(high, wide // lanes):
+                            acc[i * lanes + v] = totals[(block * PATCH + i) * lanes + v]
+                    for r, j in T.grid(here, wide // lanes):
                         for i in T.unroll(PATCH):
                             for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = (
-                                    acc[i * lanes + v]
-                                    + dys[r * wide + j * lanes + v] * stage[lead + r * down * across * columns + j * lanes + table[group, block * PATCH + i, 0] + v]
-                                )
-                    for i in T.serial(PATCH):
-                        part[a, b, band, block * PATCH + i] = T.Cast(sums, 0)
-                        for v in T.serial(lanes):
-                            part[a, b, band, block * PATCH + i] = part[a, b, band, block * PATCH + i] + acc[i * lanes + v]
+                                acc[i * lanes + v] = acc[i * lanes + v] + dys[r * wide + j * lanes + v] * stage[
+                                    T.Cast("int64", lead + table[group, block * PATCH + i, 0])
+                                    + T.Cast("int64", r * down * across * columns + j * lanes) + v
+                                ]
+                    for i in T.unroll(PATCH):
+                        for v in T.vectorized(lanes):
+                            totals[(block * PATCH + i) * lanes + v] = acc[i * lanes + v]
+            for t in T.serial(count[group]):
+                part[task // c, b, 0, t] = T.Cast(sums, 0)
+                for v in T.serial(lanes):
+                    part[task // c, b, 0, t] = part[task // c, b, 0, t] + totals[t * lanes + v]
         for channel in T.parallel(c):
             line = T.bind((g * (channel + 1) - 1) // c)
             for s in T.serial(k):
                 dw[channel, s] = T.Cast(sums, 0)
-            for t, image, band in T.grid(count[line], n, bands):
-                dw[channel, table[line, t, 1]] = dw[channel, table[line, t, 1]] + part[image, channel, band, t]
+            for t, several in T.grid(count[line], (n + IMAGES - 1) // IMAGES):
+                dw[channel, table[line, t, 1]] = dw[channel, table[line, t, 1]] + part[several, channel, 0, t]
 
     return main
 

@@ -16,7 +16,9 @@ from .device import Device
 from .spec import DTYPES, ConvSpec
 from .stencil import alive, nearest, round_up
 
-BAND = 32  # rows of outputs that are staged, or summed, at a time
+BAND = 32  # rows of outputs that a block of a GPU sums at a time
+_MAX_BAND = 64  # rows of outputs that a CPU stages at a time: a band of 56 columns with its halo fits the nearest cache
+IMAGES = 4  # images whose weight gradients a task of the CPU sums, before it adds up the lanes of its vectors
 PATCH = 8  # rows, or taps of conv_dw, that are summed side by side
 _MAX_VECTOR = 32  # bytes of a vector of a CPU kernel: an unaligned one straddles cache lines half as often as one of 64
 _MAX_STAGED = 2**31 - 1  # elements of a staged band: kernels index with 32 bits
@@ -88,24 +90,26 @@ def _staged(spec: ConvSpec, lanes: int) -> GenericArgs:
     every = [tap for line in lines for tap in line]
     top, low = max([0, *(-h for h, _, _ in every)]), max([0, *(h for h, _, _ in every)])
     left, right = max([0, *(-w for _, w, _ in every)]), max([0, *(w for _, w, _ in every)])
-    rows = (round_up(min(out[0], BAND), PATCH) - 1) * step[0] + 1 + top + low
+    band = round_up(-(-out[0] // -(-out[0] // _MAX_BAND)), PATCH)  # as few as may be, and alike
+    rows = (band - 1) * step[0] + 1 + top + low
     if spec.padding_mode != "circular" and step == (1, 1):  # the zeros between two rows are the halo of both
         columns = round_up(plane[1] + max(left, right), lanes)
     else:
         left = round_up(left, lanes * step[1])
         reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
         columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
-    if rows * step[1] * columns > _MAX_STAGED:
-        raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_MAX_STAGED}: cut the plane into tiles")
+    staged = rows * step[1] * columns + left + 2 * lanes  # and what stands before the first row and after the last one
+    if staged > _MAX_STAGED:
+        raise Unsupported(f"a band of {spec} with its halo takes {staged} elements, at most {_MAX_STAGED}: cut the plane into tiles")
     length = round_up(max(1, *(len(line) for line in lines)) if lines else 1, PATCH)
     table = np.zeros((len(lines), length, 2), np.int32)
     for g, line in enumerate(lines):
         for i, (h, w, s) in enumerate(line):
             table[g, i] = ((h + top) * step[1] + (w + left) % step[1]) * columns + (w + left) // step[1], s
     count = np.array([len(line) for line in lines], np.int32)
-    numbers = (*step, top, left, rows, columns)
+    numbers = (*step, top, left, rows, columns, band)
     if spec.op == "conv_dw":
-        return GenericArgs((table, count), numbers, (-(-out[0] // BAND), length))
+        return GenericArgs((table, count), numbers, (1, length))
     return GenericArgs((table, count), (*numbers, *((1, 1) if forward else spec.stride)), (0, 0))
 
 
