@@ -28,7 +28,7 @@ BATCH = 8  # images
 PLANES = ((96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7))  # the stages of ConvNeXt-T
 SIZES = (7, 31)  # taps
 SECONDS = 1.0  # that the timed calls of one problem take in one state
-LEAST = 15  # timed calls of each kernel
+MIN_CALLS = 15  # timed calls of each kernel
 RESULT = RESULTS / "generic-cpu.csv"
 COLUMNS = ("device", "op", "channels", "height", "kernel_size", "state", "own_ms", "generic_ms", "share")
 Call = Callable[..., torch.Tensor]
@@ -51,7 +51,7 @@ def in_turn(calls: Sequence[Call], operands: Sequence[tuple[torch.Tensor, ...]])
         for call in (*calls, *calls):
             timed(call)
         deadline = time.perf_counter() + SECONDS
-        while len(times[0]) < LEAST or time.perf_counter() < deadline:
+        while len(times[0]) < MIN_CALLS or time.perf_counter() < deadline:
             for taken, call in zip(times, calls, strict=True):
                 taken.append(timed(call))
     return [min(taken) for taken in times]

@@ -7,6 +7,7 @@ their halo (columns parted by the stride), so that a tap is one linear offset an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm_orient.problem.device import Device
@@ -15,6 +16,7 @@ from tvm_orient.problem.spec import sums_of
 from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
+from .generic_stage import fill, inside, row_copy
 
 _BESIDE = {"avx2": 1, "x86_64": 1}  # vectors of a patch side by side by arch, where there are 16 vector registers; 2 where there are 32
 
@@ -23,8 +25,10 @@ class CpuGeneric(Generic):
     """Computes every op on a CPU with nothing known when it is compiled: sizes are arguments, and taps a table of integers.
 
     One kernel serves every problem of its op, padding mode and dtype. It runs what the templates decline, and what is not in the cache where
-    compiling is off. Bands of rows are staged, and a tap is one offset. Its parameters are the operands, a table (G, L, 2) of offset and tap,
-    a count (G,), the workspace of conv_dw, the result, and numbers.
+    compiling is off. Bands of rows are staged, by whole vectors where the columns are not spread out, and two rows share the zeros between them. A
+    tap is one offset; 8 rows of two vectors are summed side by side, or 8 taps of `conv_dw`, of four images at a time. Vectors have 32 bytes at
+    most: longer ones waste more of a short row, and straddle cache lines twice as often. Its parameters are the operands, a table (G, L, 2) of
+    offset and tap, a count (G,), the workspace of conv_dw, the result, and numbers.
     """
 
     name = "cpu_generic"
@@ -42,78 +46,47 @@ class CpuGeneric(Generic):
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
 
 
-def _fill(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
-    """Returns a macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
+def _at(lanes: int) -> Callable[[Any], Any]:
+    """Returns a function from a place to the indices of the vector that begins there."""
     from tvm.script import tirx as T
 
-    zeros = T.Broadcast(T.Cast(sums, 0), lanes)
-    kind = f"{sums}x{lanes}"
+    return lambda start: T.Ramp(start, 1, lanes)
 
-    def inside(j: Any, width: Any) -> Any:
-        """Returns which lanes of vector j of a row lie inside it."""
-        return T.Ramp(j * lanes, 1, lanes) < T.Broadcast(width, lanes)
 
-    @T.inline
-    def clear(stage, start, count):
-        for j in T.serial(count):
-            stage[T.Ramp(start + j * lanes, 1, lanes)] = zeros
+def _patch(dtype: str, sums: str, lanes: int) -> Any:
+    """Returns a macro that sums PATCH rows of `beside` vectors of outputs, and stores them: from `row` on, and from vector `block` on."""
+    from tvm.script import tirx as T
 
-    @T.inline
-    def copy_row(stage, start, source, a, b, row, width):
-        for j in T.serial(width // lanes):
-            stage[T.Ramp(start + j * lanes, 1, lanes)] = T.Cast(kind, source[a, b, row, T.Ramp(j * lanes, 1, lanes)])
-        if width % lanes != 0:
-            edge = T.bind(width // lanes)
-            stage[T.Ramp(start + edge * lanes, 1, lanes)] = T.Select(
-                inside(edge, width),
-                T.Cast(kind, T.masked_load(f"{dtype}x{lanes}", source, a, b, row, T.Ramp(edge * lanes, 1, lanes), inside(edge, width))),
-                zeros,
-            )
+    at, zeros = _at(lanes), T.Broadcast(T.Cast(sums, 0), lanes)
+
+    def weighed(weight: Any, vector: Any) -> Any:
+        """Returns an expression, for the weight must not be bound: TVM reads a bound bfloat16 as a whole number where the CPU has none."""
+        return T.Broadcast(T.Cast(sums, weight), lanes) * vector
 
     @T.inline
-    def copy_rows(stage, source, a, b, first, rows, height, width, columns, lead):
-        """Of stride 1: after each row stand the zeros up to the next one, which are the halo of both."""
-        above = T.bind(T.min(rows, T.max(0, -first)))
-        below = T.bind(T.max(above, T.min(rows, height - first)))
-        clear(stage, 0, (lead + above * columns) // lanes)
-        for r in T.serial(below - above):
-            start = T.bind(lead + (above + r) * columns)
-            copy_row(stage, start, source, a, b, first + above + r, width)
-            covered = T.bind((width + lanes - 1) // lanes)
-            clear(stage, start + covered * lanes, columns // lanes - covered)
-        clear(stage, lead + below * columns, (rows - below) * columns // lanes + 1)
-
-    @T.inline
-    def wrap(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
-        for r, phase, j in T.grid(rows, across, columns):
-            stage[lead + (r * across + phase) * columns + j] = T.Cast(sums, 0)
-            if (first + r) % height % hole_h == 0 and (j * across + phase - left) % width % hole_w == 0:
-                stage[lead + (r * across + phase) * columns + j] = T.Cast(
-                    sums, source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
-                )
-
-    @T.inline
-    def part(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
-        clear(stage, 0, (lead + rows * across * columns) // lanes + 1)
-        for r in T.serial(T.max(0, -first), T.min(rows, height - first)):
-            if (first + r) % hole_h == 0:
-                for phase in T.serial(across):
-                    for j in T.serial(((width - phase + across - 1) // across + hole_w - 1) // hole_w):
-                        stage[lead + (r * across + phase) * columns + left // across + j * hole_w] = T.Cast(
-                            sums, source[a, b, (first + r) // hole_h, j * across + phase]
-                        )
-
-    if circular:
-        return copy_row, wrap
-
-    @T.inline
-    def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead):
-        if across * hole_h * hole_w == 1:
-            copy_rows(stage, source, a, b, first, rows, height, width, columns, lead + left)
+    def stored(out, a, b, row, block, q, vector):
+        if (block + 1) * lanes <= q:
+            out[a, b, row, at(block * lanes)] = vector
         else:
-            part(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w, lead)
+            T.evaluate(T.masked_store(out, vector, a, b, row, at(block * lanes), inside(lanes, block, q)))
 
-    return copy_row, fill
+    @T.inline
+    def patch(stage, start, pitch, w, table, taps, out, a, b, group, row, block, beside, p, q):
+        acc = T.alloc_buffer((PATCH * beside * lanes,), sums)
+        for i in T.unroll(PATCH * beside):
+            acc[at(i * lanes)] = zeros
+        for t in T.serial(taps):
+            offset = T.bind(T.Cast("int64", table[group, t, 0]))  # in 64 bits, or LLVM adds up addresses in vectors
+            for i in T.unroll(PATCH):
+                for s in T.unroll(beside):
+                    vector = T.bind(stage[at(offset + T.Cast("int64", start + block * lanes + i * pitch) + s * lanes)])
+                    acc[at((i * beside + s) * lanes)] = acc[at((i * beside + s) * lanes)] + weighed(w[b, table[group, t, 1]], vector)
+        for i in T.unroll(PATCH):
+            if row + i < p:
+                for s in T.unroll(beside):
+                    stored(out, a, b, row + i, block + s, q, T.Cast(f"{dtype}x{lanes}", acc[at((i * beside + s) * lanes)]))
+
+    return patch
 
 
 def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread: bool) -> Any:
@@ -123,47 +96,10 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
     """
     from tvm.script import tirx as T
 
-    copy_row, fill = _fill(dtype, sums, lanes, circular)
+    filled, patch = fill(dtype, sums, lanes, circular), _patch(dtype, sums, lanes)
 
     def plane(source: Any, result: Any) -> Any:
         return result if spread else source
-
-    def inside(j: Any, width: Any) -> Any:
-        return T.Ramp(j * lanes, 1, lanes) < T.Broadcast(width, lanes)
-
-    @T.inline
-    def patch(stage, w, table, count, out, a, b, group, base, pitch, row, block, width, q, p):
-        """Sums PATCH rows of `width` vectors, from a row of outputs and a block of columns on."""
-        acc = T.alloc_buffer((PATCH * width * lanes,), sums)
-        for i in T.unroll(PATCH * width):
-            for v in T.vectorized(lanes):
-                acc[i * lanes + v] = T.Cast(sums, 0)
-        for t in T.serial(count[group]):
-            offset = T.bind(T.Cast("int64", table[group, t, 0]))
-            for i in T.unroll(PATCH):
-                for s in T.unroll(width):
-                    for v in T.vectorized(lanes):
-                        acc[(i * width + s) * lanes + v] = (
-                            acc[(i * width + s) * lanes + v] + T.Cast(sums, w[b, table[group, t, 1]]) * stage[offset + T.Cast("int64", base + i * pitch) + (s * lanes + v)]
-                        )
-        for i in T.unroll(PATCH):
-            if row + i < p:
-                for s in T.unroll(width):
-                    if (block + s + 1) * lanes <= q:
-                        for v in T.vectorized(lanes):
-                            out[a, b, row + i, (block + s) * lanes + v] = T.Cast(dtype, acc[(i * width + s) * lanes + v])
-                    else:
-                        T.evaluate(
-                            T.masked_store(
-                                out,
-                                T.Cast(f"{dtype}x{lanes}", acc[T.Ramp((i * width + s) * lanes, 1, lanes)]),
-                                a,
-                                b,
-                                row + i,
-                                T.Ramp((block + s) * lanes, 1, lanes),
-                                inside(block + s, q),
-                            )
-                        )
 
     @T.prim_func
     def main(
@@ -182,27 +118,48 @@ def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
             lead = T.bind((left + lanes - 1) // lanes * lanes - left)
-            stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
-            vectors = T.bind((q + lanes - 1) // lanes)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + plane(width, q) + lanes,), sums)
+            pitch = T.bind(down * across * columns)
+            pairs = T.bind((q + lanes - 1) // lanes // beside)
             for band in T.serial((p + high - 1) // high):
-                fill(stage, source, a, b, band * high * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
+                filled(stage, source, a, b, band * high * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
                 for number in T.serial(T.min(high // PATCH, (p - band * high + PATCH - 1) // PATCH)):
                     row = T.bind(band * high + number * PATCH)
-                    base = T.bind(lead + number * PATCH * down * across * columns)
-                    pitch = T.bind(down * across * columns)
-                    for block in T.serial(vectors // beside):
-                        patch(stage, w, table, count, out, a, b, group, base + block * beside * lanes, pitch, row, block * beside, beside, q, p)
-                    for block in T.serial(vectors % beside):
-                        rest = T.bind(vectors // beside * beside + block)
-                        patch(stage, w, table, count, out, a, b, group, base + rest * lanes, pitch, row, rest, 1, q, p)
+                    start = T.bind(lead + number * PATCH * pitch)
+                    for block in T.serial(pairs):
+                        patch(stage, start, pitch, w, table, count[group], out, a, b, group, row, block * beside, beside, p, q)
+                    for block in T.serial((q + lanes - 1) // lanes - pairs * beside):
+                        patch(stage, start, pitch, w, table, count[group], out, a, b, group, row, pairs * beside + block, 1, p, q)
 
     return main
 
 
-def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
+def _taps(sums: str, lanes: int) -> Any:
+    """Returns a macro that adds to the sums of PATCH taps, lane by lane, what they gather over a band of `here` rows of dy."""
     from tvm.script import tirx as T
 
-    copy_row, fill = _fill(dtype, sums, lanes, circular)
+    at = _at(lanes)
+
+    @T.inline
+    def gathered(totals, stage, lead, pitch, table, group, first, dys, here, wide):
+        acc = T.alloc_buffer((PATCH * lanes,), sums)
+        for i in T.unroll(PATCH):
+            acc[at(i * lanes)] = totals[at((first + i) * lanes)]
+        for r, j in T.grid(here, wide // lanes):
+            for i in T.unroll(PATCH):  # in 64 bits, or LLVM adds up addresses in vectors
+                place = T.bind(T.Cast("int64", lead + table[group, first + i, 0]) + T.Cast("int64", r * pitch + j * lanes))
+                acc[at(i * lanes)] = acc[at(i * lanes)] + dys[at(r * wide + j * lanes)] * stage[at(place)]
+        for i in T.unroll(PATCH):
+            totals[at((first + i) * lanes)] = acc[at(i * lanes)]
+
+    return gathered
+
+
+def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
+    """Returns the kernel of conv_dw: a task sums a channel of several images, and a second pass adds up the tasks of a channel."""
+    from tvm.script import tirx as T
+
+    filled, copied, gathered, at = fill(dtype, sums, lanes, circular), row_copy(dtype, sums, lanes), _taps(sums, lanes), _at(lanes)
 
     @T.prim_func
     def main(
@@ -221,34 +178,20 @@ def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
             lead = T.bind((left + lanes - 1) // lanes * lanes - left)
-            stage = T.alloc_buffer((lead + left + rows * across * columns + lanes,), sums)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + width + lanes,), sums)
             wide = T.bind((q + lanes - 1) // lanes * lanes)
             dys = T.alloc_buffer((high * wide,), sums)
             totals = T.alloc_buffer((most * lanes,), sums)
-            for j in T.serial(most):
-                for v in T.vectorized(lanes):
-                    totals[j * lanes + v] = T.Cast(sums, 0)
+            for t in T.serial(most):
+                totals[at(t * lanes)] = T.Broadcast(T.Cast(sums, 0), lanes)
             for image, band in T.grid(T.min(IMAGES, n - task // c * IMAGES), (p + high - 1) // high):
                 a = T.bind(task // c * IMAGES + image)
                 here = T.bind(T.min(high, p - band * high))
-                fill(stage, x, a, b, band * high * down - top, rows, height, width, across, columns, left, 1, 1, lead)
+                filled(stage, x, a, b, band * high * down - top, rows, height, width, across, columns, left, 1, 1, lead)
                 for r in T.serial(here):
-                    copy_row(dys, r * wide, dy, a, b, band * high + r, q)
+                    copied(dys, r * wide, dy, a, b, band * high + r, q)
                 for block in T.serial((count[group] + PATCH - 1) // PATCH):
-                    acc = T.alloc_buffer((PATCH * lanes,), sums)
-                    for i in T.unroll(PATCH):
-                        for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = totals[(block * PATCH + i) * lanes + v]
-                    for r, j in T.grid(here, wide // lanes):
-                        for i in T.unroll(PATCH):
-                            for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = acc[i * lanes + v] + dys[r * wide + j * lanes + v] * stage[
-                                    T.Cast("int64", lead + table[group, block * PATCH + i, 0])
-                                    + T.Cast("int64", r * down * across * columns + j * lanes) + v
-                                ]
-                    for i in T.unroll(PATCH):
-                        for v in T.vectorized(lanes):
-                            totals[(block * PATCH + i) * lanes + v] = acc[i * lanes + v]
+                    gathered(totals, stage, lead, down * across * columns, table, group, block * PATCH, dys, here, wide)
             for t in T.serial(count[group]):
                 part[task // c, b, 0, t] = T.Cast(sums, 0)
                 for v in T.serial(lanes):
