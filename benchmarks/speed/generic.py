@@ -1,6 +1,6 @@
 """Measure the generic kernel of a CPU against problems' own kernels, untuned, in turn on the CPU here, into a CSV file and a table.
 
-python -m benchmarks.speed.generic          (three minutes, two of them compiling; writes benchmarks/results/generic-cpu.csv)
+python -m benchmarks.speed.generic          (four minutes, two of them compiling; writes benchmarks/results/generic-cpu.csv)
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..report.terminal import console, say
 BATCH = 8  # images
 PLANES = ((96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7))  # the stages of ConvNeXt-T
 SIZES = (7, 31)  # taps
-SECONDS = 1.0  # that the timed calls of one problem take in one state
+SECONDS = 1.5  # that the timed calls of one problem take in one state
 MIN_CALLS = 15  # timed calls of each kernel
 RESULT = RESULTS / "generic-cpu.csv"
-COLUMNS = ("device", "op", "channels", "height", "kernel_size", "state", "own_ms", "generic_ms", "share")
+COLUMNS = ("device", "threads", "op", "channels", "height", "kernel_size", "state", "own_ms", "generic_ms", "share")
 Call = Callable[..., torch.Tensor]
 
 
@@ -75,7 +75,14 @@ def measured(spec: ConvSpec, device: Device) -> list[dict[str, object]]:
     calls = [checked(spec, device, choices, given) for choices in (default_choices(spec, device), generic_choices(spec, device))]
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*given, calls[0](*given)))
     sets = [given, *(tuple(tensor.clone() for tensor in given) for _ in range(timing.sets_in_turn(size, device) - 1))]
-    problem = {"device": device.slug, "op": spec.op, "channels": spec.channels, "height": spec.height, "kernel_size": spec.kernel_size}
+    problem = {
+        "device": device.slug,
+        "threads": torch.get_num_threads(),
+        "op": spec.op,
+        "channels": spec.channels,
+        "height": spec.height,
+        "kernel_size": spec.kernel_size,
+    }
     rows: list[dict[str, object]] = []
     for state, operands in (("cold", sets), ("warm", sets[:1])):
         own, generic = in_turn(calls, operands)
@@ -96,7 +103,11 @@ def worst(rows: Sequence[dict[str, object]]) -> Table:
 
 def main() -> None:
     """Measure, write the CSV file, print the table."""
-    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, help="threads of the kernels, instead of torch's own choice: one waits for no core that others keep busy")
+    threads = parser.parse_args().threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     keep_freed_memory()
     device, rows = cpu_device(), list[dict[str, object]]()
     for k, plane, op in itertools.product(SIZES, PLANES, OPS):
