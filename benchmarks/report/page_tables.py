@@ -3,7 +3,8 @@
     python -m benchmarks.report.page_tables
 
 A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
-`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of `speed.run`).
+`<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of `speed.run`),
+`<!-- generic cpu -->` (what `speed.generic` wrote).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 
 from tvm_orient.bench.rows import read_csv
 
+from . import sheets
 from .sheets import RESULTS
 from .speed_tables import speed_table, summary_table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary|generic) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
 
@@ -81,6 +83,16 @@ def stage_table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {problem} | " + " | ".join(cells) + " |"
 
 
+def generic_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yields the lines of the table of the generic kernel: its share of the own kernel's speed, plane by plane, cold and warm, and the smallest."""
+    planes = list(dict.fromkeys((row["channels"], row["height"]) for row in rows))
+    yield "| op, K | calls | " + " | ".join(f"{channels}x{height}x{height}" for channels, height in planes) + " | smallest |"
+    yield "| --- | --- |" + " ---: |" * (len(planes) + 1)
+    for op, k, state in dict.fromkeys((row["op"], row["kernel_size"], row["state"]) for row in rows):
+        here = {(row["channels"], row["height"]): float(row["share"]) for row in rows if (row["op"], row["kernel_size"], row["state"]) == (op, k, state)}
+        yield f"| `{op}`, K={k} | {state} | " + " | ".join(f"{here[plane]:.2f}" for plane in planes) + f" | {min(here.values()):.2f} |"
+
+
 SPEEDS = {"speeds": speed_table, "summary": summary_table}
 TABLES = {"stems": stem_table, "layers": layer_table, "stages": stage_table}
 
@@ -92,6 +104,8 @@ def documented(page: str) -> str:
         marker, kind, name, op, kernel_size, _ = match.groups()
         if kind in SPEEDS:
             lines = SPEEDS[kind](read_csv(RESULTS / f"{name}.csv"))
+        elif kind == "generic":
+            lines = generic_table(sheets.read(RESULTS / f"generic-{name}.csv"))
         else:
             lines = table(read(name), op, kernel_size) if kind == "static" else TABLES[kind](read(name, kind))
         return marker + "".join(f"{line}\n" for line in lines)

@@ -7,75 +7,96 @@ their halo (columns parted by the stride), so that a tap is one linear offset an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm_orient.problem.device import Device
-from tvm_orient.problem.generic_args import BAND, PATCH
-from tvm_orient.problem.spec import DTYPES, sums_of
+from tvm_orient.problem.generic_args import IMAGES, PATCH, vector_lanes
+from tvm_orient.problem.spec import sums_of
 from tvm_orient.toolchain.tvm import load_tvm
 
 from ..base import Generic
+from .generic_stage import fill, inside, row_copy
+
+_BESIDE = {"avx2": 1, "x86_64": 1}  # vectors of a patch side by side by arch, where there are 16 vector registers; 2 where there are 32
 
 
 class CpuGeneric(Generic):
     """Computes every op on a CPU with nothing known when it is compiled: sizes are arguments, and taps a table of integers.
 
     One kernel serves every problem of its op, padding mode and dtype. It runs what the templates decline, and what is not in the cache where
-    compiling is off. Bands of 32 rows are staged, and a tap is one offset. Its parameters are the operands, a table (G, L, 2) of offset and tap,
-    a count (G,), the workspace of conv_dw, the result, and numbers.
+    compiling is off. Bands of rows are staged, by whole vectors where the columns are not spread out, and two rows share the zeros between them. A
+    tap is one offset; 8 rows of two vectors are summed side by side, or 8 taps of `conv_dw`, of four images at a time. Vectors have 32 bytes at
+    most: longer ones waste more of a short row, and straddle cache lines twice as often. Its parameters are the operands, a table (G, L, 2) of
+    offset and tap, a count (G,), the workspace of conv_dw, the result, and numbers.
     """
 
     name = "cpu_generic"
-    version = 1
+    version = 2
     kind = "cpu"
 
     def func(self, op: str, padding_mode: str, dtype: str, device: Device) -> Any:
         load_tvm()
         sums, circular = sums_of(dtype), padding_mode == "circular"
-        lanes = device.vector_bytes // DTYPES[sums]
+        lanes = vector_lanes(device, sums)
         if op != "conv_dw":
-            return _conv(dtype, sums, lanes, circular, op == "conv_dx")
+            return _conv(dtype, sums, lanes, _BESIDE.get(device.arch, 2), circular, op == "conv_dx")
         from tvm_orient.codegen.tir.confine_nonfinite import confined_generic  # which needs the compiler
 
         return confined_generic(_dw(dtype, sums, lanes, circular), padding_mode)
 
 
-def _stage(sums: str, circular: bool) -> Any:
-    """Returns a macro that fills the stage from source row `first` on: zeros, and what lies inside, columns parted by the stride or spread out."""
+def _at(lanes: int) -> Callable[[Any], Any]:
+    """Returns a function from a place to the indices of the vector that begins there."""
     from tvm.script import tirx as T
 
-    if circular:
-
-        @T.inline
-        def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
-            for r, phase, j in T.grid(rows, across, columns):
-                stage[(r * across + phase) * columns + j] = T.Cast(sums, 0)
-                if (first + r) % height % hole_h == 0 and (j * across + phase - left) % width % hole_w == 0:
-                    stage[(r * across + phase) * columns + j] = T.Cast(
-                        sums, source[a, b, (first + r) % height // hole_h, (j * across + phase - left) % width // hole_w]
-                    )
-    else:
-
-        @T.inline
-        def fill(stage, source, a, b, first, rows, height, width, across, columns, left, hole_h, hole_w):
-            for j in T.serial(rows * across * columns):
-                stage[j] = T.Cast(sums, 0)
-            for r in T.serial(T.max(0, -first), T.min(rows, height - first)):
-                if (first + r) % hole_h == 0:
-                    for phase in T.serial(across):
-                        for j in T.serial(((width - phase + across - 1) // across + hole_w - 1) // hole_w):
-                            stage[(r * across + phase) * columns + left // across + j * hole_w] = T.Cast(
-                                sums, source[a, b, (first + r) // hole_h, j * across + phase]
-                            )
-
-    return fill
+    return lambda start: T.Ramp(start, 1, lanes)
 
 
-def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> Any:
-    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between."""
+def _patch(dtype: str, sums: str, lanes: int) -> Any:
+    """Returns a macro that sums PATCH rows of `beside` vectors of outputs, and stores them: from `row` on, and from vector `block` on."""
     from tvm.script import tirx as T
 
-    fill = _stage(sums, circular)
+    at, zeros = _at(lanes), T.Broadcast(T.Cast(sums, 0), lanes)
+
+    def weighed(weight: Any, vector: Any) -> Any:
+        """Returns an expression, for the weight must not be bound: TVM reads a bound bfloat16 as a whole number where the CPU has none."""
+        return T.Broadcast(T.Cast(sums, weight), lanes) * vector
+
+    @T.inline
+    def stored(out, a, b, row, block, q, vector):
+        if (block + 1) * lanes <= q:
+            out[a, b, row, at(block * lanes)] = vector
+        else:
+            T.evaluate(T.masked_store(out, vector, a, b, row, at(block * lanes), inside(lanes, block, q)))
+
+    @T.inline
+    def patch(stage, start, pitch, w, table, taps, out, a, b, group, row, block, beside, p, q):
+        acc = T.alloc_buffer((PATCH * beside * lanes,), sums)
+        for i in T.unroll(PATCH * beside):
+            acc[at(i * lanes)] = zeros
+        for t in T.serial(taps):
+            offset = T.bind(T.Cast("int64", table[group, t, 0]))  # in 64 bits, or LLVM adds up addresses in vectors
+            for i in T.unroll(PATCH):
+                for s in T.unroll(beside):
+                    vector = T.bind(stage[at(offset + T.Cast("int64", start + block * lanes + i * pitch) + s * lanes)])
+                    acc[at((i * beside + s) * lanes)] = acc[at((i * beside + s) * lanes)] + weighed(w[b, table[group, t, 1]], vector)
+        for i in T.unroll(PATCH):
+            if row + i < p:
+                for s in T.unroll(beside):
+                    stored(out, a, b, row + i, block + s, q, T.Cast(f"{dtype}x{lanes}", acc[at((i * beside + s) * lanes)]))
+
+    return patch
+
+
+def _conv(dtype: str, sums: str, lanes: int, beside: int, circular: bool, spread: bool) -> Any:
+    """Returns the kernel of conv; or of conv_dx (spread), which is conv of stride 1 on dy spread out by the stride, zeros between.
+
+    beside: vectors of a patch, side by side.
+    """
+    from tvm.script import tirx as T
+
+    filled, patch = fill(dtype, sums, lanes, circular), _patch(dtype, sums, lanes)
 
     def plane(source: Any, result: Any) -> Any:
         return result if spread else source
@@ -83,7 +104,7 @@ def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> An
     @T.prim_func
     def main(
         source_: T.handle, w_: T.handle, table_: T.handle, count_: T.handle, out_: T.handle,
-        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, hole_h: T.int32, hole_w: T.int32,
+        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, high: T.int32, hole_h: T.int32, hole_w: T.int32,
     ):  # fmt: skip
         n, c, height, width = T.int32(), T.int32(), T.int32(), T.int32()
         k, g, most, p, q = T.int32(), T.int32(), T.int32(), T.int32(), T.int32()
@@ -96,39 +117,54 @@ def _conv(dtype: str, sums: str, lanes: int, circular: bool, spread: bool) -> An
             a = T.bind(task // c)
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), sums)
-            for band in T.serial((p + BAND - 1) // BAND):
-                fill(stage, source, a, b, band * BAND * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w)
-                for patch, block in T.grid(T.min(BAND // PATCH, (p - band * BAND + PATCH - 1) // PATCH), (q + lanes - 1) // lanes):
-                    acc = T.alloc_buffer((PATCH * lanes,), sums)
-                    for i in T.unroll(PATCH):
-                        for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(sums, 0)
-                    for t in T.serial(count[group]):
-                        offset = T.bind(table[group, t, 0] + block * lanes)
-                        for i in T.unroll(PATCH):
-                            for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = (
-                                    acc[i * lanes + v]
-                                    + T.Cast(sums, w[b, table[group, t, 1]]) * stage[(patch * PATCH + i) * down * across * columns + offset + v]
-                                )
-                    for i in T.unroll(PATCH):
-                        if band * BAND + patch * PATCH + i < p:
-                            for v in T.serial(T.min(lanes, q - block * lanes)):
-                                out[a, b, band * BAND + patch * PATCH + i, block * lanes + v] = T.Cast(dtype, acc[i * lanes + v])
+            lead = T.bind((left + lanes - 1) // lanes * lanes - left)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + plane(width, q) + lanes,), sums)
+            pitch = T.bind(down * across * columns)
+            pairs = T.bind((q + lanes - 1) // lanes // beside)
+            for band in T.serial((p + high - 1) // high):
+                filled(stage, source, a, b, band * high * down - top, rows, plane(height, p), plane(width, q), across, columns, left, hole_h, hole_w, lead)
+                for number in T.serial(T.min(high // PATCH, (p - band * high + PATCH - 1) // PATCH)):
+                    row = T.bind(band * high + number * PATCH)
+                    start = T.bind(lead + number * PATCH * pitch)
+                    for block in T.serial(pairs):
+                        patch(stage, start, pitch, w, table, count[group], out, a, b, group, row, block * beside, beside, p, q)
+                    for block in T.serial((q + lanes - 1) // lanes - pairs * beside):
+                        patch(stage, start, pitch, w, table, count[group], out, a, b, group, row, pairs * beside + block, 1, p, q)
 
     return main
 
 
-def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
+def _taps(sums: str, lanes: int) -> Any:
+    """Returns a macro that adds to the sums of PATCH taps, lane by lane, what they gather over a band of `here` rows of dy."""
     from tvm.script import tirx as T
 
-    fill = _stage(sums, circular)
+    at = _at(lanes)
+
+    @T.inline
+    def gathered(totals, stage, lead, pitch, table, group, first, dys, here, wide):
+        acc = T.alloc_buffer((PATCH * lanes,), sums)
+        for i in T.unroll(PATCH):
+            acc[at(i * lanes)] = totals[at((first + i) * lanes)]
+        for r, j in T.grid(here, wide // lanes):
+            for i in T.unroll(PATCH):  # in 64 bits, or LLVM adds up addresses in vectors
+                place = T.bind(T.Cast("int64", lead + table[group, first + i, 0]) + T.Cast("int64", r * pitch + j * lanes))
+                acc[at(i * lanes)] = acc[at(i * lanes)] + dys[at(r * wide + j * lanes)] * stage[at(place)]
+        for i in T.unroll(PATCH):
+            totals[at((first + i) * lanes)] = acc[at(i * lanes)]
+
+    return gathered
+
+
+def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
+    """Returns the kernel of conv_dw: a task sums a channel of several images, and a second pass adds up the tasks of a channel."""
+    from tvm.script import tirx as T
+
+    filled, copied, gathered, at = fill(dtype, sums, lanes, circular), row_copy(dtype, sums, lanes), _taps(sums, lanes), _at(lanes)
 
     @T.prim_func
     def main(
         x_: T.handle, dy_: T.handle, table_: T.handle, count_: T.handle, part_: T.handle, dw_: T.handle,
-        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32,
+        down: T.int32, across: T.int32, top: T.int32, left: T.int32, rows: T.int32, columns: T.int32, high: T.int32,
     ):  # fmt: skip
         n, c, height, width = T.int32(), T.int32(), T.int32(), T.int32()
         k, g, most, p, q, bands = T.int32(), T.int32(), T.int32(), T.int32(), T.int32(), T.int32()
@@ -138,40 +174,34 @@ def _dw(dtype: str, sums: str, lanes: int, circular: bool) -> Any:
         count = T.match_buffer(count_, (g,), "int32")
         part = T.match_buffer(part_, (n, c, bands, most), sums)
         dw = T.match_buffer(dw_, (c, k), sums)
-        for task in T.parallel(n * c):
-            a = T.bind(task // c)
+        for task in T.parallel((n + IMAGES - 1) // IMAGES * c):
             b = T.bind(task % c)
             group = T.bind((g * (b + 1) - 1) // c)
-            stage = T.alloc_buffer((rows * across * columns,), sums)
+            lead = T.bind((left + lanes - 1) // lanes * lanes - left)
+            stage = T.alloc_buffer((lead + left + rows * across * columns + width + lanes,), sums)
             wide = T.bind((q + lanes - 1) // lanes * lanes)
-            dys = T.alloc_buffer((BAND * wide,), sums)
-            for band in T.serial(bands):
-                high = T.bind(T.min(BAND, p - band * BAND))
-                fill(stage, x, a, b, band * BAND * down - top, rows, height, width, across, columns, left, 1, 1)
-                for r, j in T.grid(high, wide):
-                    dys[r * wide + j] = T.if_then_else(j < q, T.Cast(sums, dy[a, b, band * BAND + r, j]), T.Cast(sums, 0))
+            dys = T.alloc_buffer((high * wide,), sums)
+            totals = T.alloc_buffer((most * lanes,), sums)
+            for t in T.serial(most):
+                totals[at(t * lanes)] = T.Broadcast(T.Cast(sums, 0), lanes)
+            for image, band in T.grid(T.min(IMAGES, n - task // c * IMAGES), (p + high - 1) // high):
+                a = T.bind(task // c * IMAGES + image)
+                here = T.bind(T.min(high, p - band * high))
+                filled(stage, x, a, b, band * high * down - top, rows, height, width, across, columns, left, 1, 1, lead)
+                for r in T.serial(here):
+                    copied(dys, r * wide, dy, a, b, band * high + r, q)
                 for block in T.serial((count[group] + PATCH - 1) // PATCH):
-                    acc = T.alloc_buffer((PATCH * lanes,), sums)
-                    for i in T.unroll(PATCH):
-                        for v in T.vectorized(lanes):
-                            acc[i * lanes + v] = T.Cast(sums, 0)
-                    for r, j in T.grid(high, wide // lanes):
-                        for i in T.unroll(PATCH):
-                            for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = (
-                                    acc[i * lanes + v]
-                                    + dys[r * wide + j * lanes + v] * stage[r * down * across * columns + j * lanes + table[group, block * PATCH + i, 0] + v]
-                                )
-                    for i in T.serial(PATCH):
-                        part[a, b, band, block * PATCH + i] = T.Cast(sums, 0)
-                        for v in T.serial(lanes):
-                            part[a, b, band, block * PATCH + i] = part[a, b, band, block * PATCH + i] + acc[i * lanes + v]
+                    gathered(totals, stage, lead, down * across * columns, table, group, block * PATCH, dys, here, wide)
+            for t in T.serial(count[group]):
+                part[task // c, b, 0, t] = T.Cast(sums, 0)
+                for v in T.serial(lanes):
+                    part[task // c, b, 0, t] = part[task // c, b, 0, t] + totals[t * lanes + v]
         for channel in T.parallel(c):
             line = T.bind((g * (channel + 1) - 1) // c)
             for s in T.serial(k):
                 dw[channel, s] = T.Cast(sums, 0)
-            for t, image, band in T.grid(count[line], n, bands):
-                dw[channel, table[line, t, 1]] = dw[channel, table[line, t, 1]] + part[image, channel, band, t]
+            for t, several in T.grid(count[line], (n + IMAGES - 1) // IMAGES):
+                dw[channel, table[line, t, 1]] = dw[channel, table[line, t, 1]] + part[several, channel, 0, t]
 
     return main
 

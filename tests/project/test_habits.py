@@ -17,7 +17,7 @@ BOUND = ("self", "cls")  # first parameters that a call does not give
 
 _COMMAND = "a command line: each option is a parameter that typer reads"
 _CONV2D = "takes what torch.nn.Conv2d takes"
-_KERNEL = "TVMScript: the parameters of a kernel are its operands and its sizes"
+_KERNEL = "TVMScript: the parameters of a kernel, and of its macros, are its operands and its sizes"
 # by file and name of a function: why it has more than MAX_PARAMETERS
 MANY_PARAMETERS = {
     "benchmarks/gpu/kit.py: main": _COMMAND,
@@ -28,7 +28,13 @@ MANY_PARAMETERS = {
     "tvm_orient/nn/published.py: DepthwiseOrientedConv1d.__init__": _CONV2D,
     "tvm_orient/functional.py: oriented_conv2d": "the options of conv2d and of an epilogue, by keyword: grouped they would be harder to call",
     "tvm_orient/tuning/tune.py: tune": "the options of a run, by keyword, as `tvm-orient tune` has them",
-    "schedules/cpu/generic.py: _stage.fill": _KERNEL,
+    "schedules/cpu/generic_stage.py: fill.filled": _KERNEL,
+    "schedules/cpu/generic_stage.py: _rows_between_zeros.fill_rows": _KERNEL,
+    "schedules/cpu/generic_stage.py: _repeated_rows.fill_rows": _KERNEL,
+    "schedules/cpu/generic_stage.py: _wrapped.fill_elements": _KERNEL,
+    "schedules/cpu/generic_stage.py: _parted.fill_columns": _KERNEL,
+    "schedules/cpu/generic.py: _patch.patch": _KERNEL,
+    "schedules/cpu/generic.py: _taps.gathered": _KERNEL,
     "schedules/cpu/generic.py: _conv.main": _KERNEL,
     "schedules/cpu/generic.py: _dw.main": _KERNEL,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ import torch
 
 import tvm_orient as to
 from tests.support.cases import CPU_CASES, CUDA_CASES
-from tests.support.helpers import EIGHT, OPS, assert_close, check_generic, line, nvrtc_missing, operands, spec_of
+from tests.support.helpers import EIGHT, OPS, assert_close, call, check_generic, generic_function, line, nvrtc_missing, operands, spec_of
 from tvm_orient import env
 from tvm_orient.compiler import library, lower
 from tvm_orient.kernels import build, build_key, cache, compile_process, manifest, resolve
-from tvm_orient.problem import generic_args
-from tvm_orient.problem.device import arch_device, cpu_device
-from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.problem import cpus, generic_args
+from tvm_orient.problem.device import arch_device, cpu_device, own_cpu
+from tvm_orient.problem.spec import DTYPES, ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import serving
 from tvm_orient.schedules import choices
@@ -45,6 +46,69 @@ MORE = {
 @pytest.mark.parametrize("case", [*CPU_CASES, *MORE])
 def test_cpu(op: str, case: str) -> None:
     check_generic(spec_of(op, *{**CPU_CASES, **MORE}[case]), "cpu")
+
+
+# one row or column more than each path takes at a time: whole vectors and what is left of them, pairs of vectors, patches, halves of a stride
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("op", OPS)
+def test_every_size_on_a_cpu(op: str, mode: str, stride: tuple[int, int]) -> None:
+    taps = line(22.5, 112.5, k=9)
+    for size in range(1, 41):
+        check_generic(spec_of(op, 2, 3, size, taps, stride, mode), "cpu", (1,))
+        check_generic(spec_of(op, 2, size, 5, taps, stride, mode), "cpu", (1,))
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "float32"])
+@pytest.mark.parametrize("stride", [(1, 1), (1, 2)])
+@pytest.mark.parametrize("op", OPS)
+def test_every_width_of_a_dtype_on_a_cpu(op: str, stride: tuple[int, int], dtype: str) -> None:
+    for width in range(1, 41):
+        check_generic(spec_of(op, 2, 3, width, line(22.5, 112.5, k=9), stride, "zeros", dtype), "cpu", (1,))
+
+
+@pytest.mark.parametrize("height", [63, 64, 65, 72, 73, 129])
+@pytest.mark.parametrize("op", OPS)
+def test_bands_on_a_cpu(op: str, height: int) -> None:
+    """As many rows as are staged at once, a row more, and a few; near bands and, with a wide halo, far ones."""
+    for k, width in ((5, 9), (31, 150)):
+        check_generic(spec_of(op, 1, height, width, line(67.5, k=k)), "cpu", (1,))
+
+
+@pytest.mark.parametrize("batch", range(1, 10))
+def test_every_batch_of_a_weight_gradient_on_a_cpu(batch: int) -> None:
+    """A task sums several images, and the last task what is left of them."""
+    check_generic(spec_of("conv_dw", 3, 6, 7, line(0, 45, k=7)), "cpu", (batch,))
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_of_an_earlier_call_is_read_on_a_cpu(op: str, mode: str, stride: tuple[int, int]) -> None:
+    """A call of NaN, on a larger plane, leaves NaN in the memory that the next call stages in."""
+    function = generic_function("cpu", op, mode, "float32")
+
+    def result(spec: ConvSpec, given: list[torch.Tensor]) -> torch.Tensor:
+        plan = generic_args.generic_args(spec, "cpu", generic_args.vector_lanes(CPU, spec.sums))
+        return call(spec, function, given, plan.workspace, plan)
+
+    for size in (3, 8, 16):  # whole patches too, whose last row reads the last row of the stage
+        for taps in (line(45, k=31), line(135, k=31), line(22.5, 67.5, k=31)):
+            larger, spec = spec_of(op, 4, 40, 40, taps, 1, mode), spec_of(op, 4, size, size, taps, stride, mode)
+            result(larger, [torch.full_like(tensor, math.nan) for tensor in operands(larger, 4)])
+            given = list(operands(spec, 4))
+            assert_close(result(spec, given), spec, given)
+
+
+@pytest.mark.parametrize("level", cpus.LEVELS)
+@pytest.mark.parametrize("op", OPS)
+def test_levels_of_a_cpu(op: str, level: str) -> None:
+    """Vectors of 16 and of 32 bytes, with 16 registers for them and with 32."""
+    if not cpus.is_x86() or set(cpus.LEVELS[level]).difference(own_cpu().features):
+        pytest.skip(f"this CPU does not run {level}")
+    for stride, mode in ((1, "zeros"), (2, "zeros"), (1, "circular")):
+        for size in (1, 4, 7, 9, 17, 40):
+            check_generic(spec_of(op, 2, size, size + 1, line(22.5, 90, k=9), stride, mode), "cpu", (1,), level)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -25,7 +25,7 @@ from tvm_orient.evaluate.walled import workspace_of as space_of
 from tvm_orient.problem import generic_args
 from tvm_orient.problem.device import Device, arch_device, cpu_device
 from tvm_orient.problem.generic_args import GenericArgs
-from tvm_orient.problem.spec import DTYPES, ConvSpec
+from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.problem.taps import Taps
 from tvm_orient.runtime import kernel, serving
 from tvm_orient.schedules import registry
@@ -107,20 +107,26 @@ def check(spec: ConvSpec, function: Callable[..., None], batches: Sequence[int] 
 
 
 @functools.cache
-def generic_function(kind: str, op: str, padding_mode: str, dtype: str) -> Callable[..., None]:
-    """The generic kernel for the CPU here, or that for a GPU in its serial form."""
+def generic_function(kind: str, op: str, padding_mode: str, dtype: str, level: str | None = None) -> Callable[..., None]:
+    """The generic kernel for the CPU here, as it is or as one of a level of x86-64, or that for a GPU in its serial form."""
     from tvm_orient.evaluate.serial import serial_form
     from tvm_orient.toolchain.tvm import target
 
-    spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), cpu_device() if kind == "cpu" else arch_device("sm_90a")
+    spec, device = spec_of(op, 1, 1, 1, line(0, k=1), 1, padding_mode, dtype), _generic_device(kind, level)
     module = lower.scheduled(spec, device, generic_choices(spec, device))
     return compiled(module, target(device)) if kind == "cpu" else serial_form(module)
 
 
-def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3)) -> None:
-    """The spec by the generic kernel of a kind of device against the oracle."""
-    plan = generic_args.generic_args(spec, kind, cpu_device().vector_bytes // DTYPES[spec.sums])
-    function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype)
+def _generic_device(kind: str, level: str | None) -> Device:
+    if kind == "cuda":
+        return arch_device("sm_90a")
+    return cpu_device() if level is None else arch_device(level)
+
+
+def check_generic(spec: ConvSpec, kind: str, batches: Sequence[int] = (1, 3), level: str | None = None) -> None:
+    """The spec by the generic kernel of a kind of device against the oracle; on a CPU by that for a level of x86-64, if one is named."""
+    plan = generic_args.generic_args(spec, kind, generic_args.vector_lanes(_generic_device("cpu", level), spec.sums))
+    function = generic_function(kind, spec.op, spec.padding_mode, spec.dtype, level)
     for batch in batches:
         given = operands(spec, batch, seed=batch)
         assert_close(call(spec, function, given, plan.workspace, plan), spec, given, note=f"N={batch} generic, {kind}")

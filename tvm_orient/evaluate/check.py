@@ -26,7 +26,7 @@ from ..errors import BuildFailed, EnvironmentProblem, InvalidArgument, Unsupport
 from ..forks import kept
 from ..problem import generic_args
 from ..problem.device import Device, own_cpu
-from ..problem.spec import DTYPES, ConvSpec
+from ..problem.spec import ConvSpec
 from ..sass.checked_memory import Fault
 from ..schedules import registry
 from ..schedules.choices import Choice, default_choices, generic_choices, is_generic
@@ -170,7 +170,7 @@ class _Case:
     @property
     def plan(self) -> generic_args.GenericArgs | None:
         """Returns what the generic kernel is told; None for others."""
-        lanes = self.device.vector_bytes // DTYPES[self.spec.sums]
+        lanes = generic_args.vector_lanes(self.device, self.spec.sums)
         return generic_args.generic_args(self.spec, self.device.kind, lanes) if is_generic(self.choices) else None
 
     def called(self, function: Callable[..., object], workspace: tuple[int, int] | None) -> Called:

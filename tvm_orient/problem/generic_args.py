@@ -12,11 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsupported
-from .spec import ConvSpec
+from .device import Device
+from .spec import DTYPES, ConvSpec
 from .stencil import alive, nearest, round_up
 
-BAND = 32  # rows of outputs that are staged, or summed, at a time
-PATCH = 8  # rows, or taps of conv_dw, that are summed side by side
+BAND = 32  # rows of outputs that a block of a GPU sums at a time
+_MAX_BANDS = (64, 32)  # rows of outputs that a CPU stages at a time: the first whose stage the nearest cache holds, else the last
+_MAX_NEAR = 2**13  # elements of a stage that the nearest cache holds
+IMAGES = 4  # images whose weight gradients a task of the CPU sums, before it adds up the lanes of its vectors
+PATCH = 8  # rows, or taps of conv_dw, that a CPU sums side by side
+_MAX_VECTOR = 32  # bytes of a vector of a CPU kernel: an unaligned one straddles cache lines half as often as one of 64
 _MAX_STAGED = 2**31 - 1  # elements of a staged band: kernels index with 32 bits
 
 
@@ -28,13 +33,18 @@ class GenericArgs:
         tables: on a GPU one, (G, K, 2): the row and the column of each tap. On a CPU two: (G, T, 2), for each tap that reads the plane its place in
             the stage and its index, and (G,), how many these are.
         numbers: on a GPU the stride. On a CPU the stride of the stage, the rows and columns of halo before the plane, rows and columns of the
-            stage; of conv and conv_dx then the stride of the result.
-        workspace: (bands, taps) of conv_dw's partial sums of an image and channel; (0, 0) of the other ops.
+            stage, rows of outputs of a band; of conv and conv_dx then the stride of the result.
+        workspace: (bands, taps) of conv_dw's partial sums of an image and channel; a CPU sums all bands in one. (0, 0) of the other ops.
     """
 
     tables: tuple[NDArray[np.int32], ...]
     numbers: tuple[int, ...]
     workspace: tuple[int, int]
+
+
+def vector_lanes(device: Device, sums: str) -> int:
+    """Return the number of sums of a dtype in a vector of a CPU's generic kernel: 32 bytes at most, for longer ones waste more of a short row."""
+    return min(device.vector_bytes, _MAX_VECTOR) // DTYPES[sums]
 
 
 def key(spec: ConvSpec) -> str:
@@ -79,22 +89,33 @@ def _staged(spec: ConvSpec, lanes: int) -> GenericArgs:
     out = (spec.out_height, spec.out_width) if forward else plane
     lines = _reaching(spec, out, step)
     every = [tap for line in lines for tap in line]
-    top, low = max([0, *(-h for h, _, _ in every)]), max([0, *(h for h, _, _ in every)])
-    left = round_up(max([0, *(-w for _, w, _ in every)]), lanes * step[1])
-    rows = (round_up(min(out[0], BAND), PATCH) - 1) * step[0] + 1 + top + low
-    reached = round_up(out[1], lanes) + max([0, *((w + left) // step[1] for _, w, _ in every)])
-    columns = round_up(max(reached, -(-(left + plane[1]) // step[1])), lanes)  # whole source rows are copied, read or not
-    if rows * step[1] * columns > _MAX_STAGED:
-        raise Unsupported(f"a band of {spec} with its halo takes {rows * step[1] * columns} elements, at most {_MAX_STAGED}: cut the plane into tiles")
+    (top, low), (left, right) = ((max([0, *(-tap[axis] for tap in every)]), max([0, *(tap[axis] for tap in every)])) for axis in (0, 1))
+    if step[1] != 1:
+        left = round_up(left, lanes * step[1])
+        columns = max(round_up(out[1], lanes) + (right + left) // step[1], -(-(left + plane[1]) // step[1]))  # whole source rows are copied, read or not
+    elif spec.padding_mode == "circular":
+        left = round_up(left, plane[1])  # a row begins where one of the source does
+        columns = left + out[1] + right
+    else:
+        columns = plane[1] + max(left, right)  # the zeros between two rows are the halo of both
+    columns = round_up(columns, lanes)
+    for most in _MAX_BANDS:
+        band = round_up(-(-out[0] // -(-out[0] // most)), PATCH)  # as few as may be, and alike
+        rows = (band - 1) * step[0] + 1 + top + low
+        staged = rows * step[1] * columns + left + plane[1] + 2 * lanes  # and what stands before the first row and after the last one
+        if staged <= _MAX_NEAR:
+            break
+    if staged > _MAX_STAGED:
+        raise Unsupported(f"a band of {spec} with its halo takes {staged} elements, at most {_MAX_STAGED}: cut the plane into tiles")
     length = round_up(max(1, *(len(line) for line in lines)) if lines else 1, PATCH)
     table = np.zeros((len(lines), length, 2), np.int32)
     for g, line in enumerate(lines):
         for i, (h, w, s) in enumerate(line):
             table[g, i] = ((h + top) * step[1] + (w + left) % step[1]) * columns + (w + left) // step[1], s
     count = np.array([len(line) for line in lines], np.int32)
-    numbers = (*step, top, left, rows, columns)
+    numbers = (*step, top, left, rows, columns, band)
     if spec.op == "conv_dw":
-        return GenericArgs((table, count), numbers, (-(-out[0] // BAND), length))
+        return GenericArgs((table, count), numbers, (1, length))
     return GenericArgs((table, count), (*numbers, *((1, 1) if forward else spec.stride)), (0, 0))
 
 

@@ -11,7 +11,7 @@ import torch
 from ..kernels import manifest
 from ..problem import generic_args, limits
 from ..problem.device import Device
-from ..problem.spec import DTYPES, ConvSpec, part_shape
+from ..problem.spec import ConvSpec, part_shape
 from .dlpack import Images, Pair, allocator, strides_of
 from .loader import loaded_library
 from .refusal import refuse
@@ -40,7 +40,7 @@ class Kernel:
         self.tables: tuple[torch.Tensor, ...] = ()
         self.numbers: tuple[int, ...] = ()
         if generic:
-            plan = generic_args.generic_args(spec, device.kind, device.vector_bytes // DTYPES[spec.sums])
+            plan = generic_args.generic_args(spec, device.kind, generic_args.vector_lanes(device, spec.sums))
             where = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
             self.tables, self.numbers = tuple(torch.from_numpy(table).to(where) for table in plan.tables), plan.numbers
             bands, taps = plan.workspace

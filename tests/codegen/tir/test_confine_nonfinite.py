@@ -84,7 +84,7 @@ def test_templates(template: Template, case: str, dtype: str) -> None:
 @pytest.mark.parametrize(("case", "dtype"), TRIED)
 def test_generic(case: str, dtype: str) -> None:
     spec = dataclasses.replace(spec_of("conv_dw", *CASES[case]), dtype=dtype)
-    plan = generic_args.generic_args(spec, "cpu", CPU.vector_bytes // DTYPES[spec.sums])
+    plan = generic_args.generic_args(spec, "cpu", generic_args.vector_lanes(CPU, spec.sums))
     function = generic_function("cpu", spec.op, spec.padding_mode, spec.dtype)
     assert_confined(spec, lambda given: call(spec, function, given, plan.workspace, plan))
 

@@ -68,7 +68,7 @@ def confined(func: Any, spec: ConvSpec) -> Any:
 
 def confined_generic(func: Any, padding_mode: str) -> Any:
     """Returns the generic conv_dw with the same: its parameters are (x, dy, table, count, part, dw) and numbers, as `generic_args.generic_args` gives them."""
-    x, dy, table, count, _, dw, down, across, top, left, _, columns = func.params
+    x, dy, table, count, _, dw, down, across, top, left, _, columns, _ = func.params
     groups, channels = table.shape[0], dw.shape[0]
 
     def again(channel: Any) -> Any:
