@@ -4,8 +4,8 @@
     python -m benchmarks.static.witness --against before.json                    (make witness WITNESS=before.json)
 
 Hashed are the offsets of the taps, the scheduled module as TVM prints it, and what TVM makes of it for a device that need not be here: the CUDA source
-after every rewrite, or the assembly of a level of x86-64 (LLVM's own text holds addresses that differ from run to run). A few sources are compiled by
-NVRTC, where it is installed. Beside the hashes stand the choices, the build key without the hash of the sources, and what `tvm-orient explain` says.
+after every rewrite, or the object file of each angle for a level of x86-64. A few layers are compiled to machine code by NVRTC, where it is installed.
+Beside the hashes stand the choices, the build key without the hash of the sources, and what `tvm-orient explain` says.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from unittest import mock
 from typer.testing import CliRunner
 
 from tvm_orient.cli import app
+from tvm_orient.compiler.assemble import assembled
+from tvm_orient.compiler.layer_plan import planned
 from tvm_orient.compiler.library import cuda_source, last_line
 from tvm_orient.compiler.lower import scheduled
 from tvm_orient.env import shipped_log_dir
@@ -35,14 +37,13 @@ from tvm_orient.kernels.build_key import build_key
 from tvm_orient.problem.device import Device, arch_device
 from tvm_orient.problem.spec import ConvSpec
 from tvm_orient.schedules import registry
-from tvm_orient.schedules.choices import Choice, default_choices, generic_choices
-from tvm_orient.toolchain.nvrtc import compile_cubin
+from tvm_orient.schedules.choices import Choice, default_choices, generic_choices, is_generic
 from tvm_orient.toolchain.tvm import load_tvm, target
 
 from ..report.terminal import say
 
 # one pair a line: arch; template with its own decisions, `default` for the analytic choice of all angles, or `generic`; spec; then decisions that are
-# given other values, and `cubin` where NVRTC compiles the source too. Planes that no tile divides, halos beyond the plane,
+# given other values, and `cubin` where NVRTC compiles the layer too. Planes that no tile divides, halos beyond the plane,
 # every dtype and padding mode; what no template serves is an entry with its reason
 _TABLE = """
 x86-64-v3 cpu_rows      conv-c8h20w22-s1-zeros-float32-nchw-k7a22.5
@@ -186,22 +187,23 @@ def entry(pair: Pair) -> Entry:
         found["build_key"] = json.loads(json.dumps({part: value for part, value in key.items() if part != "source"}))
         module = scheduled(spec, device, choices)
         found["tir"] = _digest(module.script())
-        if device.kind == "cpu":
+        if device.kind == "cpu" and is_generic(choices):
             found["assembly"] = _digest(load_tvm().compile(module, target=target(device)).mod.inspect_source("s"))
-            return found
-        source = cuda_source(module, device)
-        found["cuda"] = _digest(source)
-        if pair.cubin:
-            found["cubin"] = _cubin(source, device.arch)
+        elif device.kind == "cpu":
+            found["objects"] = [hashlib.sha256(part.code).hexdigest() for part in planned(spec, device, choices).compiled]
+        else:
+            found["cuda"] = _digest(cuda_source(module, device))
+            if pair.cubin:
+                found["cubin"] = _cubin(spec, device, choices)
     except Exception as problem:  # TVM's too, and what a broken change raises: the other pairs are still told
         found["error"] = f"{type(problem).__name__}: {last_line(problem)}"
     return found
 
 
-def _cubin(source: str, arch: str) -> str | None:
-    """Return the hash of what NVRTC makes of a source; None where it is not installed."""
+def _cubin(spec: ConvSpec, device: Device, choices: Sequence[Choice]) -> str | None:
+    """Return the hash of a layer's machine code as NVRTC assembles it; None where it is not installed."""
     try:
-        return hashlib.sha256(compile_cubin(source, arch)).hexdigest()
+        return hashlib.sha256(assembled(planned(spec, device, choices))).hexdigest()
     except EnvironmentProblem:
         return None
 

@@ -51,7 +51,7 @@ class Predicted:
 
 
 def together(sources: Mapping[str, str]) -> str:
-    """Return several CUDA sources as one, since half of NVRTC's time is headers.
+    """Return several CUDA sources as one, which NVRTC reads the headers of once.
 
     Args:
         sources: by name; the main_kernel of each becomes <name>_kernel. All must begin with the same helpers, or with fewer of them.
