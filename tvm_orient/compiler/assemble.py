@@ -84,12 +84,6 @@ def _part(plan: LayerPlan, operands: Mapping[str, Operand], index: int, place: i
     channel, launch, start = plan.placed[place].channel, plan.compiled[place].launches[index], plan.starts[place]
     tasks = f"{BATCH} * {launch.each}" if launch.each else ""
     tasks = f"{tasks} + {launch.more}" if tasks and launch.more else tasks or str(launch.more)
-    moved: dict[str, str] = {}
-    for name in launch.names:
-        if name == BATCH:
-            continue
-        if operands[name].role == "workspace":
-            moved |= {name: f"(long long){BATCH} * {start}"} if start else {}
-        elif channel:
-            moved[name] = str(channel * channel_elements(operands[name]))
-    return PartKernel(kernels(plan.compiled[place].code.decode())[index], tasks, launch.threads, launch.names, moved)
+    steps = {name: 0 if operands[name].role == "workspace" else channel_elements(operands[name]) for name in launch.names if name != BATCH}
+    kernel = kernels(plan.compiled[place].code.decode())[index]
+    return PartKernel(plan.placed[place].part.symbol, kernel, tasks, launch.threads, launch.names, channel, start, steps)
