@@ -304,6 +304,22 @@ def test_a_register_that_nothing_wrote(arch: str) -> None:
         execute(dataclasses.replace(kernel, code=lacking), 1, 64, [x, y, 3])
 
 
+@pytest.mark.parametrize(
+    ("join", "other", "reads"), [("AND", "P1", False), ("AND", "!P1", True), ("OR", "P1", True), ("OR", "!P1", False), ("XOR", "P1", True)]
+)
+def test_a_register_that_nothing_wrote_is_compared_where_the_result_is_known(join: str, other: str, reads: bool) -> None:
+    """The compiler computes a register under a predicate, and joins its comparison with that predicate for all lanes."""
+    x, y = np.ones((2, 64), np.float32)
+    kernel = written("sm_90a")["times"]
+    compared = f"/*0000*/ ISETP.GE.AND P1, PT, RZ, 0x1, PT ;\n/*0010*/ ISETP.LT.U32.{join} P0, PT, R99, 0x6, {other} ;\n/*0020*/ EXIT ;\n"
+    code = dataclasses.replace(kernel, code=compared)
+    if not reads:
+        execute(code, 1, 64, [x, y, 3])
+        return
+    with pytest.raises(Fault, match="reads R99, which nothing wrote"):
+        execute(code, 1, 64, [x, y, 3])
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_what_a_copy_overwrites_is_there_until_it_lands(arch: str) -> None:
     x, y = np.arange(128, dtype=np.float32), np.zeros(128, np.float32)
