@@ -128,7 +128,7 @@ def building_call_set() -> bool:
 
 
 def cache_limit() -> float:
-    """Return TVM_ORIENT_CACHE_LIMIT in bytes, infinity for 0: what the entries of the cache of compiled kernels may fill.
+    """Return TVM_ORIENT_CACHE_LIMIT in bytes, infinity for 0: what the cache of compiled kernels and of their parts may fill.
 
     Raises:
         InvalidArgument: the variable holds something else than a number >= 0.

@@ -23,15 +23,19 @@ def test_build_fills_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Path(row["folder"]).name in orient("build", "--target", "cpu", *TINY, "--angles", "0").stdout
     listed = printed_json("cache", "list")
     assert [how["name"] for how in listed["entries"]] == [Path(row["folder"]).name]
+    assert listed["parts"]["count"] == 1
+    assert listed["parts"]["bytes"] > 0
     assert "1 kernels" in orient("cache", "list").stdout
-    assert "removed 0 kernels" in orient("cache", "clear", "--older", 1).stdout
-    os.utime(Path(row["folder"]) / "how.json", (0, time.time() - 3 * 86400))
+    assert "and 1 compiled parts of kernels" in orient("cache", "list").stdout
+    assert "removed 0 kernels and 0 compiled parts of kernels" in orient("cache", "clear", "--older", 1).stdout
+    for path in (Path(row["folder"]) / "how.json", *(tmp_path / "kernels" / "parts").iterdir()):
+        os.utime(path, (0, time.time() - 3 * 86400))
     for age in ("4", "4d", "73h"):
         assert printed_json("cache", "clear", "--older", age)["removed"] == 0
     assert "--older takes a number with the unit d, h or m" in orient("cache", "clear", "--older", "long ago", code=2).stderr
-    assert printed_json("cache", "clear", "--older", "71h") == {"directory": str(tmp_path / "kernels"), "removed": 1}
+    assert printed_json("cache", "clear", "--older", "71h") == {"directory": str(tmp_path / "kernels"), "removed": 1, "parts": 1}
     orient("build", "--target", "cpu", *TINY, "--angles", "0")
-    assert printed_json("cache", "clear") == {"directory": str(tmp_path / "kernels"), "removed": 1}
+    assert printed_json("cache", "clear") == {"directory": str(tmp_path / "kernels"), "removed": 1, "parts": 1}
     assert "0 kernels" in orient("cache", "list").stdout
 
 

@@ -224,13 +224,13 @@ def test_clear_removes_entries_and_nothing_else(store, tmp_path):
     (store.directory / ("conv-" + "A" * 20)).mkdir()
     (tmp_path / "elsewhere").mkdir()
     (store.directory / ("conv-" + "0" * 20)).symlink_to(tmp_path / "elsewhere")
-    assert store.clear() == 2
+    assert store.clear() == (2, 0)
     assert names(store.directory) == sorted(["notes.txt", "conv-mine", "conv-" + "A" * 20, "conv-" + "0" * 20])
     assert (tmp_path / "elsewhere").is_dir()
     assert store.entries() == []
     assert store.find(KEY) is None
     store.publish(KEY, maker())
-    assert store.clear() == 1
+    assert store.clear() == (1, 0)
 
 
 # ---- room ------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_an_entry_of_another_form_is_a_miss_with_its_reason(number: int, tmp_pat
         assert store.entries() == []
     assert f"must be of format {FORMAT}, got format {number}" in caplog.text
     assert store.publish(KEY, maker(b"new")).read_bytes() == b"new"
-    assert store.clear() == 1
+    assert store.clear() == (1, 0)
 
 
 def test_a_folder_that_was_exported_before_runs_and_serves_no_cache(tmp_path: Path) -> None:

@@ -187,6 +187,13 @@ _FAULTS = [  # of a body of two blocks of 64 threads t; s is shared, b the block
     ("*(float2*)(y + t + 1) = make_float2(x[t], 0);", "STG.* touches global memory that is not aligned to its 8 bytes"),
     ("((volatile float*)s)[0] = x[t]; __syncthreads(); y[b + t] = s[0];", "STS.* writes two values to one place|another warp"),
     ("if (t < 32) __syncthreads(); y[b + t] = 1;", "is a barrier that only some threads of a block reach"),
+    ("s[t] = x[t]; if (t >= 40) return; __syncthreads(); y[b + t] = s[t];", "is a barrier that only some threads of a block reach"),
+    ("y[b + t] = 1; if (t >= 32) return; s[t] = x[t]; __syncthreads(); y[b + t] = s[31 - t];", "is a barrier that only some threads of a block reach"),
+    (
+        "s[t] = x[t]; __syncthreads(); float v = s[63 - t]; __syncthreads(); if (t >= 40) { y[b + t] = v; return; }"
+        " s[t] = v; __syncthreads(); y[b + t] = s[39 - t];",
+        "is a barrier that only some threads of a block reach",
+    ),
     (f"{_COPY} {_SENT} y[b + t] = s[t];", r"LDS .*, after .*LDGSTS.* reads shared memory into which a copy is on its way"),
     (f"{_COPY} {_ARRIVED} y[b + t] = s[t];", r"LDS .*, after .*LDGSTS.* reads shared memory into which a copy is on its way"),
     (f"{_COPY} {_SENT} s[t] = 1; {_ARRIVED} y[b + t] = s[t];", r"STS .*, after .*LDGSTS.* writes shared memory into which a copy is on its way"),
@@ -218,7 +225,13 @@ _VALUES: list[tuple[str, Any]] = [  # of an expression of three floats, and what
     ("__high2float(__hadd2(__floats2half2_rn(c, a), __floats2half2_rn(c, b)))", lambda a, b, c: half(half(a) + half(b))),
     ("__low2float(__hmul2(__floats2bfloat162_rn(a, c), __floats2bfloat162_rn(b, c)))", lambda a, b, c: bfloat(bfloat(a) * bfloat(b))),
 ]
+_TURNED = "s[t] = x[t]; __syncthreads(); float v = s[{last} - t]; __syncthreads(); s[t] = v + n; __syncthreads(); y[b + t] = s[{last} - t];"
+_LACKING = (1, 31, 32, 40, 63)  # threads of a block of 64 that go on; the others end before they touch memory
 _BODIES = {
+    **{
+        f"lacking{i}": f"__shared__ float s[64]; const int t = threadIdx.x, b = blockIdx.x * 64; if (t >= {i}) return; {_TURNED.format(last=i - 1)}"
+        for i in _LACKING
+    },
     **{f"fault{i}": f"__shared__ float s[64]; const int t = threadIdx.x, b = blockIdx.x * 64; {body}" for i, (body, _) in enumerate(_FAULTS)},
     **{f"value{i}": f"const int t = threadIdx.x; const float a = x[t], b = x[64 + t], c = x[128 + t]; y[t] = {text};" for i, (text, _) in enumerate(_VALUES)},
     "times": "y[threadIdx.x] = x[threadIdx.x] * n + 1;",
@@ -269,6 +282,18 @@ def test_what_instructions_compute(index: int, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("count", _LACKING)
+def test_threads_that_end_before_they_touch_memory_hold_no_barrier_up(count: int, order: str, arch: str) -> None:
+    """As on a GPU: whole warps of them, and some lanes of a warp; those that are left wait for each other."""
+    x, y = np.arange(256, dtype=np.float32), np.full(256, -1, np.float32)
+    execute(written(arch)[f"lacking{count}"], 2, 64, [x, y, 3], order)
+    for block in np.split(y[:128], 2):
+        np.testing.assert_array_equal(block, np.where(np.arange(64) < count, x[:64] + 3, -1))
+    assert (y[128:] == -1).all()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_a_register_that_nothing_wrote(arch: str) -> None:
     x, y = np.ones((2, 64), np.float32)
     kernel = written(arch)["times"]
@@ -277,6 +302,22 @@ def test_a_register_that_nothing_wrote(arch: str) -> None:
     lacking = re.sub(r"S2R [^;]*SR_TID.X ;", "NOP ;", kernel.code)
     with pytest.raises(Fault, match=r"reads R\d+, which nothing wrote"):
         execute(dataclasses.replace(kernel, code=lacking), 1, 64, [x, y, 3])
+
+
+@pytest.mark.parametrize(
+    ("join", "other", "reads"), [("AND", "P1", False), ("AND", "!P1", True), ("OR", "P1", True), ("OR", "!P1", False), ("XOR", "P1", True)]
+)
+def test_a_register_that_nothing_wrote_is_compared_where_the_result_is_known(join: str, other: str, reads: bool) -> None:
+    """The compiler computes a register under a predicate, and joins its comparison with that predicate for all lanes."""
+    x, y = np.ones((2, 64), np.float32)
+    kernel = written("sm_90a")["times"]
+    compared = f"/*0000*/ ISETP.GE.AND P1, PT, RZ, 0x1, PT ;\n/*0010*/ ISETP.LT.U32.{join} P0, PT, R99, 0x6, {other} ;\n/*0020*/ EXIT ;\n"
+    code = dataclasses.replace(kernel, code=compared)
+    if not reads:
+        execute(code, 1, 64, [x, y, 3])
+        return
+    with pytest.raises(Fault, match="reads R99, which nothing wrote"):
+        execute(code, 1, 64, [x, y, 3])
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,12 +24,15 @@ def list_entries(as_json: Json = False) -> None:
     from .. import env
     from ..kernels import shared_cache
     from ..kernels.cache import KernelCache
+    from ..kernels.part_cache import parts_of
 
     folders = [KernelCache(folder).directory for folder in env.cache_dirs()]
     entries, others = [how for folder in folders for how in KernelCache(folder).entries()], shared_cache.entries()
     if as_json:
         shown = {folder: [how.plain for how in found] for folder, found in others.items()}
-        print_json({"directory": str(folders[0]) if folders else None, "entries": [how.plain for how in entries], "shared": shown})
+        held = [part for folder in folders for part in parts_of(folder)]
+        parts = {"count": len(held), "bytes": sum(part.size for part in held)}
+        print_json({"directory": str(folders[0]) if folders else None, "entries": [how.plain for how in entries], "parts": parts, "shared": shown})
         return
     printer = console()
     rows = table("entry", "kernel", "arch", "size", "made", right=("size",), fold=("kernel",))
@@ -39,7 +43,9 @@ def list_entries(as_json: Json = False) -> None:
         printer.print()
     for folder, found in [*((str(folder), entries) for folder in folders), *others.items()]:
         note = ", which is only read" if folder in others else ""
-        printer.print(f"{len(found)} kernels, {size(sum(how.size for how in found))} in {folder}{note}", soft_wrap=True)
+        held = parts_of(Path(folder))
+        said = f", and {len(held)} compiled parts of kernels, {size(sum(part.size for part in held))}," * bool(held)
+        printer.print(f"{len(found)} kernels, {size(sum(how.size for how in found))}{said} in {folder}{note}", soft_wrap=True)
     if not folders:
         printer.print("no cache of this user's own: no home, and TVM_ORIENT_CACHE_DIR is not set", soft_wrap=True)
 
@@ -51,16 +57,16 @@ def clear(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove every compiled kernel, or the old ones; they are built again when they are needed."""
+    """Remove every compiled kernel and part of one, or the old ones; they are built again when they are needed."""
     from ..kernels.cache import KernelCache
 
     age = None if older is None else _seconds(older)
     store = KernelCache()
-    count = store.clear() if age is None else store.clear(time.time() - age)
+    gone = store.clear() if age is None else store.clear(time.time() - age)
     if as_json:
-        print_json({"directory": str(store.directory), "removed": count})
+        print_json({"directory": str(store.directory), "removed": gone.kernels, "parts": gone.parts})
     else:
-        console().print(f"removed {count} kernels from {store.directory}", soft_wrap=True)
+        console().print(f"removed {gone.kernels} kernels and {gone.parts} compiled parts of kernels from {store.directory}", soft_wrap=True)
 
 
 def _seconds(age: str) -> float:

@@ -104,13 +104,11 @@ class CompiledPart:
 
     @property
     def payload(self) -> bytes:
-        """Returns it as bytes, with a checksum; `of_payload` makes it again."""
-        text = self.source.encode()
-        head = {
-            "format": FORMAT, "launches": [dataclasses.astuple(one) for one in self.launches], "workspace": self.workspace, "code": len(self.code),
-            "sha256": hashlib.sha256(self.code + text).hexdigest(),
-        }  # fmt: skip
-        return json.dumps(head).encode() + b"\n" + self.code + text
+        """Returns it as bytes, whose first line has a checksum of all others; `of_payload` makes it again."""
+        launches = [dataclasses.astuple(one) for one in self.launches]
+        head = json.dumps({"launches": launches, "workspace": self.workspace, "code": len(self.code)}).encode()
+        rest = b"\n".join([head, self.code + self.source.encode()])
+        return _sealed(rest) + b"\n" + rest
 
     @classmethod
     def of_payload(cls, payload: bytes) -> CompiledPart:
@@ -119,17 +117,21 @@ class CompiledPart:
         Raises:
             BuildFailed: the bytes are no whole part of this format.
         """
-        line, _, rest = payload.partition(b"\n")
-        try:
-            head = json.loads(line)
-            known = head["format"] == FORMAT and head["sha256"] == hashlib.sha256(rest).hexdigest()
-            launches = tuple(PartLaunch(each, more, threads, tuple(names), tuple(scratch)) for each, more, threads, names, scratch in head["launches"])
-            space, size = head["workspace"], int(head["code"])
-        except (ValueError, KeyError, TypeError) as problem:
-            raise BuildFailed(f"a compiled part must begin with a line of JSON, got {problem}: it is compiled again") from problem
-        if not known:
-            raise BuildFailed(f"a compiled part must be whole and of format {FORMAT}, got one that is not: it is compiled again")
-        return cls(launches, None if space is None else (int(space[0]), int(space[1])), rest[:size], rest[size:].decode())
+        seal, _, rest = payload.partition(b"\n")
+        if seal != _sealed(rest):
+            raise BuildFailed(
+                f"a compiled part must be whole, and begin with its format {FORMAT} and its checksum, got {len(payload)} other bytes: it is compiled again"
+            )
+        line, _, body = rest.partition(b"\n")
+        head = json.loads(line)
+        launches = tuple(PartLaunch(each, more, threads, tuple(names), tuple(scratch)) for each, more, threads, names, scratch in head["launches"])
+        space, size = head["workspace"], head["code"]
+        return cls(launches, None if space is None else (space[0], space[1]), body[:size], body[size:].decode())
+
+
+def _sealed(rest: bytes) -> bytes:
+    """Returns the first line of the bytes of a compiled part whose other lines these are: the format, and their checksum."""
+    return f"tvm_orient part {FORMAT} {hashlib.sha256(rest).hexdigest()}".encode()
 
 
 def placed_parts(spec: ConvSpec, choices: Sequence[Choice], device: Device) -> list[Placed]:

@@ -2,6 +2,7 @@
 
 Layout: <cache folder>/<op>-<digest>/kernel.so with how.json beside it, which says for people what it was built from and holds
 the checksum; the time of how.json is that of the last use, to the hour. An entry that does not check out is a miss, never an error.
+The compiled parts that kernels were made of lie beside them (`part_cache`): they count in the size, and go as entries do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -30,6 +31,7 @@ from ..problem.spec import OPS
 from . import manifest
 from .build_key import BuildKey
 from .manifest import HOW, KERNEL
+from .part_cache import PartFile, parts_of, sweep
 
 _ENTRY = re.compile(rf"({'|'.join(OPS)})-[0-9a-f]{{20}}")
 _USED_S = 3600.0  # seconds within which a further use is not noted
@@ -41,12 +43,19 @@ class Busy(Exception):
     """Another process is making the kernel, and the caller did not want to wait."""
 
 
+class Cleared(NamedTuple):
+    """What was removed from a cache: how many kernels, and how many compiled parts of kernels."""
+
+    kernels: int
+    parts: int
+
+
 class KernelCache:
     """The folder of compiled kernels (default: `env.cache_dir()`), made with mode 0700 where it is missing.
 
     Args:
         directory: the folder.
-        limit: bytes that its entries may fill once one is published; None is that of TVM_ORIENT_CACHE_LIMIT.
+        limit: bytes that its entries and compiled parts may fill once one is published; None is that of TVM_ORIENT_CACHE_LIMIT.
 
     Raises:
         InvalidArgument: TVM_ORIENT_CACHE_LIMIT is no number >= 0.
@@ -123,34 +132,56 @@ class KernelCache:
         """Returns the manifest of every readable entry, sorted by name."""
         return entries_of(self.directory)
 
-    def clear(self, before: float = math.inf) -> int:
-        """Removes every entry, broken ones too, that was last used before a time (seconds since 1970), and nothing else; returns how many."""
+    def clear(self, before: float = math.inf) -> Cleared:
+        """Removes every entry, broken ones too, and every compiled part that was last used before a time (seconds since 1970), and nothing else.
+
+        Returns:
+            How many of each.
+        """
         entries = [entry for entry in _entries(self.directory) if _used(entry) < before]
         for entry in entries:
             with self._locked(entry.name), self._disk():
                 self._drop(entry)
-        return len(entries)
+        sweep(self.directory)
+        parts = [part for part in parts_of(self.directory) if part.used < before]
+        with self._disk():
+            for part in parts:
+                part.path.unlink(missing_ok=True)
+        return Cleared(len(entries), len(parts))
 
     def shrink(self, limit: float) -> int:
-        """Removes entries, the least recently used first, until the others fill no more than a limit; returns how many went.
+        """Removes entries and compiled parts, the least recently used first, until the others fill no more than a limit; returns how many went.
 
-        One that was used in the last day stays, and so does one that a process is making or removing.
+        One that was used in the last day stays, and so does an entry that a process is making or removing.
 
         Args:
             limit: bytes.
         """
+        sweep(self.directory)
         if math.isinf(limit):
             return 0
-        entries = sorted((_used(entry), entry, _bytes(entry)) for entry in _entries(self.directory))
-        left, gone, until = sum(size for _, _, size in entries), 0, time.time() - _KEPT_S
-        for used, entry, size in entries:
+        parts = {part.path: part for part in parts_of(self.directory)}
+        stored = [(_used(entry), entry, _bytes(entry)) for entry in _entries(self.directory)]
+        stored += [(part.used, path, part.size) for path, part in parts.items()]
+        left, gone, until = sum(size for _, _, size in stored), 0, time.time() - _KEPT_S
+        for used, path, size in sorted(stored):
             if left <= limit or used >= until:
                 break
-            with contextlib.suppress(Busy), self._locked(entry.name, waiting=False), self._disk():
-                if _used(entry) < until:  # nobody has used it meanwhile
-                    self._drop(entry)
-                    left, gone = left - size, gone + 1
+            if self._give_up(path, parts.get(path), until):
+                left, gone = left - size, gone + 1
         return gone
+
+    def _give_up(self, path: Path, part: PartFile | None, until: float) -> bool:
+        """Removes an entry, or the file of a part, that nobody has used since a time; returns whether it went."""
+        with contextlib.suppress(Busy), self._disk():
+            if part is not None:
+                path.unlink(missing_ok=True)  # who uses it has a copy
+                return True
+            with self._locked(path.name, waiting=False):
+                if _used(path) < until:  # nobody has used it meanwhile
+                    self._drop(path)
+                    return True
+        return False
 
     def _drop(self, entry: Path) -> None:
         """Removes an entry whose lock is held, so that others see it whole or not at all."""

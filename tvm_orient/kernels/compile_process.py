@@ -76,14 +76,34 @@ def make(
     return facts
 
 
-def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: Path, limit: float | None = None, *, urgent: bool = True) -> dict[str, Any]:
+class Deadline:
+    """When the compilers of a kernel are given up. The time begins when the first is lent: who waits for one is not late.
+
+    Args:
+        limit: seconds; None waits for ever.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit
+        self._end: float | None = None
+
+    def left(self) -> float | None:
+        """Returns the seconds that are left, at least none; None where there is no limit."""
+        if self.limit is None:
+            return None
+        now = time.monotonic()
+        self._end = now + self.limit if self._end is None else self._end
+        return max(0.0, self._end - now)
+
+
+def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: Path, deadline: Deadline, *, urgent: bool = True) -> dict[str, Any]:
     """Returns the facts that a compiler answers to a request, in a process of its own, which for CUDA has a driver or a stand-in for it.
 
     Args:
         spec: what messages call it.
         request: plain JSON, as `_answer` takes it, without the device.
         folder: exists; of the disk that is written to.
-        limit: seconds after which it is given up; None waits for ever.
+        deadline: when it is given up; the same for all that one kernel is made of.
         urgent: False where nobody asked for it: it then gives way to what was asked for, and to the program.
 
     Raises:
@@ -92,9 +112,9 @@ def requested(spec: ConvSpec, device: Device, request: dict[str, Any], folder: P
     """
     with _shop.compiler(device.kind, urgent) as compiler:
         try:
-            answer = compiler.ask({**request, "device": dataclasses.asdict(device)}, limit)
+            answer = compiler.ask({**request, "device": dataclasses.asdict(device)}, deadline.left())
         except TimeoutError as problem:
-            raise BuildFailed(f"{spec} did not compile within {limit:.0f} s: call tvm_orient.warmup, which waits for it") from problem
+            raise BuildFailed(f"{spec} did not compile within {deadline.limit:.0f} s: call tvm_orient.warmup, which waits for it") from problem
         except Died as problem:
             said = compiler.said()
             if full(folder, said):

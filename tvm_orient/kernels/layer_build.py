@@ -16,7 +16,7 @@ from ..problem.cpus import cores
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
-from .compile_process import requested
+from .compile_process import Deadline, requested
 from .part_cache import PartCache
 
 _PARTS = "parts"  # folder that parts are compiled to
@@ -45,16 +45,16 @@ def compiled(
         BuildFailed: a compiler refused, died, or took longer than the limit.
         EnvironmentProblem: a compiler is missing or cannot be started, or the disk is full.
     """
-    start, end = time.monotonic(), None if limit is None else time.monotonic() + limit
+    start, deadline = time.monotonic(), Deadline(limit)
     request: dict[str, Any] = {"spec": spec.key, "folder": str(folder.absolute()), "sources": sources, "choices": [choice.plain for choice in choices]}
     if is_generic(choices):
-        return requested(spec, device, request, folder, limit, urgent=urgent)
+        return requested(spec, device, request, folder, deadline, urgent=urgent)
     distinct = list(dict.fromkeys(placed.part for placed in placed_parts(spec, choices, device)))
-    with _Parts(device, folder, end, urgent) as parts:
+    with _Parts(device, folder, deadline, urgent) as parts:
         paths = parts.files(distinct)
         made = time.monotonic()
         request["parts"] = [[part.plain, str(path.absolute())] for part, path in paths.items()]
-        facts = requested(spec, device, request, folder, _left(end), urgent=urgent)
+        facts = requested(spec, device, request, folder, deadline, urgent=urgent)
     return facts | {"seconds": {"parts": round(made - start, 3), "layer": round(time.monotonic() - made, 3)}}
 
 
@@ -64,12 +64,12 @@ class _Parts:
     Args:
         device: what they are compiled for.
         folder: of the kernel.
-        end: time of time.monotonic at which compiling is given up; None for never.
+        deadline: when compiling is given up.
         urgent: somebody asked for the kernel.
     """
 
-    def __init__(self, device: Device, folder: Path, end: float | None, urgent: bool) -> None:
-        self.device, self.folder, self.end, self.urgent = device, folder, end, urgent
+    def __init__(self, device: Device, folder: Path, deadline: Deadline, urgent: bool) -> None:
+        self.device, self.folder, self.deadline, self.urgent = device, folder, deadline, urgent
         self.cache, self.made = PartCache(), folder / _PARTS
 
     def __enter__(self) -> Self:
@@ -79,12 +79,13 @@ class _Parts:
         shutil.rmtree(self.made, ignore_errors=True)
 
     def files(self, parts: Sequence[Part]) -> dict[Part, Path]:
-        """Returns the file of each part: as many are compiled at once as there is room for, and none twice.
+        """Returns the file of each part, beside the kernel: as many are compiled at once as there is room for, and none twice.
 
         Raises:
             BuildFailed, EnvironmentProblem: as `compiled`, of the first that failed; those that were begun end first, and no other is begun.
         """
-        found = {part: self.cache.find(part, self.device) for part in parts}
+        self.made.mkdir()
+        found = {part: self.cache.take(part, self.device, self.made) for part in parts}
         missing = collections.deque(part for part, path in found.items() if path is None)
         failed: list[BaseException] = []
 
@@ -97,14 +98,16 @@ class _Parts:
                     except BaseException as problem:
                         failed.append(problem)
 
-        if missing:
-            self.made.mkdir()
         # daemons: a program that ends does not wait for them, and its compilers end with it
         threads = [threading.Thread(target=work, name="tvm_orient compiles a part", daemon=True) for _ in range(min(len(missing), cores()))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException as problem:  # such as a key that was pressed: nobody wants the others
+            failed.append(problem)
+            raise
         if failed:
             raise failed[0]
         return {part: path for part, path in found.items() if path is not None}
@@ -113,10 +116,6 @@ class _Parts:
         """Has a part compiled, and returns its file."""
         path = self.made / f"{part.symbol}.part"
         request = {"part": part.plain, "folder": str(self.made.absolute()), "path": str(path.absolute())}
-        requested(part.spec, self.device, request, self.folder, _left(self.end), urgent=self.urgent)
-        return self.cache.keep(part, self.device, path)
-
-
-def _left(end: float | None) -> float | None:
-    """Returns the seconds until a time of time.monotonic, at least none; None where there is no end."""
-    return None if end is None else max(0.0, end - time.monotonic())
+        requested(part.spec, self.device, request, self.folder, self.deadline, urgent=self.urgent)
+        self.cache.keep(part, self.device, path)
+        return path

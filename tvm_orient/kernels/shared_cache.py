@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 from .. import env
@@ -18,6 +15,7 @@ from ..notices import log_once
 from .build_key import BuildKey
 from .cache import entries_of
 from .manifest import HOW, KERNEL, Manifest, flaw
+from .trust import danger
 
 _log = logging.getLogger(__name__)
 
@@ -47,21 +45,3 @@ def entries() -> dict[str, list[Manifest]]:
             if danger(folder.resolve(strict=True)) is None:
                 found[str(folder)] = entries_of(folder)
     return found
-
-
-def danger(folder: Path, files: Iterable[str] = ()) -> str | None:
-    """Says why code of a folder, whose path has no links, may be another user's than root's or this one's; returns None where it cannot be."""
-    trusted = {0, os.geteuid()}
-    try:
-        for path in (*(folder / name for name in files), folder, *folder.parents):
-            info = path.lstat()
-            if stat.S_ISLNK(info.st_mode):
-                return f"{path} is a symbolic link"
-            if info.st_uid not in trusted:
-                return f"{path} belongs to user {info.st_uid}: only what root or user {os.geteuid()} owns is run"
-            # in a folder such as /tmp (sticky) nobody moves what is another's
-            if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (path in folder.parents and info.st_mode & stat.S_ISVTX):
-                return f"others can write to {path} (mode {oct(stat.S_IMODE(info.st_mode))}): chmod go-w"
-    except OSError as problem:
-        return str(problem)
-    return None

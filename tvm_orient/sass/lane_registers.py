@@ -53,7 +53,7 @@ class LaneRegisters:
             Fault: an active lane never wrote it.
         """
         written = self._written.get(name)
-        if written is not True and self.step.opcode[0] not in _MAY_READ_UNWRITTEN and (written is None or (self.active & ~written).any()):
+        if written is not True and self.step.opcode[0] not in _MAY_READ_UNWRITTEN and (self.active if written is None else self.active & ~written).any():
             raise Fault(f"reads {name}, which nothing wrote", self.at)
         return self._raw(name)
 

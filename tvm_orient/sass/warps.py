@@ -20,6 +20,8 @@ from .warp_memory import LanePlaces, WarpMemory
 MAX_BRANCHES = 2_000_000  # that a warp executes before a loop counts as one that never ends
 _ZEROS = ("SRZ", "SR_CgaCtaId", "SR_TID.Z", "SR_CTAID.Y", "SR_CTAID.Z")  # special registers that are zero in every launch of ours
 
+_COMPARISONS = ("ISETP", "UISETP", "FSETP", "DSETP")
+
 _Places = list[tuple[int, Any]]  # where lanes go next: the index of an instruction, (lanes,) bool
 
 
@@ -154,9 +156,16 @@ class Warps:
         else:
             self._compute(step, active, whole)
 
+    def _asked(self, step: Step, active: Any) -> Any:
+        """Return the lanes of active for which a comparison decides: not those where what it is joined with says all, whose operands may be unwritten."""
+        other = self._lanes.bits(step.operands[4])
+        return active & other if "AND" in step.opcode else active & ~other if "OR" in step.opcode else active
+
     def _compute(self, step: Step, active: Any, whole: bool) -> None:
         """Execute an instruction on registers."""
         name, parts = step.opcode[0], step.opcode[1:]
+        if name in _COMPARISONS:
+            self._lanes.active = self._asked(step, active)
         results: dict[str, Any] = {}
         if name in INTEGER:
             known = INTEGER[name](self._lanes, parts, step.operands)

@@ -9,6 +9,7 @@ from typing import Literal
 from .. import env
 from ..errors import EnvironmentProblem, LogFileError, OrientError, first_line
 from ..kernels import cache
+from ..kernels.part_cache import parts_of
 from ..records import store
 
 State = Literal["ok", "missing", "broken"]
@@ -58,10 +59,11 @@ def kernel_cache() -> Finding:
     if env.runs_no_programs(folder):
         return "broken", f"{folder} is on a file system that is mounted noexec, so no kernel can be loaded from it", "set TVM_ORIENT_CACHE_DIR"
     try:
-        entries = cache.KernelCache(folder).entries()
+        entries, parts = cache.KernelCache(folder).entries(), parts_of(folder)
     except OrientError as problem:
         return "broken", str(problem), ""
-    return "ok", f"{len(entries)} kernels, {sum(how.size for how in entries) / 1e6:.1f} MB, private, {folder}", ""
+    held = sum(how.size for how in entries) + sum(part.size for part in parts)
+    return "ok", f"{len(entries)} kernels, {len(parts)} compiled parts, {held / 1e6:.1f} MB, private, {folder}", ""
 
 
 def variable(name: str) -> Finding:

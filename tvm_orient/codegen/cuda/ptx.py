@@ -20,6 +20,7 @@ _COMMENT = re.compile(r"^\s*//.*\n|(?<=;)\s*//.*$", re.M)
 _LABEL = re.compile(r"\$L__BB(\d+_\d+)")
 _SYMBOL = re.compile(r"^(?:\.\w+\s+)*\.(?:global|const|shared|func)\s[^\n]*?(\w+)(?:\[\d*\])?(?: = [^;]*)?;", re.M)
 _MANGLED = re.compile(r"_ZZ\d+\w*?kernel(?:_\d+)?E(\d+)")
+_CALL = re.compile(r"(?<![\w.$%])call\b")
 _BLOCK = "%ctaid.x"
 
 
@@ -45,7 +46,7 @@ def kernels(text: str) -> list[Kernel]:
     """Returns the kernels that PTX defines, in order.
 
     Raises:
-        BuildFailed: a kernel uses what is defined outside it, which its body alone does not hold.
+        BuildFailed: a kernel uses what is defined outside it, which its body alone does not hold, or has two arrays of one name.
     """
     outside = set(_SYMBOL.findall(_ENTRY.sub("", text)))
     found = []
@@ -53,10 +54,12 @@ def kernels(text: str) -> list[Kernel]:
         body = _COMMENT.sub("", body)
         arrays = tuple(SharedArray(_plain(symbol), int(alignment), int(size)) for alignment, symbol, size in _SHARED.findall(body))
         used = sorted(outside.intersection(re.findall(r"\w+", body)))
-        if used or "call" in re.findall(r"^\s*(\w+)", body, re.M):
+        if used or _CALL.search(body):
             raise BuildFailed(
                 f"a kernel in PTX must hold all that it uses, got {name}, which uses {', '.join(used) or 'a function'}: compile its layer as one source"
             )
+        if len({one.name for one in arrays}) < len(arrays):
+            raise BuildFailed(f"arrays in shared memory of a kernel must have names of their own, got {', '.join(one.name for one in arrays)} in {name}")
         found.append(Kernel(name, body, arrays))
     return found
 
