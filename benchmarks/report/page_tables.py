@@ -1,10 +1,11 @@
-"""Make the tables of docs/performance.md again, from the CSV files that `static.tables` and `speed.run` wrote.
+"""Make the tables of docs/performance.md again, from the CSV files that scripts of `static` and `speed` wrote.
 
     python -m benchmarks.report.page_tables
 
 A table stands below a comment that names it: `<!-- static sm_90a conv 31 -->` (op and K of static-sm_90a.csv), `<!-- stems sm_90a -->`,
 `<!-- layers sm_90a -->`, `<!-- stages sm_90a -->`, `<!-- speeds cpu-amd-epyc-avx2-2c -->` or `<!-- summary ... -->` (a file of `speed.run`),
-`<!-- generic cpu -->` (what `speed.generic` wrote).
+`<!-- generic cpu -->` (what `speed.generic` wrote), `<!-- cold cpu -->` (of `speed.cold_start`), `<!-- stage-times cpu -->` or
+`<!-- problem-times cpu -->` (of `speed.compile_time`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 from tvm_orient.bench.rows import read_csv
 
 from . import sheets
+from .compile_tables import cold_table, problem_times, stage_times
 from .sheets import RESULTS
 from .speed_tables import speed_table, summary_table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary|generic) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (static|stems|layers|stages|speeds|summary|generic|cold|stage-times|problem-times) (\S+)(?: (\w+) (\d+))? -->\n\n)((?:\|.*\n)*)")
 
 Row = dict[str, str]
 
@@ -97,6 +99,10 @@ SPEEDS = {"speeds": speed_table, "summary": summary_table}
 TABLES = {"stems": stem_table, "layers": layer_table, "stages": stage_table}
 
 
+# by the kind of a table: what its file is called, and what makes it
+COMPILING = {"cold": ("cold-start", cold_table), "stage-times": ("compile-time", stage_times), "problem-times": ("compile-time", problem_times)}
+
+
 def documented(page: str) -> str:
     """Returns the page with every marked table as its CSV file has it."""
 
@@ -106,6 +112,9 @@ def documented(page: str) -> str:
             lines = SPEEDS[kind](read_csv(RESULTS / f"{name}.csv"))
         elif kind == "generic":
             lines = generic_table(sheets.read(RESULTS / f"generic-{name}.csv"))
+        elif kind in COMPILING:
+            start, make = COMPILING[kind]
+            lines = make(sheets.read(RESULTS / f"{start}-{name}.csv"))
         else:
             lines = table(read(name), op, kernel_size) if kind == "static" else TABLES[kind](read(name, kind))
         return marker + "".join(f"{line}\n" for line in lines)

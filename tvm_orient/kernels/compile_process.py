@@ -31,7 +31,7 @@ from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice, is_generic
 from ..toolchain.driverless import pretend_driver
-from ..toolchain.tvm import target
+from ..toolchain.tvm import load_tvm_alone, target
 from ..toolchain.worker import Answer, ChildProcess, Died, environment, module_command, serve
 from .manifest import KERNEL
 from .room import Room
@@ -279,6 +279,7 @@ def _answer(request: dict[str, Any]) -> Answer:
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)  # of TVM, and of what it starts
         if request["device"]["kind"] == "cuda":
             pretend_driver()
+        load_tvm_alone()
         device = Device(**request["device"])
         return {"facts": _part(request, device) if "part" in request else _kernel(request, device)}
     except OrientError as problem:

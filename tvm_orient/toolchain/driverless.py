@@ -26,15 +26,15 @@ _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE (cuda.h)
 
 @functools.cache
 def pretend_driver() -> bool:
-    """Load a stand-in for libcuda.so.1 into this process where there is no GPU, and the CUDA runtime of the wheels; return whether it was needed.
+    """Load the CUDA runtime into this process, and a stand-in for libcuda.so.1 where there is no GPU; return whether that was needed.
 
     Whoever calls it must leave the process by os._exit, since exit handlers would ask a driver that answers nothing.
 
     Raises:
         EnvironmentProblem: there is no C compiler.
     """
-    import torch  # noqa: F401  (before tvm: it brings libcudart)
-
+    if not _load_cudart():
+        import torch  # noqa: F401  (before tvm: it brings libcudart)
     needed = not cuda_devices()
     if needed:
         with tempfile.TemporaryDirectory() as folder:
@@ -42,14 +42,14 @@ def pretend_driver() -> bool:
             source.write_text("".join(f"int {name}(void) {{ return {_NO_DEVICE}; }}\n" for name in _DRIVER))
             subprocess.run([compiler(), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True, capture_output=True)
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    _load_cudart()
     return needed
 
 
-def _load_cudart() -> None:
-    """Load libcudart, which TVM's CUDA runtime is linked to; where torch is a CUDA build it is loaded already."""
+def _load_cudart() -> bool:
+    """Load the libcudart of the wheels, which TVM's CUDA runtime is linked to and a CUDA build of torch loads as well; return whether it is there."""
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(root).glob("cu13/lib/libcudart.so.13")):
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-            return
+            return True
+    return False

@@ -56,6 +56,23 @@ def load_tvm() -> Any:
     return tvm
 
 
+def load_tvm_alone() -> Any:
+    """Return what `load_tvm` does, without torch where this process has none yet: tvm-ffi imports it first, which takes longer than all of TVM.
+
+    For a process that compiles and never runs a kernel. torch can be imported later, as ever.
+
+    Raises:
+        EnvironmentProblem: as `load_tvm`.
+    """
+    if "torch" in sys.modules:
+        return load_tvm()
+    sys.modules["torch"] = None  # type: ignore[assignment]  (what Python refuses to import)
+    try:
+        return load_tvm()
+    finally:
+        del sys.modules["torch"]
+
+
 @contextlib.contextmanager
 def _some_home() -> Iterator[None]:
     """Give a user who has no home one for a while: modules of TVM name folders below it when they are imported, and make none of them."""
