@@ -44,7 +44,7 @@ class Busy(Exception):
 
 
 class Cleared(NamedTuple):
-    """What was removed from a cache: how many kernels, and how many compiled parts of kernels."""
+    """How many kernels, and how many compiled parts of kernels, were removed from a cache."""
 
     kernels: int
     parts: int

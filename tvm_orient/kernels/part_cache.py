@@ -101,7 +101,9 @@ class PartCache:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
-            log_once(_log, "compiled parts are not kept in %s: %s", str(self.directory), str(problem))
+            # without the name of the temporary file, which is another each time
+            why = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+            log_once(_log, "compiled parts are not kept in %s: %s", str(self.directory), why)
 
 
 def parts_of(directory: Path) -> list[PartFile]:
@@ -173,7 +175,7 @@ def _made(directory: Path) -> int:
     directory.parents[1].mkdir(parents=True, exist_ok=True)
     directory.parent.mkdir(mode=0o700, exist_ok=True)
     mode = stat.S_IMODE(directory.parent.stat().st_mode)
-    if not directory.exists():
+    if not directory.is_dir():
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700 | mode & 0o055)
     why = not_own(directory, directory.parent)
