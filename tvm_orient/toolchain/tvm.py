@@ -66,7 +66,8 @@ def load_tvm_alone() -> Any:
     """
     if "torch" in sys.modules:
         return load_tvm()
-    sys.modules["torch"] = None  # type: ignore[assignment]  (what Python refuses to import)
+    # None is what Python refuses to import
+    sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         return load_tvm()
     finally:
