@@ -33,7 +33,8 @@ from ..report.terminal import console, say
 
 KEY = ("network", "what")
 COLUMNS = (*KEY, "seconds", "cores", "device", "date")
-LONGEST, GENERIC = "longest step while kernels are made", "step on generic kernels"
+LONGEST = "longest step while kernels are made"
+GENERIC = "step on generic kernels"
 MAX_RATIO = 2.0  # the longest step while kernels are made over one on generic kernels
 # seconds, on two cores, by kind of device and how what is measured begins
 GOALS = {

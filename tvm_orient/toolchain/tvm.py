@@ -66,7 +66,7 @@ def load_tvm_alone() -> Any:
     """
     if "torch" in sys.modules:
         return load_tvm()
-    sys.modules["torch"] = None  # type: ignore[assignment]  (what Python refuses to import)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python then refuses to import it
     try:
         return load_tvm()
     finally:
