@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 Row = dict[str, str]
-_APART, _MERGED, _TOTAL = "apart", "merged", "total"
+_APART = "apart"
+_MERGED = "merged"
+_TOTAL = "total"
 _PASS = "pass "
-_LEAST = 0.005  # of the whole: a stage that takes less in each column has no line
+_MIN_SHARE = 0.005  # of the whole: a stage that takes less in each column has no line
 
 
 def cold_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -29,7 +31,7 @@ def stage_times(rows: Sequence[Row]) -> Iterator[str]:
     one, apart, merged = (_means(rows, several, how) for several, how in ((False, _APART), (True, _APART), (True, _MERGED)))
     columns = (one, apart, merged)
     for stage in sorted(set(apart) | set(merged), key=lambda stage: -apart.get(stage, 0.0)):
-        if all(column.get(stage, 0.0) < _LEAST * column.get(_TOTAL, 0.0) for column in columns):
+        if all(column.get(stage, 0.0) < _MIN_SHARE * column.get(_TOTAL, 0.0) for column in columns):
             continue
         name = f"`{stage.removeprefix(_PASS)}`" if stage.startswith(_PASS) else stage
         share = f"{100 * apart[stage] / apart[_TOTAL]:.0f} %" if stage in apart else ""

@@ -25,11 +25,13 @@ import typer
 from torch import Tensor, nn
 
 import tvm_orient as to
+from tvm_orient.compiler.parts import Part, placed_parts
 from tvm_orient.kernels.build import build
 from tvm_orient.nn import OrientedConv2d
 from tvm_orient.problem.cpus import cores
-from tvm_orient.problem.device import device_for
+from tvm_orient.problem.device import Device, device_for
 from tvm_orient.problem.spec import ConvSpec
+from tvm_orient.schedules.choices import default_choices
 
 WIDTHS = (96, 192, 384, 768)  # channels of a stage
 KERNEL_SIZE = 31  # taps
@@ -144,6 +146,11 @@ def specs(case: Case) -> list[ConvSpec]:
     for hook in hooks:
         hook.remove()
     return list(dict.fromkeys(found))
+
+
+def needed(case: Case, device: Device) -> set[Part]:
+    """Returns the parts that the kernels of a network are put together of."""
+    return {placed.part for spec in specs(case) for placed in placed_parts(spec, default_choices(spec, device), device)}
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -6,7 +6,8 @@
 
 Each part runs in a process of its own (`benchmarks.speed.cold_network`), on caches and logs that are removed afterwards. On a CPU: a program that trains from
 an empty cache; the same on generic kernels alone; warmup from an empty cache; the kernels of another process loaded; a second network whose angles are
-those of the first turned by 90 degrees, so that each angle has been compiled; one layer by itself. For a GPU the kernels of the same problems are built.
+those of the first turned by 90 degrees, where that needs nothing that was not compiled (in a small network channels of an angle may begin elsewhere
+between two vectors); one layer by itself. For a GPU the kernels of the same problems are built.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tvm_orient.kernels import part_cache
 from tvm_orient.problem.cpus import cores
 from tvm_orient.problem.device import cpu_device, device_for
 
@@ -33,7 +33,8 @@ from ..report.terminal import console, say
 
 KEY = ("network", "what")
 COLUMNS = (*KEY, "seconds", "cores", "device", "date")
-LONGEST, GENERIC = "longest step while kernels are made", "step on generic kernels"
+LONGEST = "longest step while kernels are made"
+GENERIC = "step on generic kernels"
 MAX_RATIO = 2.0  # the longest step while kernels are made over one on generic kernels
 # seconds, on two cores, by kind of device and how what is measured begins
 GOALS = {
@@ -63,20 +64,9 @@ def run(part: str, cache: Path, *options: str, **variables: str) -> dict[str, fl
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def parts(cache: Path) -> int:
-    """Returns how many compiled angles a cache holds."""
-    return sum(1 for _ in (cache / part_cache.FOLDER).glob("*.part"))
-
-
-def hold(kept: int, cache: Path) -> None:
-    """Ends the program where the second network needed angles that the first has not compiled: its time would say nothing."""
-    if parts(cache) != kept:
-        raise SystemExit(f"the second network must need no angle that was not compiled, got {parts(cache) - kept} more than {kept}")
-
-
 def on_cpu(network: str, folder: Path) -> Iterator[dict[str, float]]:
     """Yields what is measured of a network on this CPU, part by part."""
-    from .cold_network import Case, specs
+    from .cold_network import Case, needed, specs
 
     os.environ |= {"TVM_ORIENT_CACHE_DIR": str(folder / "own")}
     wanted, which = len(specs(Case.of(network))), ("--network", network)
@@ -85,23 +75,22 @@ def on_cpu(network: str, folder: Path) -> Iterator[dict[str, float]]:
     yield run("pause", folder / "pause", *which, "--kernels", str(wanted))
     yield run("warm", folder / "steps", *which)
     yield run("warmup", folder / "warmup", *which)
-    kept = parts(folder / "warmup")
-    yield run("second", folder / "warmup", *which)
-    hold(kept, folder / "warmup")
+    if needed(Case.of(network), cpu_device()) == needed(Case.of(network, turned=True), cpu_device()):
+        yield run("second", folder / "warmup", *which)
     yield run("layer", folder / "layer")
 
 
 def without_gpu(network: str, target: str, folder: Path) -> Iterator[dict[str, float]]:
     """Yields what building for a GPU that is not here takes, part by part."""
-    from .cold_network import Case, specs
+    from .cold_network import Case, needed, specs
 
     os.environ |= {"TVM_ORIENT_CACHE_DIR": str(folder / "own")}
-    for part, turned in (("warmup", False), ("second", True)):
+    first, second = Case.of(network), Case.of(network, turned=True)
+    again = needed(first, device_for(target)) == needed(second, device_for(target))
+    for part, case in (("warmup", first), *([("second", second)] if again else [])):
         problems = folder / f"{part}.txt"
-        problems.write_text("".join(f"{spec.key}\n" for spec in specs(Case.of(network, turned))))
-        kept = parts(folder / "network")
+        problems.write_text("".join(f"{spec.key}\n" for spec in specs(case)))
         yield run(part, folder / "network", "--target", target, "--problems", str(problems))
-    hold(kept, folder / "network")
     yield run("layer", folder / "layer", "--target", target)
 
 

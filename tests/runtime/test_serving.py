@@ -35,7 +35,7 @@ MANY = Taps.oriented([math.pi * (c + 0.5) / 128 for c in range(128)], 31)  # an 
 def test_eight_directions_are_compiled_unasked_and_an_angle_a_channel_is_not(op: str, device: Any) -> None:
     published = spec_of(op, 128, 28, 28, Taps.oriented(EIGHT, 31))
     assert 0 < compile_cost.seconds(published, device) <= payback.MAX_SECONDS
-    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > 2 * payback.MAX_SECONDS
+    assert compile_cost.seconds(spec_of(op, 128, 28, 28, MANY), device) > payback.MAX_SECONDS
 
 
 def test_the_cost_grows_with_angles_and_taps_and_not_with_channels() -> None:

@@ -6,7 +6,7 @@ photograph is, has none made, and one that a network calls in every step has it 
 On a CPU a kernel of its own gains nothing where a plane is too large to stay near: both then wait for memory. Measured on one core of an AMD EPYC with
 1 MiB of second-level cache, N=1 (time of the generic kernel over that of its own, K=31, one angle): conv 2.0 for planes of 256 x 256, 1.9 for 512 x 512,
 0.9 for 724 x 724, 1.3 for 1024 x 1024, 0.7 for 1448 x 1448, 1.0 for 2048 x 2048; conv_dw 1.1 for 512 x 512, 0.9 for 1024 x 1024, 0.5 for 2048 x 2048.
-Eight angles with K=31 and planes of 724 x 724 take 5 s to compile, and gain 0.9.
+Eight angles with K=31 and planes of 724 x 724 take some seconds to compile, and gain 0.9.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..problem.spec import DTYPES, ConvSpec
 
 _SHARE = 0.01  # of the seconds that a making is foreseen to take: what calls have spent on the generic kernel when it is begun
 _MAX_PLANE = 1 << 20  # bytes of a plane, in the dtype of sums, that stays near a core
-MAX_SECONDS = 60.0  # CPU seconds that a making may be foreseen to take where nobody asked for it
+MAX_SECONDS = 30.0  # CPU seconds that a making may be foreseen to take where nobody asked for it
 
 
 def against(spec: ConvSpec, device: Device, tuned: bool = False) -> str | None:
