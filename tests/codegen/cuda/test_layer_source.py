@@ -178,9 +178,38 @@ def declared(source: str) -> Mapping[str, tuple[int, int]]:
     return {name: (int(alignment), int(size)) for alignment, name, size in re.findall(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", source)}
 
 
-def test_arrays_of_one_name_take_the_largest() -> None:
-    source = source_of([shared(SharedArray("w", 16, 64), SharedArray("x", 64, 8)), shared(SharedArray("x", 4, 512)), shared(SharedArray("z", 8, 24))])
-    assert declared(source) == {"tvm_orient_w": (16, 64), "tvm_orient_x": (64, 512), "tvm_orient_z": (8, 24)}
+def test_parts_have_the_shared_memory_of_the_largest_in_common() -> None:
+    """Whatever their arrays are called: no two parts run in one block, and the model of GPUs counts on it."""
+    source = source_of([shared(SharedArray("w", 16, 60), SharedArray("x", 64, 8)), shared(SharedArray("x", 4, 512)), shared(SharedArray("z", 8, 24))])
+    assert declared(source) == {"tvm_orient_shared": (64, 512)}
+    assert declared(source_of([shared(), shared()])) == {}
+
+
+# two arrays, one of them as registers are called, which is read from before its start; both lie elsewhere than those of another part
+SEVERAL = (
+    "__shared__ float s[{size} + 3]; __shared__ float r[{size}]; s[t + 3] = x[b * {size} + t]; r[t] = x[b * {size} + t]; __syncthreads();"
+    " y[b * {size} + t] = s[{size} + 2 - t] + (r + n)[{size} - 1 - t - n] * 2;"
+)
+
+
+@compiles
+def test_several_arrays_of_several_parts() -> None:
+    source = source_of([part(body(text), place) for place, text in enumerate((SEVERAL, STAGED, SEVERAL))])
+    x, y = ran(source, 6, 2, 3)
+    np.testing.assert_allclose(y[1], expected(STAGED, x[1], 2))
+    for place in (0, 2):
+        staged = expected(STAGED, x[place], 2)
+        np.testing.assert_allclose(y[place], np.where(staged == -1, -1, staged * 3), rtol=1e-6)
+
+
+@compiles
+@pytest.mark.parametrize("offset", ["+4", "+-4", ""])
+def test_the_assembler_takes_places_in_shared_memory(offset: str) -> None:
+    arrays = (SharedArray("before", 16, 32), SharedArray("own", 16, 32))
+    text = f"\tld.param.u64 %rd1, [main_kernel_param_1];\n\tmov.u32 %r1, own;\n\tst.shared.u32 [own{offset}], %r1;\n\tst.global.u32 [%rd1], %r1;\n\tret;\n"
+    held = Kernel("main_kernel", f"\t.reg .b32 %r<4>;\n\t.reg .b64 %rd<4>;\n{text}", arrays)
+    (kernel,) = cubin.kernels(nvrtc.compile_cubin(source_of([part(held, 0), part(held, 1)]), ARCH))
+    assert kernel.count("STS") == 2
 
 
 @compiles

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .. import names
 from .cuda_text import Definition
-from .ptx import Kernel, SharedArray, assembly, inlined, shared_name, with_task
+from .ptx import SHARED_MEMORY, Kernel, assembly, inlined, shared_places, with_task
 
 _BLOCK = "block"  # variable of a kernel: the number of a block, later that of a task in its part
 
@@ -43,9 +43,6 @@ def layer_kernel(entry: Definition, parts: Sequence[PartKernel]) -> str:
         only = parts[0]
         body = inlined(only.kernel, entry.name, _given(entry, only), "a", keep_shared=True)
         return f"{head}asm volatile(\n{assembly(body, operands=False)}\n);\n}}\n"
-    shared = "".join(
-        f'asm volatile(".shared .align {one.alignment} .b8 {shared_name(one.name)}[{one.size}];");\n' for one in _largest([part.kernel for part in parts])
-    )
     starts = ["0"]
     for part in parts[:-1]:
         starts.append(part.tasks if starts[-1] == "0" else f"{starts[-1]} + {part.tasks}")
@@ -53,7 +50,7 @@ def layer_kernel(entry: Definition, parts: Sequence[PartKernel]) -> str:
     def leaf(index: int) -> str:
         return f"{_BLOCK} -= {starts[index]};\n" * bool(index) + _body(entry, parts[index], f"p{index}")
 
-    return f"{head}{shared}int {_BLOCK} = blockIdx.x;\n{_searched(0, len(parts), starts, leaf)}}}\n"
+    return f"{head}{_shared([part.kernel for part in parts])}int {_BLOCK} = blockIdx.x;\n{_searched(0, len(parts), starts, leaf)}}}\n"
 
 
 def _searched(first: int, stop: int, starts: Sequence[str], leaf: Callable[[int], str]) -> str:
@@ -89,10 +86,8 @@ def _given(entry: Definition, part: PartKernel) -> dict[int, str]:
     return {number: f"#{entry.names.index(name)}" for number, name in enumerate(part.names)}
 
 
-def _largest(kernels: Sequence[Kernel]) -> list[SharedArray]:
-    """Returns the arrays in shared memory that hold those of every kernel, since no two run in one block: of a name the largest size and alignment."""
-    found: dict[str, SharedArray] = {}
-    for one in (array for kernel in kernels for array in kernel.shared):
-        other = found.get(one.name, one)
-        found[one.name] = SharedArray(one.name, max(one.alignment, other.alignment), max(one.size, other.size))
-    return list(found.values())
+def _shared(kernels: Sequence[Kernel]) -> str:
+    """Returns the declaration of the shared memory of kernels: as much as the one that takes most, as well aligned as any asks; nothing where none has any."""
+    size = max(shared_places(kernel)[1] for kernel in kernels)
+    alignment = max((array.alignment for kernel in kernels for array in kernel.shared), default=1)
+    return f'asm volatile(".shared .align {alignment} .b8 {SHARED_MEMORY}[{size}];");\n' if size else ""
