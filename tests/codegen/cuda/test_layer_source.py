@@ -49,10 +49,9 @@ def body(text: str, size: int = BLOCK) -> Kernel:
     return found
 
 
-def part(kernel: Kernel, place: int, tasks: str = "n", size: int = BLOCK) -> PartKernel:
-    """That kernel as the place-th of a layer, whose values begin at as many times EACH."""
-    moved = {"x": str(place * EACH), "y": str(place * EACH)} if place else {}
-    return PartKernel(kernel, tasks, size, NAMES, moved)
+def part(kernel: Kernel, place: int, tasks: str = "n", size: int = BLOCK, name: str = "") -> PartKernel:
+    """That kernel as the place-th of a layer, whose values begin at as many times EACH; those of one name are the same part."""
+    return PartKernel(name or f"part {place}", kernel, tasks, size, NAMES, place, 0, {"x": EACH, "y": EACH})
 
 
 def source_of(parts: Sequence[PartKernel], bound: int = BLOCK) -> str:
@@ -107,6 +106,16 @@ def test_threads_that_a_part_lacks_do_nothing_and_hold_no_barrier_up(sizes: tupl
     x, y = ran(source, 2 * len(sizes), 2, len(sizes))
     for place, size in enumerate(sizes):
         np.testing.assert_array_equal(y[place], expected(STAGED, x[place], 2, size))
+
+
+@compiles
+@pytest.mark.parametrize("texts", [(STAGED, STAGED), (STAGED, MANY, STAGED, LOOP, MANY)])
+def test_a_part_that_stands_several_times_has_one_body(texts: tuple[str, ...]) -> None:
+    source, n = source_of([part(body(text), place, name=text) for place, text in enumerate(texts)]), 3
+    assert source.count("tvm_orient_task, %0") == len(set(texts))
+    x, y = ran(source, n * len(texts), n, len(texts))
+    for place, text in enumerate(texts):
+        np.testing.assert_allclose(y[place], expected(text, x[place], n), rtol=1e-6, err_msg=str(place))
 
 
 @compiles
@@ -170,7 +179,7 @@ def test_labels_of_a_body_that_stands_twice() -> None:
 
 
 def shared(*arrays: SharedArray) -> PartKernel:
-    return PartKernel(Kernel("main_kernel", "\tret;\n", arrays), "n", BLOCK, NAMES, {"x": "1"})
+    return PartKernel(f"of {arrays}", Kernel("main_kernel", "\tret;\n", arrays), "n", BLOCK, NAMES, 1, 0, {"x": 1})
 
 
 def declared(source: str) -> Mapping[str, tuple[int, int]]:
@@ -178,9 +187,38 @@ def declared(source: str) -> Mapping[str, tuple[int, int]]:
     return {name: (int(alignment), int(size)) for alignment, name, size in re.findall(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", source)}
 
 
-def test_arrays_of_one_name_take_the_largest() -> None:
-    source = source_of([shared(SharedArray("w", 16, 64), SharedArray("x", 64, 8)), shared(SharedArray("x", 4, 512)), shared(SharedArray("z", 8, 24))])
-    assert declared(source) == {"tvm_orient_w": (16, 64), "tvm_orient_x": (64, 512), "tvm_orient_z": (8, 24)}
+def test_parts_have_the_shared_memory_of_the_largest_in_common() -> None:
+    """Whatever their arrays are called: no two parts run in one block, and the model of GPUs counts on it."""
+    source = source_of([shared(SharedArray("w", 16, 60), SharedArray("x", 64, 8)), shared(SharedArray("x", 4, 512)), shared(SharedArray("z", 8, 24))])
+    assert declared(source) == {"tvm_orient_shared": (64, 512)}
+    assert declared(source_of([shared(), shared()])) == {}
+
+
+# two arrays, one of them as registers are called, which is read from before its start; both lie elsewhere than those of another part
+SEVERAL = (
+    "__shared__ float s[{size} + 3]; __shared__ float r[{size}]; s[t + 3] = x[b * {size} + t]; r[t] = x[b * {size} + t]; __syncthreads();"
+    " y[b * {size} + t] = s[{size} + 2 - t] + (r + n)[{size} - 1 - t - n] * 2;"
+)
+
+
+@compiles
+def test_several_arrays_of_several_parts() -> None:
+    source = source_of([part(body(text), place) for place, text in enumerate((SEVERAL, STAGED, SEVERAL))])
+    x, y = ran(source, 6, 2, 3)
+    np.testing.assert_allclose(y[1], expected(STAGED, x[1], 2))
+    for place in (0, 2):
+        staged = expected(STAGED, x[place], 2)
+        np.testing.assert_allclose(y[place], np.where(staged == -1, -1, staged * 3), rtol=1e-6)
+
+
+@compiles
+@pytest.mark.parametrize("offset", ["+4", "+-4", ""])
+def test_the_assembler_takes_places_in_shared_memory(offset: str) -> None:
+    arrays = (SharedArray("before", 16, 32), SharedArray("own", 16, 32))
+    text = f"\tld.param.u64 %rd1, [main_kernel_param_1];\n\tmov.u32 %r1, own;\n\tst.shared.u32 [own{offset}], %r1;\n\tst.global.u32 [%rd1], %r1;\n\tret;\n"
+    held = Kernel("main_kernel", f"\t.reg .b32 %r<4>;\n\t.reg .b64 %rd<4>;\n{text}", arrays)
+    (kernel,) = cubin.kernels(nvrtc.compile_cubin(source_of([part(held, 0), part(held, 1)]), ARCH))
+    assert kernel.count("STS") == 2
 
 
 @compiles

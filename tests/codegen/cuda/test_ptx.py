@@ -7,8 +7,7 @@ import re
 import pytest
 
 from tests.support.helpers import nvrtc_missing
-from tvm_orient.codegen.cuda import ptx
-from tvm_orient.codegen.cuda.ptx import SharedArray, assembly, inlined, kernels, shared_name, with_task
+from tvm_orient.codegen.cuda.ptx import SHARED_MEMORY, Kernel, SharedArray, assembly, inlined, kernels, shared_places, with_task
 from tvm_orient.errors import BuildFailed
 from tvm_orient.toolchain import nvrtc
 
@@ -37,7 +36,7 @@ def text(body: str = BODY, name: str = "main_kernel", before: str = "") -> str:
 def test_a_kernel_is_read_whole() -> None:
     (found,) = kernels(text())
     assert found.name == "main_kernel"
-    assert found.shared == (SharedArray("stage_shared_ptr", 64, 640),)
+    assert found.shared == (SharedArray("_ZZ11main_kernelE16stage_shared_ptr", 64, 640),)
     assert "//" not in found.body
     assert found.body.count(";") == BODY.count(";")
 
@@ -46,7 +45,7 @@ def test_several_kernels_in_their_order() -> None:
     second = text(BODY.replace("_ZZ11", "_ZZ13").replace("main_kernel", "main_kernel_1"), "main_kernel_1").removeprefix(HEAD)
     found = kernels(text() + second)
     assert [one.name for one in found] == ["main_kernel", "main_kernel_1"]
-    assert [one.shared[0].name for one in found] == ["stage_shared_ptr"] * 2
+    assert [one.shared[0].symbol for one in found] == ["_ZZ11main_kernelE16stage_shared_ptr", "_ZZ13main_kernel_1E16stage_shared_ptr"]
 
 
 @pytest.mark.parametrize(
@@ -85,18 +84,6 @@ def test_what_a_compiler_puts_outside_a_kernel_is_refused(before: str, statement
         kernels(nvrtc.compile_ptx(source, "sm_90a"))
 
 
-@compiles
-@pytest.mark.parametrize("count", [1, 2])
-def test_arrays_of_one_name_in_several_scopes(count: int) -> None:
-    """The compiler numbers them; where two came to one name they would share their memory."""
-    scopes = " ".join(f"{{ __shared__ float own[{32 * (i + 1)}]; own[threadIdx.x] = x[n]; __syncthreads(); y[{i}] = own[n]; }}" for i in range(count))
-    (found,) = kernels(nvrtc.compile_ptx(f'extern "C" __global__ void main_kernel(float* x, float* y, int n) {{ {scopes} }}', "sm_90a"))
-    assert len({one.name for one in found.shared}) == count
-    declared = [f"\t.shared .align 4 .b8 _ZZ11main_kernelE{name}[16];\n" for name in ("3own_0", "5own_0")]
-    with pytest.raises(BuildFailed, match="arrays in shared memory of a kernel must have names of their own, got own_0, own_0 in main_kernel"):
-        kernels(text("".join(declared)))
-
-
 def test_a_body_in_another_kernel() -> None:
     (kernel,) = kernels(text())
     found = inlined(kernel, "entry", {0: "#3", 2: "tvm_orient_n"}, "p1")
@@ -104,7 +91,7 @@ def test_a_body_in_another_kernel() -> None:
     assert "mov.u32 %r1, tvm_orient_n;" in found
     assert "main_kernel_param" not in found
     assert ".shared" not in found.replace("st.shared", "")
-    assert "[tvm_orient_stage_shared_ptr+4]" in found
+    assert f"[{SHARED_MEMORY}+0+4]" in found
     assert "_ZZ" not in found
     assert "bra \t$L__p1_0_2;\n$L__p1_0_2:" in found
     assert found.startswith("{\n")
@@ -119,11 +106,23 @@ def test_a_body_that_keeps_its_shared_memory() -> None:
     assert "tvm_orient" not in found
 
 
-def test_a_name_that_ends_as_another_is_another() -> None:
-    arrays = (SharedArray("x_shared_ptr", 64, 16), SharedArray("shared_ptr", 64, 16))
-    body = "\tld.shared.f32 %f1, [_ZZ11main_kernelE12x_shared_ptr];\n\tld.shared.f32 %f2, [_ZZ11main_kernelE10shared_ptr];\n"
-    found = inlined(ptx.Kernel("main_kernel", body, arrays), "entry", {}, "a")
-    assert re.findall(r"\[(\w+)\]", found) == [shared_name("x_shared_ptr"), shared_name("shared_ptr")]
+@pytest.mark.parametrize("symbols", [("x_shared_ptr", "shared_ptr"), ("own", "own_1"), ("r", "p")])
+def test_a_symbol_that_ends_or_begins_as_another_or_as_a_register_is_another(symbols: tuple[str, str]) -> None:
+    one, other = (f"_ZZ11main_kernelE{len(symbol)}{symbol}" for symbol in symbols)
+    arrays = (SharedArray(one, 64, 16), SharedArray(other, 32, 16))
+    body = f"\t.reg .b32 %r<4>;\n\tld.shared.f32 %f1, [{one}];\n\tld.shared.f32 %f2, [{other}+4];\n"
+    found = inlined(Kernel("main_kernel", body, arrays), "entry", {}, "a")
+    assert re.findall(r"\[(.*)\]", found) == [f"{SHARED_MEMORY}+0", f"{SHARED_MEMORY}+32+4"]
+    assert ".reg .b32 %r<4>;" in found
+
+
+@pytest.mark.parametrize(
+    ("arrays", "places", "size"),
+    [([], [], 0), ([(64, 640)], [0], 640), ([(16, 20), (64, 8), (4, 12)], [0, 64, 72], 84), ([(4, 4), (8, 8)], [0, 8], 16)],
+)
+def test_arrays_lie_one_after_the_other_each_aligned(arrays: list[tuple[int, int]], places: list[int], size: int) -> None:
+    kernel = Kernel("main_kernel", "", tuple(SharedArray(f"a{i}", *one) for i, one in enumerate(arrays)))
+    assert shared_places(kernel) == (places, size)
 
 
 def test_labels_of_two_bodies_are_two() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .. import names
 from .cuda_text import Definition
-from .ptx import Kernel, SharedArray, assembly, inlined, shared_name, with_task
+from .ptx import SHARED_MEMORY, Kernel, assembly, inlined, shared_places, with_task
 
 _BLOCK = "block"  # variable of a kernel: the number of a block, later that of a task in its part
 _WHICH = "which"  # variable of a kernel that holds some part several times: which of its bodies a block runs
@@ -62,14 +62,11 @@ def layer_kernel(entry: Definition, parts: Sequence[PartKernel]) -> str:
     if len(parts) == 1 and not only.moved(str(only.channel), str(only.space)) and only.threads == entry.bound:
         body = inlined(only.kernel, entry.name, _given(entry, only), "a", keep_shared=True)
         return f"{head}asm volatile(\n{assembly(body, operands=False)}\n);\n}}\n"
-    shared = "".join(
-        f'asm volatile(".shared .align {one.alignment} .b8 {shared_name(one.name)}[{one.size}];");\n' for one in _largest([part.kernel for part in parts])
-    )
     starts = ["0"]
     for part in parts[:-1]:
         starts.append(part.tasks if starts[-1] == "0" else f"{starts[-1]} + {part.tasks}")
     distinct = list({part.part: part for part in parts}.values())
-    begin = f"{head}{shared}int {_BLOCK} = blockIdx.x;\n"
+    begin = f"{head}{_shared([part.kernel for part in distinct])}int {_BLOCK} = blockIdx.x;\n"
     if len(distinct) == len(parts):
 
         def leaf(index: int) -> str:
@@ -135,10 +132,8 @@ def _given(entry: Definition, part: PartKernel) -> dict[int, str]:
     return {number: f"#{entry.names.index(name)}" for number, name in enumerate(part.names)}
 
 
-def _largest(kernels: Sequence[Kernel]) -> list[SharedArray]:
-    """Returns the arrays in shared memory that hold those of every kernel, since no two run in one block: of a name the largest size and alignment."""
-    found: dict[str, SharedArray] = {}
-    for one in (array for kernel in kernels for array in kernel.shared):
-        other = found.get(one.name, one)
-        found[one.name] = SharedArray(one.name, max(one.alignment, other.alignment), max(one.size, other.size))
-    return list(found.values())
+def _shared(kernels: Sequence[Kernel]) -> str:
+    """Returns the declaration of the shared memory of kernels: as much as the one that takes most, as well aligned as any asks; nothing where none has any."""
+    size = max(shared_places(kernel)[1] for kernel in kernels)
+    alignment = max((array.alignment for kernel in kernels for array in kernel.shared), default=1)
+    return f'asm volatile(".shared .align {alignment} .b8 {SHARED_MEMORY}[{size}];");\n' if size else ""

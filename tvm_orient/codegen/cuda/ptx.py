@@ -19,16 +19,16 @@ _SHARED = re.compile(r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\];\n", re.M)
 _COMMENT = re.compile(r"^\s*//.*\n|(?<=;)\s*//.*$", re.M)
 _LABEL = re.compile(r"\$L__BB(\d+_\d+)")
 _SYMBOL = re.compile(r"^(?:\.\w+\s+)*\.(?:global|const|shared|func)\s[^\n]*?(\w+)(?:\[\d*\])?(?: = [^;]*)?;", re.M)
-_MANGLED = re.compile(r"_ZZ\d+\w*?kernel(?:_\d+)?E(\d+)")
 _CALL = re.compile(r"(?<![\w.$%])call\b")
 _BLOCK = "%ctaid.x"
+SHARED_MEMORY = "tvm_orient_shared"  # symbol of the array that the bodies in a kernel have in common, since no two run in one block
 
 
 @dataclass(frozen=True)
 class SharedArray:
-    """An array in shared memory: the name that a source gave it, its alignment and size in bytes."""
+    """An array in shared memory: its symbol, alignment and size in bytes."""
 
-    name: str
+    symbol: str
     alignment: int
     size: int
 
@@ -46,28 +46,20 @@ def kernels(text: str) -> list[Kernel]:
     """Returns the kernels that PTX defines, in order.
 
     Raises:
-        BuildFailed: a kernel uses what is defined outside it, which its body alone does not hold, or has two arrays of one name.
+        BuildFailed: a kernel uses what is defined outside it, which its body alone does not hold.
     """
     outside = set(_SYMBOL.findall(_ENTRY.sub("", text)))
     found = []
     for name, _, body in _ENTRY.findall(text):
         body = _COMMENT.sub("", body)
-        arrays = tuple(SharedArray(_plain(symbol), int(alignment), int(size)) for alignment, symbol, size in _SHARED.findall(body))
+        arrays = tuple(SharedArray(symbol, int(alignment), int(size)) for alignment, symbol, size in _SHARED.findall(body))
         used = sorted(outside.intersection(re.findall(r"\w+", body)))
         if used or _CALL.search(body):
             raise BuildFailed(
                 f"a kernel in PTX must hold all that it uses, got {name}, which uses {', '.join(used) or 'a function'}: compile its layer as one source"
             )
-        if len({one.name for one in arrays}) < len(arrays):
-            raise BuildFailed(f"arrays in shared memory of a kernel must have names of their own, got {', '.join(one.name for one in arrays)} in {name}")
         found.append(Kernel(name, body, arrays))
     return found
-
-
-def _plain(symbol: str) -> str:
-    """Returns the name in the source of an array that a kernel declares, whose symbol says in which kernel it stands."""
-    match = _MANGLED.match(symbol)
-    return symbol[match.end() :] if match else symbol
 
 
 def inlined(kernel: Kernel, entry: str, parameters: Mapping[int, str], tag: str, *, keep_shared: bool = False) -> str:
@@ -78,7 +70,7 @@ def inlined(kernel: Kernel, entry: str, parameters: Mapping[int, str], tag: str,
         entry: name of the kernel that it is to stand in.
         parameters: what each of its parameters is there, by its number: a register, or a number; or the number of a parameter of the entry, after a #.
         tag: ends its labels, which then are the block's own.
-        keep_shared: its shared memory is declared in the block, and not outside under the names of `shared_name`.
+        keep_shared: its arrays in shared memory are declared in the block; else they lie in SHARED_MEMORY, one after the other.
     """
 
     def given(match: re.Match[str]) -> str:
@@ -91,8 +83,8 @@ def inlined(kernel: Kernel, entry: str, parameters: Mapping[int, str], tag: str,
     body = _LABEL.sub(rf"$L__{tag}_\1", _PARAMETER.sub(given, kernel.body))
     if not keep_shared:
         body = _SHARED.sub("", body)
-        for array in kernel.shared:
-            body = re.sub(rf"\b(?:_ZZ\w*?E\d+)?{array.name}\b", shared_name(array.name), body)
+        for array, place in zip(kernel.shared, shared_places(kernel)[0], strict=True):
+            body = re.sub(rf"\b{array.symbol}\b", f"{SHARED_MEMORY}+{place}", body)
     return "{\n" + body + "}\n"
 
 
@@ -101,9 +93,13 @@ def with_task(body: str, task: str) -> str:
     return body.replace(_BLOCK, task)
 
 
-def shared_name(name: str) -> str:
-    """Returns the symbol of an array that the bodies in a kernel share."""
-    return f"tvm_orient_{name}"
+def shared_places(kernel: Kernel) -> tuple[list[int], int]:
+    """Returns where in SHARED_MEMORY each array of a kernel begins, in bytes, and the bytes that all take."""
+    places, end = [], 0
+    for array in kernel.shared:
+        places.append(-(-end // array.alignment) * array.alignment)
+        end = places[-1] + array.size
+    return places, end
 
 
 def assembly(body: str, operands: bool) -> str:
