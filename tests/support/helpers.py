@@ -7,9 +7,7 @@ import dataclasses
 import functools
 import math
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,17 +138,16 @@ def compiled(module: Any, target: Any = "llvm") -> Callable[..., None]:
 
 
 def check_cpu(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3)) -> None:
-    """The spec compiled for this CPU (choices: one a part, None for the defaults) against the oracle."""
-    import tvm_ffi
+    """The spec compiled for this CPU as one module (choices: one a part, None for the defaults) against the oracle.
 
-    from tvm_orient.compiler.layer import compile_layer
+    A layer whose angles are compiled apart gives the same to the last bit (`tests/compiler/test_layer.py`), and takes a linker.
+    """
+    from tvm_orient.toolchain.tvm import target
 
     device = cpu_device()
     choices = choices or default_choices(spec, device)
-    with tempfile.TemporaryDirectory() as folder:
-        layer = compile_layer(spec, device, choices, Path(folder) / "kernel.so")
-        function = tvm_ffi.load_module(str(Path(folder) / "kernel.so")).get_function("main")
-        check(spec, function, batches, layer.workspace, choices)
+    module = lower.scheduled(spec, device, choices)
+    check(spec, compiled(module, target(device)), batches, space_of(spec, module), choices)
 
 
 def check_serial(spec: ConvSpec, choices: Sequence[Choice] | None = None, batches: Sequence[int] = (1, 3), arch: str = "sm_90a") -> None:
