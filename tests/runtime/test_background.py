@@ -34,7 +34,11 @@ def start(name: str, folder: Path) -> subprocess.Popen[str]:
     """A process with a cache of its own beside the folder; generic kernels are in the session's."""
     places = {"TVM_ORIENT_CACHE_DIR": str(folder.parent / "kernels"), "TVM_ORIENT_SHARED_CACHE": str(env.cache_dir())}
     command = [sys.executable, "-m", "tests.support.background", name, str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **places}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def hears() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it, and so does what that starts
+
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **places}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears)
 
 
 def nothing_is_left(folder: Path) -> None:
