@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,8 @@ from .application import app, complain, examples
 from .output import Json, console, duration, print_json, size, table
 from .spec_options import Arch, Target, chosen_device, takes_problem
 
+_AT_ONCE = 2  # kernels that are built at once
+
 
 @app.command(epilog=examples("build --arch sm_90a --channels 512 --height 56 --width 56 --kernel-size 31 -o kernels", "build --specs keys.txt --target cpu"))
 @takes_problem
@@ -30,13 +34,11 @@ def build(
     """Compile kernels ahead of time. --arch needs neither that GPU nor nvcc."""
     device = chosen_device(target, arch)
     printer = console(err=as_json)
-    rows = []
-    for number, spec in enumerate(specs, 1):
-        if printer.is_terminal:
-            with printer.status(f"building {number} of {len(specs)}: {spec.op}, {spec.taps.groups} angles, for {device.arch}"):
-                rows.append(_one(spec, device, out))
-        else:
-            rows.append(_one(spec, device, out))
+    if printer.is_terminal:
+        with printer.status(f"building {len(specs)} kernels for {device.arch}") as shown:
+            rows = _all(specs, device, out, lambda done: shown.update(f"{done} of {len(specs)} kernels built for {device.arch}"))
+    else:
+        rows = _all(specs, device, out, lambda _: None)
     failed = [row for row in rows if row["error"]]
     note = borrowed(device.arch) if device.kind == "cuda" else ""
     if as_json:
@@ -49,6 +51,28 @@ def build(
         complain(f"{row['spec']}: {row['error']}")
     if failed:
         raise typer.Exit(1)
+
+
+def _all(specs: list[ConvSpec], device: Device, out: Path | None, report: Callable[[int], None]) -> list[dict[str, Any]]:
+    """Returns a row of the table for each kernel, in order; while one is put together the angles of the next are compiled.
+
+    Args:
+        report: is told how many are built.
+    """
+    rows = []
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        futures = [pool.submit(_one, spec, device, out) for spec in specs]
+        try:
+            for future in futures:
+                rows.append(future.result())
+                report(len(rows))
+        except KeyboardInterrupt:
+            from ..kernels import compile_process
+
+            pool.shutdown(wait=False, cancel_futures=True)
+            compile_process.close()  # those that wait for a compiler are told that it has ended
+            raise
+    return rows
 
 
 def _one(spec: ConvSpec, device: Device, out: Path | None) -> dict[str, Any]:
