@@ -88,7 +88,10 @@ def test_results_are_those_of_the_layer_compiled_as_one(name: str, op: str, layo
     check(layer(name, op, layout, dtype))
 
 
-@pytest.mark.parametrize(("name", "layout", "dtype"), [("13 channels in 8 angles", "nchw", "float32"), ("repeated angles", "nhwc", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "layout", "dtype"),
+    [("13 channels in 8 angles", "nchw", "float32"), pytest.param("repeated angles", "nhwc", "bfloat16", marks=pytest.mark.long)],
+)
 def test_an_epilogue_is_part_of_every_part(name: str, layout: str, dtype: str) -> None:
     check(layer(name, "conv", layout, dtype, **GELU))
 
@@ -178,7 +181,7 @@ def test_launches_of_a_layer_are_those_of_its_parts(op: str) -> None:
 
 @compiles
 @pytest.mark.parametrize(("op", "epilogue"), [*((op, {}) for op in OPS), ("conv", GELU)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_the_host_passes_what_the_kernels_take(op: str, epilogue: dict[str, Any], dtype: str, tmp_path: Path) -> None:
     """A layer's library is made only if TVM's order is theirs."""
     spec = layer("repeated angles", op, dtype=dtype, **epilogue)

@@ -69,7 +69,7 @@ def specs(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), longest: int
     )
 
 
-@settings(max_examples=settings().max_examples * 8, **_SETTINGS)
+@settings(max_examples=settings().max_examples * 3, **_SETTINGS)
 @given(specs(templates=True), st.integers(1, 3))
 def test_generic_on_a_cpu(spec: ConvSpec, batch: int) -> None:
     """As it is; or as a call gets it, with torch around it for the layouts and epilogues that it knows nothing of."""

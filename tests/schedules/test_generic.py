@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import torch
 import tvm_orient as to
 from tests.support.cases import CPU_CASES, CUDA_CASES
 from tests.support.helpers import EIGHT, OPS, assert_close, call, check_generic, generic_function, line, nvrtc_missing, operands, spec_of
+from tests.support.sampling import sampled
 from tvm_orient import env
 from tvm_orient.compiler import library, lower
 from tvm_orient.kernels import build, build_key, cache, compile_process, manifest, resolve
@@ -81,9 +83,14 @@ def test_every_batch_of_a_weight_gradient_on_a_cpu(batch: int) -> None:
     check_generic(spec_of("conv_dw", 3, 6, 7, line(0, 45, k=7)), "cpu", (batch,))
 
 
-@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)])
-@pytest.mark.parametrize("mode", ["zeros", "circular"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("op", "mode", "stride"),
+    sampled(
+        itertools.product(OPS, ("zeros", "circular"), ((1, 1), (2, 1), (1, 2), (2, 2), (3, 3))),
+        pairs=lambda op, mode, stride: (op, stride),
+        once=lambda op, mode, stride: (mode,),
+    ),
+)
 def test_nothing_of_an_earlier_call_is_read_on_a_cpu(op: str, mode: str, stride: tuple[int, int]) -> None:
     """A call of NaN, on a larger plane, leaves NaN in the memory that the next call stages in."""
     function = generic_function("cpu", op, mode, "float32")
@@ -100,8 +107,7 @@ def test_nothing_of_an_earlier_call_is_read_on_a_cpu(op: str, mode: str, stride:
             assert_close(result(spec, given), spec, given)
 
 
-@pytest.mark.parametrize("level", cpus.LEVELS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "level"), sampled(itertools.product(OPS, cpus.LEVELS), pairs=lambda *_: (), once=lambda op, level: (op, level)))
 def test_levels_of_a_cpu(op: str, level: str) -> None:
     """Vectors of 16 and of 32 bytes, with 16 registers for them and with 32."""
     if not cpus.is_x86() or set(cpus.LEVELS[level]).difference(own_cpu().features):
