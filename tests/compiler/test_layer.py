@@ -51,8 +51,8 @@ LAYERS = {  # channels, height, width, taps, stride, padding mode
 }
 CASES = sampled(
     itertools.product(LAYERS, OPS, LAYOUTS, DTYPES),
-    pairs=lambda name, op, layout, dtype: (op, layout, dtype),
-    once=lambda name, op, layout, dtype: (name,),
+    pairs=lambda name, op, layout, dtype: (op, layout),
+    once=lambda name, op, layout, dtype: (name, dtype),
 )
 
 

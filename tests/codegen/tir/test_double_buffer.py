@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import pytest
@@ -18,14 +19,16 @@ from tests.support.helpers import (
     operands,
     spec_of,
 )
+from tests.support.sampling import sampled
 from tvm_orient.codegen.names import kernel_names
 from tvm_orient.compiler import library, lower
 from tvm_orient.evaluate.cuda_emulator import Blocks
 from tvm_orient.schedules import registry
 
 
-@pytest.mark.parametrize("collect", [0, 1])
-@pytest.mark.parametrize("name", ["shared_patch", "strips"])
+@pytest.mark.parametrize(
+    ("name", "collect"), sampled(itertools.product(("shared_patch", "strips"), (0, 1)), pairs=lambda *_: (), once=lambda name, collect: (name, collect))
+)
 def test_tiles_that_are_copied_ahead(name: str, collect: int) -> None:
     """Ragged patches, strides and wrapped planes; weights in the ring and not; more turns than stages, in any part of the ring."""
     for case, decisions in [
