@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ..codegen.cuda.cuda_text import Definition
 from ..codegen.cuda.layer_source import PartKernel, layer_kernel
-from ..codegen.cuda.ptx import kernels
+from ..codegen.cuda.ptx import Kernel, kernels
 from ..codegen.names import BATCH, FIRST_KERNEL, POINTER, kernel_names
 from ..problem.spec import Operand
 from ..toolchain import nvrtc
 from .layer_plan import LayerPlan
-from .parts import PartLaunch, channel_elements
+from .parts import Part, PartLaunch, Placed, channel_elements
 
 _TYPES = {"float32": "float", "float64": "double"}  # of pointers in the kernels that hold PTX; which type it is changes nothing but how they are moved
 _HALF = "unsigned short"
@@ -65,25 +65,30 @@ def layer_source(plan: LayerPlan) -> str:
     Raises:
         BuildFailed: a part's kernel uses what its PTX does not hold.
     """
-    return "\n".join(_source(plan, index, kernel) for index, kernel in enumerate(layer_kernels(plan)))
+    read = {one.part: kernels(compiled.code.decode()) for one, compiled in zip(plan.placed, plan.compiled, strict=True)}
+    return "\n".join(_source(plan, index, kernel, {part: found[index] for part, found in read.items()}) for index, kernel in enumerate(layer_kernels(plan)))
 
 
-def _source(plan: LayerPlan, index: int, kernel: LayerKernel) -> str:
-    """Returns the CUDA source of one kernel."""
+def _source(plan: LayerPlan, index: int, kernel: LayerKernel, bodies: Mapping[Part, Kernel]) -> str:
+    """Returns the CUDA source of one kernel, given the PTX of each part's."""
     operands = dict(zip(kernel_names(plan.spec.op, bias=plan.spec.bias), plan.spec.operands(1), strict=True))
 
     def parameter(name: str) -> str:
         return f"int {name}" if name == BATCH else f"{_TYPES.get(operands[name].dtype, _HALF)}* __restrict__ {name}{POINTER}"
 
     entry = Definition(kernel.name, kernel.threads, ", ".join(map(parameter, kernel.names)), "")
-    return layer_kernel(entry, [_part(plan, operands, index, place) for place in range(len(plan.placed))])
+    return layer_kernel(
+        entry,
+        [
+            _part(one, bodies[one.part], compiled.launches[index], start, operands)
+            for one, compiled, start in zip(plan.placed, plan.compiled, plan.starts, strict=True)
+        ],
+    )
 
 
-def _part(plan: LayerPlan, operands: Mapping[str, Operand], index: int, place: int) -> PartKernel:
-    """Returns a part of one kernel as the kernel holds it."""
-    channel, launch, start = plan.placed[place].channel, plan.compiled[place].launches[index], plan.starts[place]
+def _part(placed: Placed, body: Kernel, launch: PartLaunch, start: int, operands: Mapping[str, Operand]) -> PartKernel:
+    """Returns a part of one kernel as the kernel holds it; start: of its share of the workspace."""
     tasks = f"{BATCH} * {launch.each}" if launch.each else ""
     tasks = f"{tasks} + {launch.more}" if tasks and launch.more else tasks or str(launch.more)
     steps = {name: 0 if operands[name].role == "workspace" else channel_elements(operands[name]) for name in launch.names if name != BATCH}
-    kernel = kernels(plan.compiled[place].code.decode())[index]
-    return PartKernel(plan.placed[place].part.symbol, kernel, tasks, launch.threads, launch.names, channel, start, steps)
+    return PartKernel(placed.part.symbol, body, tasks, launch.threads, launch.names, placed.channel, start, steps)

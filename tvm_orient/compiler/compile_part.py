@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BuildFailed, OrientError, last_line
 from ..problem.device import Device
-from .library import cuda_source
+from .library import cuda_source, refusals, skipped_passes
 from .lower import schedule_part, workspace_shape
 from .parts import CompiledPart, Part, PartLaunch
 
@@ -73,7 +73,6 @@ def _object(group: Any, shapes: Any, symbol: str, device: Device) -> tuple[bytes
     """Return the object file of a part's functions, and the sizes of the arrays that each is lent."""
     import tvm
 
-    from ..codegen.names import SKIP_RENORMALIZE
     from ..codegen.tir.part_functions import part_functions, with_scratch
     from ..toolchain.tvm import lowering_pipeline, target
 
@@ -86,19 +85,12 @@ def _object(group: Any, shapes: Any, symbol: str, device: Device) -> tuple[bytes
         return func
 
     pipeline = lowering_pipeline("tvm_orient_part", lent)
-    skipped = ["tirx.AnnotateEntryFunc"]  # a single function would be taken for the library's
-    if SKIP_RENORMALIZE in group.func.attrs:
-        skipped.append("s_tir.RenormalizeSplitPattern")
-    try:
-        with tvm.transform.PassContext(disabled_pass=skipped), tempfile.TemporaryDirectory() as folder:
-            made = tvm.compile(tvm.IRModule(functions), target(device), tir_pipeline=pipeline)
-            path = Path(folder) / "part.o"
-            made.mod.write_to_file(str(path), "o")
-            return path.read_bytes(), [scratch[name] for name in functions]
-    except OrientError:
-        raise
-    except Exception as problem:
-        raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
+    skipped = ["tirx.AnnotateEntryFunc", *skipped_passes(group.func)]  # a single function would be taken for the library's entry
+    with refusals(device), tvm.transform.PassContext(disabled_pass=skipped), tempfile.TemporaryDirectory() as folder:
+        made = tvm.compile(tvm.IRModule(functions), target(device), tir_pipeline=pipeline)
+        path = Path(folder) / "part.o"
+        made.mod.write_to_file(str(path), "o")
+        return path.read_bytes(), [scratch[name] for name in functions]
 
 
 def _cuda(group: Any, shapes: Any, launched: Any, space: tuple[int, int] | None, device: Device) -> CompiledPart:
@@ -112,7 +104,8 @@ def _cuda(group: Any, shapes: Any, launched: Any, space: tuple[int, int] | None,
 
     source = cuda_source(tvm.IRModule({"main": merge([group], shapes, "cuda")}), device)
     text, defined = nvrtc.compile_ptx(source, device.arch), definitions(source)
-    if not len(kernels(text)) == len(defined) == len(launched):
-        raise BuildFailed(f"each of {len(launched)} nests must become a kernel, got {len(defined)} in CUDA source and {len(kernels(text))} in PTX")
+    found = kernels(text)
+    if not len(found) == len(defined) == len(launched):
+        raise BuildFailed(f"each of {len(launched)} nests must become a kernel, got {len(defined)} in CUDA source and {len(found)} in PTX")
     launches = [PartLaunch(each, more, one.bound, one.names) for (each, more), one in zip(launched, defined, strict=True)]
     return CompiledPart(tuple(launches), space, text.encode(), source)

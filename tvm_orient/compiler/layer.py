@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..codegen.names import kernel_names
-from ..errors import BuildFailed, OrientError, last_line
+from ..errors import BuildFailed
 from ..problem.device import Device
 from ..problem.spec import ConvSpec
 from ..schedules.choices import Choice
 from .layer_plan import Compiled, LayerPlan, planned
-from .library import export, load_compilers
+from .library import export, load_compilers, refusals
 from .parts import channel_elements
 
 
@@ -46,15 +46,11 @@ def compile_layer(spec: ConvSpec, device: Device, choices: Sequence[Choice], pat
     """
     load_compilers()
     plan = planned(spec, device, choices, compiled)
-    try:
+    with refusals(device):
         if device.kind == "cpu":
             _link(plan, path)
             return Layer(plan.workspace)
         return Layer(plan.workspace, _listing(plan), _with_host(plan, path))
-    except OrientError:
-        raise
-    except Exception as problem:
-        raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
 
 
 def _link(plan: LayerPlan, path: Path) -> None:
@@ -96,6 +92,7 @@ def _with_host(plan: LayerPlan, path: Path) -> bytes:
     from tvm import te
 
     from ..codegen.cuda.cuda_text import definitions
+    from ..codegen.te.expr import total_of
     from ..codegen.tir.launch_stub import Launched, launch_stub
     from ..toolchain.tvm import compile_cuda, rewrite_cuda, target
     from .assemble import assembled, layer_kernels
@@ -103,7 +100,7 @@ def _with_host(plan: LayerPlan, path: Path) -> bytes:
     n = te.var("n", "int32")
     operands = [(operand.shape, operand.dtype) for operand in plan.spec.operands(n, plan.workspace or (1, 1))]
     kernels = layer_kernels(plan)
-    launched = [Launched(_sum([part.tasks(n) for part in kernel.parts]), kernel.threads, kernel.names) for kernel in kernels]
+    launched = [Launched(total_of([part.tasks(n) for part in kernel.parts]), kernel.threads, kernel.names) for kernel in kernels]
     stub = launch_stub(operands, kernel_names(plan.spec.op, bias=plan.spec.bias), launched)
     cubin, passed = assembled(plan), list[Any]()
 
@@ -120,14 +117,6 @@ def _with_host(plan: LayerPlan, path: Path) -> bytes:
         raise BuildFailed(f"the host's code must pass what the kernels take, {taken}, got {passed}: TVM orders parameters otherwise than this version knows")
     export(executable, plan.device, path, [])
     return cubin
-
-
-def _sum(terms: Sequence[Any]) -> Any:
-    """Return the sum of terms."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 def _listing(plan: LayerPlan) -> str:

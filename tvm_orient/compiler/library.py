@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,29 @@ def compile_library(module: Any, device: Device, path: Path) -> dict[str, bytes]
 
     load_compilers()
     compile_cuda(cubin)
+    with refusals(device):
+        try:
+            export(_compiled(module, device), device, path, [])
+        except Exception as problem:
+            if problems:
+                raise problems[0] from problem
+            raise
+    return cubins
+
+
+@contextlib.contextmanager
+def refusals(device: Device) -> Iterator[None]:
+    """Turn what a compiler raises in the context into an error of the package, which goes through as it is.
+
+    Raises:
+        BuildFailed: the compiler refused a kernel.
+    """
     try:
-        export(_compiled(module, device), device, path, [])
+        yield
     except OrientError:
         raise
     except Exception as problem:
-        if problems:
-            raise problems[0] from problem
         raise BuildFailed(f"{device.arch} refused the kernel: {last_line(problem)}") from problem
-    return cubins
 
 
 def load_compilers() -> None:
@@ -115,10 +130,15 @@ def _through_tvm(module: Any, device: Device) -> Any:
 
     from ..toolchain.tvm import target
 
-    if SKIP_RENORMALIZE not in module["main"].attrs:
+    if not (skipped := skipped_passes(module["main"])):
         return tvm.compile(module, target=target(device))
-    with tvm.transform.PassContext(disabled_pass=["s_tir.RenormalizeSplitPattern"]):
+    with tvm.transform.PassContext(disabled_pass=skipped):
         return tvm.compile(module, target=target(device))
+
+
+def skipped_passes(func: Any) -> list[str]:
+    """Return the passes of TVM that a scheduled function is to be compiled without, since they take most of the time and find nothing."""
+    return ["s_tir.RenormalizeSplitPattern"] if SKIP_RENORMALIZE in func.attrs else []
 
 
 def cuda_source(module: Any, device: Device) -> str:

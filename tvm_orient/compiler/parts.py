@@ -18,7 +18,7 @@ from ..problem.device import Device
 from ..problem.spec import DTYPES, ConvSpec, Operand
 from ..schedules.choices import Choice
 
-ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes by kind of device that vector loads of generated code count on
+ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes by kind of device that vector loads of generated code count on; TVM itself checks nothing
 _WORKSPACE_STEP = 16  # elements of a workspace that parts begin at multiples of: 64 bytes of float32
 FORMAT = 1  # of the bytes of a compiled part
 

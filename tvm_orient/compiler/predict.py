@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,6 @@ def together(sources: Mapping[str, str]) -> str:
     return head + "".join((starts + rest).replace("main_kernel", f"{name}_kernel") for name, (_, starts, rest) in parts.items())
 
 
-def compiled(groups: Iterable[Mapping[str, str]], arch: str) -> dict[str, cubin.KernelFacts]:
-    """Compile CUDA sources for an arch, each group in one, and return their kernels by name.
-
-    Args:
-        groups: sources that `together` takes; no name is in two of them.
-
-    Raises:
-        BuildFailed: a source does not compile.
-        EnvironmentProblem: NVRTC, its headers or nvdisasm are missing.
-    """
-    return {kernel.name: kernel for sources in groups for kernel in cubin.kernels(nvrtc.compile_cubin(together(sources), arch))}
-
-
 def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Predicted]:
     """Compile single-angle specs by their choices, those of a dtype in one source, and return the prediction for each.
 
@@ -87,7 +74,7 @@ def predict(cases: Sequence[tuple[ConvSpec, Choice]], device: Device) -> list[Pr
         module = scheduled(spec, device, [choice])
         sources.setdefault(spec.dtype, {})[f"case{index}"] = cuda_source(module, device)
         launches.append([] if is_generic([choice]) or not has_gpu_spec(device.arch) else _launches(module, spec, choice))
-    found = compiled(sources.values(), device.arch)
+    found = {kernel.name: kernel for alike in sources.values() for kernel in cubin.kernels(nvrtc.compile_cubin(together(alike), device.arch))}
     results = []
     for index, (spec, _) in enumerate(cases):
         kernels = tuple(found[name] for name in (f"case{index}_kernel", f"case{index}_kernel_1") if name in found)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..compiler.parts import ALIGNMENT
 from ..kernels import manifest
 from ..problem import generic_args, limits
 from ..problem.device import Device
@@ -16,7 +17,6 @@ from .dlpack import Images, Pair, allocator, strides_of
 from .loader import loaded_library
 from .refusal import refuse
 
-_ALIGNMENT = {"cpu": 64, "cuda": 16}  # bytes by kind of device that generated vector loads count on; TVM itself checks nothing
 Call = Callable[..., torch.Tensor]
 
 
@@ -47,7 +47,7 @@ class Kernel:
         else:
             bands, taps = _workspace(spec, path)
         self.workspace = part_shape(spec, 1, (bands, taps))[1:]
-        self.alignment = _ALIGNMENT[device.kind]
+        self.alignment = ALIGNMENT[device.kind]
         self.sums, self.sums_up = getattr(torch, spec.sums), spec.op == "conv_dw"
         self.last = spec.layout == "nhwc"
         self._empty, self.images = allocator(device), Images(spec, device)

@@ -41,10 +41,27 @@ def merge(groups: Sequence[Group], shapes: Sequence[Sequence[Any]], kind: str) -
     nests = [[rebased(nest, group, buffers) for nest in nests_of(group.func)] for group in groups]
     body = [_one_nest([n[i] for n in nests], kind) for i in range(len(nests[0]))]
     allocs = [buffer for group in groups for buffer in group.func.body.block.alloc_buffers]
-    root = SBlock([], [], [], "root", body[0] if len(body) == 1 else tirx.SeqStmt(body), None, allocs, [], {})
-    func = tirx.PrimFunc(buffers, SBlockRealize([], tirx.const(True, "bool"), root))
-    func = func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    func = main_function(buffers, body, allocs)
     return func.with_attr(SKIP_RENORMALIZE, True) if any(SKIP_RENORMALIZE in group.func.attrs for group in groups) else func
+
+
+def main_function(buffers: Sequence[Any], nests: Sequence[Any], allocs: Sequence[Any]) -> Any:
+    """Returns the PrimFunc of a layer, called main.
+
+    Args:
+        buffers: its parameters.
+        nests: what it runs, first to last.
+        allocs: buffers of its own.
+    """
+    root = SBlock([], [], [], "root", nests[0] if len(nests) == 1 else tirx.SeqStmt(nests), None, allocs, [], {})
+    func = tirx.PrimFunc(list(buffers), SBlockRealize([], tirx.const(True, "bool"), root))
+    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+
+
+def bound(loop_var: Any, tag: str, extent: Any, body: Any) -> Any:
+    """Returns a loop from 0 that is bound to an index of the launch, such as "blockIdx.x"."""
+    index = tirx.IterVar(None, tirx.Var(tag, "int32"), tirx.IterVar.ThreadIndex, tag)
+    return tirx.For(loop_var, tirx.const(0, "int32"), extent, tirx.ForKind.THREAD_BINDING, body, thread_binding=index)
 
 
 def nests_of(func: Any) -> list[Any]:
@@ -83,8 +100,7 @@ def _one_nest(nests: Sequence[Any], kind: str) -> Any:
     body = branches[0] if len(branches) == 1 else tirx.SeqStmt(branches)
     if not cuda:
         return tirx.For(task, no, total, tirx.ForKind.PARALLEL, body)
-    lane = tirx.IterVar(None, tirx.Var("blockIdx.x", "int32"), tirx.IterVar.ThreadIndex, "blockIdx.x")
-    return tirx.For(task, no, total, tirx.ForKind.THREAD_BINDING, body, thread_binding=lane)
+    return bound(task, "blockIdx.x", total, body)
 
 
 def _is_thread_loop(loop: Any) -> bool:

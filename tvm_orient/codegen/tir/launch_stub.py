@@ -8,11 +8,11 @@ from typing import Any
 
 from ...toolchain.tvm import load_tvm
 from .. import names
+from .fuse_groups import bound, main_function
 
 load_tvm()
 
 from tvm import tirx  # noqa: E402  (after the version guard)
-from tvm.s_tir import SBlock, SBlockRealize  # noqa: E402
 
 _RESULTS = {names.Y, names.PART}  # of those that a kernel takes, the ones that it may write
 
@@ -44,19 +44,11 @@ def launch_stub(operands: Sequence[tuple[Sequence[Any], str]], names_of: Sequenc
                 value = value + tirx.Cast("float32", tirx.BufferLoad(buffer, _first(buffer)))
         target = buffers[written]
         store = tirx.BufferStore(target, tirx.Cast(target.dtype, value), _first(target))
-        inner = _bound("threadIdx.x", tirx.const(launch.threads, "int32"), store)
-        nests.append(_bound("blockIdx.x", launch.blocks, inner))
-    root = SBlock([], [], [], "root", nests[0] if len(nests) == 1 else tirx.SeqStmt(nests), None, [], [], {})
-    func = tirx.PrimFunc(list(buffers.values()), SBlockRealize([], tirx.const(True, "bool"), root))
-    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+        inner = bound(tirx.Var("thread", "int32"), "threadIdx.x", tirx.const(launch.threads, "int32"), store)
+        nests.append(bound(tirx.Var("block", "int32"), "blockIdx.x", launch.blocks, inner))
+    return main_function(list(buffers.values()), nests, [])
 
 
 def _first(buffer: Any) -> list[Any]:
     """Returns the indices of a buffer's first element."""
     return [tirx.const(0, "int32") for _ in buffer.shape]
-
-
-def _bound(tag: str, extent: Any, body: Any) -> Any:
-    """Returns a loop that is bound to an index of the launch."""
-    index = tirx.IterVar(None, tirx.Var(tag, "int32"), tirx.IterVar.ThreadIndex, tag)
-    return tirx.For(tirx.Var(tag[:6], "int32"), tirx.const(0, "int32"), extent, tirx.ForKind.THREAD_BINDING, body, thread_binding=index)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...toolchain.tvm import load_tvm
 from .. import names
-from .fuse_groups import Group, nests_of, rebased
+from .fuse_groups import Group, main_function, nests_of, rebased
 
 load_tvm()
 
@@ -134,11 +134,7 @@ def layer_function(buffers: Sequence[Any], nests: Sequence[tuple[Sequence[Any], 
             starts.append(total)
             total = total + branch.tasks
         loops.append(tirx.For(task, tirx.const(0, "int32"), total, tirx.ForKind.PARALLEL, _searched(task, starts, branches)))
-    root = SBlock(
-        [], [], [], "root", loops[0] if len(loops) == 1 else tirx.SeqStmt(loops), None, [buffer for scratch, _ in nests for buffer in scratch], [], {}
-    )
-    func = tirx.PrimFunc(list(buffers), SBlockRealize([], tirx.const(True, "bool"), root))
-    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    return main_function(buffers, loops, [buffer for scratch, _ in nests for buffer in scratch])
 
 
 def _searched(task: Any, starts: Sequence[Any], branches: Sequence[Branch]) -> Any:
